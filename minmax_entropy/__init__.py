@@ -1,0 +1,34 @@
+"""Weakly supervised localization: train with image-level labels, get classes and masks (arXiv 1907.12934)."""
+
+from minmax_entropy import zoo  # noqa: F401  registers the curated models
+from minmax_entropy.backbones import create_backbone, is_backbone, list_backbones, register_backbone
+from minmax_entropy.erasing import RecursiveErasing
+from minmax_entropy.factory import create_model, is_model, list_models, model_entrypoint, register_model
+from minmax_entropy.heads import create_head, list_heads, register_head
+from minmax_entropy.losses import MinMaxEntropyLoss
+from minmax_entropy.model import WSLModel, WSLOutput
+from minmax_entropy.presets import PRESETS
+from minmax_entropy.reference import load_reference_checkpoint
+from minmax_entropy.version import __version__
+
+__all__ = [
+    "PRESETS",
+    "MinMaxEntropyLoss",
+    "RecursiveErasing",
+    "WSLModel",
+    "WSLOutput",
+    "__version__",
+    "create_backbone",
+    "create_head",
+    "create_model",
+    "is_backbone",
+    "is_model",
+    "list_backbones",
+    "list_heads",
+    "list_models",
+    "load_reference_checkpoint",
+    "model_entrypoint",
+    "register_backbone",
+    "register_head",
+    "register_model",
+]

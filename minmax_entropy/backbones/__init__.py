@@ -1,0 +1,64 @@
+"""Backbones: anything that maps images `[B, C, H, W]` to features `[B, D, h, w]`, by timm name, own name or module."""
+
+from __future__ import annotations
+
+import timm
+from torch import nn
+
+from minmax_entropy.backbones.module import ModuleBackbone
+from minmax_entropy.backbones.timm_backbone import TimmBackbone
+from minmax_entropy.registry import Registry, unknown_name
+
+_BACKBONES = Registry("backbone")
+register_backbone = _BACKBONES.register
+
+
+def list_backbones(filter: str = "", exclude_filters: str = "") -> list[str]:
+    """Names that `create_backbone` knows: those registered with `register_backbone`, then timm's."""
+    return _BACKBONES.names(filter, exclude_filters) + timm.list_models(filter, exclude_filters=exclude_filters)
+
+
+def is_backbone(name: str) -> bool:
+    """Whether `create_backbone` knows the name (a timm tag after a dot is not looked at)."""
+    return name in _BACKBONES or timm.is_model(name)
+
+
+def create_backbone(
+    backbone: str | nn.Module,
+    pretrained: bool = False,
+    in_chans: int = 3,
+    img_size: int | tuple[int, int] | None = None,
+    **kwargs,
+) -> nn.Module:
+    """Build a backbone.
+
+    Args:
+        backbone: a name of `list_backbones()` (timm's with or without a tag), or a module that maps
+            `[B, in_chans, H, W]` to `[B, D, h, w]`.
+        pretrained: load the backbone's weights; for timm names from timm's repository on the Hugging Face Hub.
+        in_chans: channels of the images.
+        img_size: image size the architecture is built for, where it needs one.
+        kwargs: passed to the backbone's factory.
+
+    Returns:
+        A module with `num_features` (D), `reduction` (stride), `data_config`, `fixed_size` and `nearest_size`.
+
+    Raises:
+        ValueError: unknown name, or a module that does not give a feature map.
+        TypeError: a keyword that the backbone does not know.
+    """
+    if isinstance(backbone, nn.Module):
+        if kwargs:
+            raise TypeError(f"a backbone given as a module takes no keywords, got {sorted(kwargs)}")
+        return backbone if isinstance(backbone, (TimmBackbone, ModuleBackbone)) else ModuleBackbone(backbone, in_chans)
+    if backbone in _BACKBONES:
+        size = {} if img_size is None else {"img_size": img_size}
+        return ModuleBackbone(
+            _BACKBONES[backbone](pretrained=pretrained, in_chans=in_chans, **size, **kwargs), in_chans
+        )
+    if not timm.is_model(backbone):
+        raise unknown_name("backbone", backbone, _BACKBONES.names() + timm.list_models())
+    return TimmBackbone(backbone, pretrained=pretrained, in_chans=in_chans, img_size=img_size, **kwargs)
+
+
+__all__ = ["ModuleBackbone", "TimmBackbone", "create_backbone", "is_backbone", "list_backbones", "register_backbone"]

@@ -1,0 +1,154 @@
+"""Recursive erasing: blank what has been found, look again, and collect the regions that can be trusted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SCOPES = ("image", "batch")
+REDUCTIONS = ("sum", "mean")
+FALLBACKS = ("first", "blank")
+
+Localize = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+class ErasingPass(NamedTuple):
+    """One pass of the loop. All of it but `logits`, `maps`, `mask`, `loss` and `accumulated` is free of gradient."""
+
+    logits: Tensor  # [B, K] localizer scores of the erased image
+    maps: Tensor  # [B, K, h, w] class activation maps
+    mask: Tensor  # [B, 1, H, W] mask found in this pass
+    loss: Tensor  # [B] cross-entropy of the localizer
+    took_part: Tensor  # [B] 1 where the image was still in the loop, else 0
+    history: Tensor  # [B] 1 where every pass so far was right, else 0
+    trust: Tensor  # [B] trust in this pass, in [0, 1]
+    accumulated: Tensor  # [B, 1, H, W] max over the passes of trust * mask
+    erased: Tensor  # [B, C, H, W] input of the next pass
+
+
+class ErasingOutput(NamedTuple):
+    """What the loop hands to the objective."""
+
+    mask: Tensor  # [B, 1, H, W] accumulated mask
+    localizer_loss: Tensor  # [B] cross-entropy over the passes
+    logits: Tensor  # [B, K] of the first pass
+    maps: Tensor  # [B, K, h, w] of the first pass
+
+
+class RecursiveErasing(nn.Module):
+    """Recursive erasing (arXiv 1907.12934): grow the region by erasing what has been found while the label holds.
+
+    For each image, with `M_t` the mask and `l_t` the localizer's cross-entropy at pass `t`:
+    `trust_t = exp(-t / sigma) * max softmax * [right in every pass so far] * [l_t <= l_0]`,
+    `M_acc = max_t trust_t * M_t`, and the next input is `x_t * (1 - M_acc)` where `trust_t > 0`.
+    No gradient flows through trust and erasing.
+
+    Args:
+        steps: number of localizer passes U; 0 switches erasing off. May be changed between epochs.
+        sigma: decay of the trust, in passes.
+        scope: "image": an image leaves the loop when its history ends, so that nothing of it depends on the rest of
+            the batch (normalization layers aside) and the loop needs no host synchronisation; "batch": all images stay
+            until every history has ended, as in the authors' implementation.
+        reduction: of the localizer's cross-entropy over the passes an image took part in, "sum" or "mean".
+        fallback: mask of an image that no pass was trusted for: "first" takes that of the first pass, "blank" zeros.
+        normalize_trust: divide `M_acc` by the highest trust of the image, so that it has the scale of a plain mask.
+    """
+
+    def __init__(
+        self,
+        steps: int = 0,
+        sigma: float = 10.0,
+        scope: str = "image",
+        reduction: str = "sum",
+        fallback: str = "first",
+        normalize_trust: bool = True,
+    ) -> None:
+        super().__init__()
+        self.steps = steps
+        if not sigma > 0:
+            raise ValueError(f"erasing_sigma must be over 0, got {sigma!r}")
+        for name, value, known in (
+            ("scope", scope, SCOPES),
+            ("reduction", reduction, REDUCTIONS),
+            ("fallback", fallback, FALLBACKS),
+        ):
+            if value not in known:
+                raise ValueError(f"erasing_{name} must be one of {known}, got {value!r}")
+        self.sigma = float(sigma)
+        self.scope = scope
+        self.reduction = reduction
+        self.fallback = fallback
+        self.normalize_trust = normalize_trust
+
+    @property
+    def steps(self) -> int:
+        """Number of localizer passes; 0 is off."""
+        return self._steps
+
+    @steps.setter
+    def steps(self, value: int) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"erasing_steps must be an integer of 0 or more, got {value!r}")
+        self._steps = value
+
+    def passes(self, images: Tensor, target: Tensor, localize: Localize) -> Iterator[ErasingPass]:
+        """The passes, one at a time.
+
+        Args:
+            images: `[B, C, H, W]`.
+            target: class indices `[B]`.
+            localize: maps images to `(logits [B, K], maps [B, K, h, w], mask [B, 1, H, W])`.
+        """
+        erased = images
+        history = first_loss = accumulated = None
+        for t in range(self.steps):
+            if self.scope == "batch" and t > 0 and not history.any():
+                return
+            logits, maps, mask = localize(erased)
+            loss = F.cross_entropy(logits, target, reduction="none")  # [B]
+            with torch.no_grad():
+                if t == 0:
+                    history, first_loss = torch.ones_like(loss), loss
+                took_part = history
+                confidence, predicted = logits.softmax(dim=1).max(dim=1)
+                history = history * (predicted == target)
+                trust = math.exp(-t / self.sigma) * confidence * history * (loss <= first_loss)
+            found = trust[:, None, None, None] * mask
+            accumulated = found if t == 0 else torch.maximum(accumulated, found)
+            with torch.no_grad():
+                keep = torch.where(trust[:, None, None, None] > 0, 1 - accumulated, 1.0)
+                erased = (erased * keep).to(images.dtype)
+            yield ErasingPass(logits, maps, mask, loss, took_part, history, trust, accumulated, erased)
+
+    def forward(self, images: Tensor, target: Tensor, localize: Localize) -> ErasingOutput:
+        """Run the loop; arguments as in `passes`."""
+        first = total = count = best = last = None
+        for last in self.passes(images, target, localize):
+            took_part = last.took_part if self.scope == "image" else torch.ones_like(last.took_part)
+            if first is None:
+                first, total, count, best = last, last.loss, took_part, last.trust
+            else:
+                # An image that has left must not contribute, not even 0 * inf.
+                total = total + torch.where(took_part > 0, last.loss, 0.0)
+                count, best = count + took_part, torch.maximum(best, last.trust)
+        if first is None:
+            raise ValueError("erasing is off: set steps to 1 or more")
+        mask = last.accumulated
+        best = best[:, None, None, None]
+        if self.normalize_trust:
+            mask = mask / torch.where(best > 0, best, 1.0)
+        if self.fallback == "first":
+            mask = torch.where(best > 0, mask, first.mask)
+        localizer_loss = total if self.reduction == "sum" else total / count
+        return ErasingOutput(mask, localizer_loss, first.logits, first.maps)
+
+    def extra_repr(self) -> str:
+        return (
+            f"steps={self.steps}, sigma={self.sigma}, scope={self.scope!r}, reduction={self.reduction!r}, "
+            f"fallback={self.fallback!r}, normalize_trust={self.normalize_trust}"
+        )

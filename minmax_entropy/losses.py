@@ -1,0 +1,152 @@
+"""The min-max entropy objective: certain on the relevant region, undecided on the rest."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def uniform_cross_entropy(logits: Tensor) -> Tensor:
+    """Cross-entropy to the uniform distribution, `mean_k -log softmax(logits)_k` ("sem", arXiv 1907.12934).
+
+    A surrogate for maximizing the entropy; its minimum is `log K`, at the uniform distribution.
+
+    Args:
+        logits: `[B, K]`.
+
+    Returns:
+        `[B]`, at least `log K`.
+    """
+    return -logits.log_softmax(dim=1).mean(dim=1)
+
+
+def negative_entropy(logits: Tensor) -> Tensor:
+    """Explicit entropy term, `-H(softmax(logits))` ("eem").
+
+    Args:
+        logits: `[B, K]`.
+
+    Returns:
+        `[B]` in `[-log K, 0]`.
+    """
+    log_probabilities = logits.log_softmax(dim=1)
+    return (log_probabilities.exp() * log_probabilities).sum(dim=1)
+
+
+def log_barrier(value: Tensor, t: float = 5.0) -> Tensor:
+    """Extended log-barrier for the constraint `value >= 0` (Kervadec et al., arXiv 1904.04205, eq. 7 with z = -value).
+
+    Finite everywhere: `-log(value) / t` for `value >= 1 / t**2`, and its tangent below.
+
+    Args:
+        value: any shape.
+        t: sharpness, over 0; the barrier tends to the hard constraint as it grows.
+    """
+    edge = 1.0 / t**2
+    inside = -torch.log(value.clamp(min=edge)) / t
+    tangent = -t * (value - edge) - torch.log(torch.tensor(edge, dtype=value.dtype, device=value.device)) / t
+    return torch.where(value >= edge, inside, tangent)
+
+
+def size_barrier(mask: Tensor, t: float = 5.0) -> Tensor:
+    """Size constraint on both regions, `mean(M+) >= 0` and `mean(M-) >= 0`, as extended log-barriers.
+
+    Pushes the area away from 0 and from the whole image (the follow-up paper, IEEE TMI 2022).
+
+    Args:
+        mask: `[B, 1, H, W]` in [0, 1].
+
+    Returns:
+        `[B]`.
+    """
+    area = mask.mean(dim=(1, 2, 3))
+    return log_barrier(area, t) + log_barrier(1 - area, t)
+
+
+def area(mask: Tensor) -> Tensor:
+    """Share of the image in the relevant region, `mean(M+)`: a price on the area.
+
+    With gradient through the mask the entropy terms alone have a trivial optimum, `M+ = 1` everywhere.
+
+    Args:
+        mask: `[B, 1, H, W]` in [0, 1].
+
+    Returns:
+        `[B]` in [0, 1].
+    """
+    return mask.mean(dim=(1, 2, 3))
+
+
+BACKGROUND_LOSSES = {"sem": uniform_cross_entropy, "eem": negative_entropy}
+SIZE_LOSSES = {"barrier": size_barrier, "area": area}
+
+
+class MinMaxEntropyLoss(nn.Module):
+    """`L = CE(s, y) + CE(logits+, y) + uniform(logits-)` and an optional size term (arXiv 1907.12934).
+
+    Args:
+        background_loss: "sem" (cross-entropy to the uniform distribution) or "eem" (negative entropy).
+        size_loss: None, "area" (a price on `mean(M+)`) or "barrier" (log-barrier on the areas of both regions).
+        localizer_weight, foreground_weight, background_weight, size_weight: factor of each term, 0 or more.
+    """
+
+    def __init__(
+        self,
+        background_loss: str = "sem",
+        size_loss: str | None = None,
+        localizer_weight: float = 1.0,
+        foreground_weight: float = 1.0,
+        background_weight: float = 1.0,
+        size_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if background_loss not in BACKGROUND_LOSSES:
+            raise ValueError(f"background_loss must be one of {sorted(BACKGROUND_LOSSES)}, got {background_loss!r}")
+        if size_loss is not None and size_loss not in SIZE_LOSSES:
+            raise ValueError(f"size_loss must be None or one of {sorted(SIZE_LOSSES)}, got {size_loss!r}")
+        self.background_loss = background_loss
+        self.size_loss = size_loss
+        self.weights = {
+            "localizer": float(localizer_weight),
+            "foreground": float(foreground_weight),
+            "background": float(background_weight),
+            "size": float(size_weight),
+        }
+        for name, weight in self.weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"{name}_weight must be a finite number of 0 or more, got {weight}")
+
+    def forward(
+        self,
+        target: Tensor,
+        localizer_logits: Tensor,
+        logits: Tensor | None = None,
+        background_logits: Tensor | None = None,
+        mask: Tensor | None = None,
+        localizer_loss: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Terms whose input is None are left out (a plain CAM has only the first).
+
+        Args:
+            target: class indices `[B]`.
+            localizer_logits, logits, background_logits: `[B, K]` each: localizer, classifier on X+, classifier on X-.
+            mask: `[B, 1, H, W]`, for the size term.
+            localizer_loss: `[B]`, takes the place of `CE(localizer_logits, target)`; erasing sums it over its passes.
+
+        Returns:
+            The weighted sum (scalar), and the unweighted terms (scalars, mean over the batch) by name.
+        """
+        if localizer_loss is None:
+            localizer_loss = F.cross_entropy(localizer_logits, target, reduction="none")
+        losses = {"localizer": localizer_loss.mean()}
+        if logits is not None:
+            losses["foreground"] = F.cross_entropy(logits, target)
+        if background_logits is not None:
+            losses["background"] = BACKGROUND_LOSSES[self.background_loss](background_logits).mean()
+        if mask is not None and self.size_loss is not None:
+            losses["size"] = SIZE_LOSSES[self.size_loss](mask).mean()
+        return sum(self.weights[name] * value for name, value in losses.items()), losses
+
+    def extra_repr(self) -> str:
+        return f"background_loss={self.background_loss!r}, size_loss={self.size_loss!r}, weights={self.weights}"

@@ -1,0 +1,94 @@
+"""From class activation maps to a soft mask, and from an image to its foreground and background regions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NORMALIZATIONS = ("image", "batch")
+MASK_SOURCES = ("expected", "predicted")
+
+
+def expected_map(maps: Tensor, logits: Tensor) -> Tensor:
+    """Class maps averaged under the predicted distribution, `T = sum_k softmax(s)_k A_k` (arXiv 1907.12934).
+
+    Args:
+        maps: `[B, K, h, w]`.
+        logits: `[B, K]`.
+
+    Returns:
+        `[B, 1, h, w]`.
+    """
+    return torch.einsum("bk,bkhw->bhw", logits.softmax(dim=1), maps).unsqueeze(1)
+
+
+def predicted_map(maps: Tensor, logits: Tensor) -> Tensor:
+    """The map of the highest-scoring class, as CAM uses it (Zhou et al., CVPR 2016).
+
+    Args:
+        maps: `[B, K, h, w]`.
+        logits: `[B, K]`.
+
+    Returns:
+        `[B, 1, h, w]`.
+    """
+    index = logits.argmax(dim=1)[:, None, None, None].expand(-1, 1, *maps.shape[2:])
+    return maps.gather(1, index)
+
+
+def resize(tensor: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize with aligned corners (arXiv 1907.12934): `[B, C, h, w]` to `[B, C, *size]`."""
+    if tuple(tensor.shape[-2:]) == tuple(size):
+        return tensor
+    return F.interpolate(tensor, size=size, mode="bilinear", align_corners=True)
+
+
+def min_max_normalize(maps: Tensor, over: str = "image") -> Tensor:
+    """Scale to [0, 1] with the lowest and the highest value, per image or over the whole batch.
+
+    A flat map (its range lies within rounding) becomes 0 everywhere, with finite gradients.
+
+    Args:
+        maps: `[B, 1, H, W]`.
+        over: "image", or "batch" as the authors' implementation does.
+
+    Returns:
+        `[B, 1, H, W]` in [0, 1].
+    """
+    if over not in NORMALIZATIONS:
+        raise ValueError(f"normalization must be one of {NORMALIZATIONS}, got {over!r}")
+    dims = (1, 2, 3) if over == "image" else (0, 1, 2, 3)
+    low = maps.amin(dim=dims, keepdim=True)
+    high = maps.amax(dim=dims, keepdim=True)
+    spread = high - low
+    noise = torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
+    flat = spread <= noise
+    return torch.where(flat, 0.0, (maps - low) / torch.where(flat, 1.0, spread))
+
+
+def soft_mask(maps: Tensor, sigma: float = 0.5, omega: float = 8.0) -> Tensor:
+    """Soft threshold `M+ = sigmoid(omega * (T - sigma))` (arXiv 1907.12934).
+
+    Args:
+        maps: normalized maps in [0, 1], any shape.
+        sigma: threshold on the normalized map, where the mask is 0.5.
+        omega: steepness.
+
+    Returns:
+        Values in (0, 1), same shape.
+    """
+    return torch.sigmoid(omega * (maps - sigma))
+
+
+def split_regions(images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Relevant and irrelevant region, `X+ = x * M+` and `X- = x * (1 - M+)`.
+
+    Args:
+        images: normalized images `[B, C, H, W]`.
+        mask: `[B, 1, H, W]` in [0, 1].
+
+    Returns:
+        Foreground and background, `[B, C, H, W]` each, in the images' dtype.
+    """
+    return (images * mask).to(images.dtype), (images * (1 - mask)).to(images.dtype)

@@ -1,0 +1,440 @@
+"""The model: localize, mask, split, classify (arXiv 1907.12934), and the whole objective in one forward call."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from minmax_entropy.backbones import create_backbone
+from minmax_entropy.backbones.init import INITIALIZATIONS
+from minmax_entropy.erasing import RecursiveErasing
+from minmax_entropy.heads import create_head
+from minmax_entropy.losses import MinMaxEntropyLoss
+from minmax_entropy.mask import (
+    MASK_SOURCES,
+    NORMALIZATIONS,
+    expected_map,
+    min_max_normalize,
+    predicted_map,
+    resize,
+    soft_mask,
+    split_regions,
+)
+from minmax_entropy.presets import resolve_preset
+
+
+class WSLOutput(NamedTuple):
+    """What `WSLModel` returns. Fields that were not computed are None.
+
+    Attributes:
+        loss: weighted sum of `losses`, a scalar to back-propagate; with a target only.
+        logits: `[B, K]` of the classifier on the relevant region X+ (of the localizer where there is no classifier).
+        mask: `[B, 1, H, W]` in [0, 1], M+. With erasing, the accumulated mask.
+        localizer_logits: `[B, K]`. With erasing, those of the first pass.
+        localizer_maps: `[B, K, h, w]` class activation maps. With erasing, those of the first pass.
+        background_logits: `[B, K]` of the classifier on the irrelevant region X-.
+        losses: the unweighted terms by name: `localizer`, `foreground`, `background`, `size`; with a target only.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    mask: Tensor | None = None
+    localizer_logits: Tensor | None = None
+    localizer_maps: Tensor | None = None
+    background_logits: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+
+
+def _with_preset(init: Callable) -> Callable:
+    """Keywords of `preset` hold where the caller gives none."""
+
+    @functools.wraps(init)
+    def wrapped(self: WSLModel, *args, preset: str | None = None, **kwargs) -> None:
+        init(self, *args, preset=preset, **resolve_preset(preset, kwargs))
+
+    return wrapped
+
+
+class WSLModel(nn.Module):
+    """A localizer finds the relevant region, a classifier decides on it; trained with image-level labels alone.
+
+    "Min-max Entropy for Weakly Supervised Pointwise Localization" (Belharbi et al., arXiv 1907.12934).
+
+    Args:
+        backbone: timm name (with or without a tag), name of `register_backbone`, or a module that maps
+            `[B, C, H, W]` to `[B, D, h, w]`.
+        num_classes: K, 1 or more.
+        preset: a name of `minmax_entropy.presets.PRESETS`, whose values hold for keywords that are not given.
+        in_chans: channels C of the images.
+        img_size: `(height, width)` or a number, for backbones that are built for one size.
+        pretrained: load the backbone's weights (timm's, from the Hugging Face Hub).
+        backbone_kwargs: passed to the backbone's factory (`output_stride`, `drop_path_rate`, ...).
+        backbone_init: "he_fan_out" draws the backbone's convolutions afresh where no weights are loaded; by default
+            timm's own initialization stays.
+        shared_backbone: localizer and classifier share one backbone; False gives the classifier one of its own.
+        data_config: `mean`, `std`, ... that replace the backbone's own.
+        localizer: head of the localizer: a name, a dictionary of options with its `name`, or a module.
+        classifier: head of the classifier, likewise; None leaves the classifier out: a plain CAM-style baseline.
+        classifier_scale: size of the classifier's input, as a share of the image or as `(height, width)`.
+        mask_source: "expected" (maps averaged under the predicted probabilities) or "predicted" (map of the top
+            class); by default the first with a classifier, the second without.
+        mask_sigma: threshold on the normalized map, in [0, 1].
+        mask_omega: steepness of the mask, over 0.
+        mask_normalization: range of the map per "image", or over the "batch" as in the authors' implementation.
+        detach_mask: keep the classifier's gradient from the localizer's head (it flows through the mask otherwise).
+        background_loss, size_loss, localizer_weight, foreground_weight, background_weight, size_weight: see
+            `MinMaxEntropyLoss`.
+        erasing_steps, erasing_sigma, erasing_scope, erasing_reduction, erasing_fallback, erasing_normalize_trust: see
+            `RecursiveErasing`; `model.erasing.steps` may be set between epochs.
+        checkpoint_passes: keep the features of no pass for the backward, compute them again there: with U erasing
+            steps one pass is in memory instead of U + 2, with the same gradients and BatchNorm statistics.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range, an unknown name, or an unknown option.
+    """
+
+    @_with_preset
+    def __init__(
+        self,
+        backbone: str | nn.Module,
+        num_classes: int = 1000,
+        *,
+        preset: str | None = None,
+        in_chans: int = 3,
+        img_size: int | tuple[int, int] | None = None,
+        pretrained: bool = False,
+        backbone_kwargs: dict | None = None,
+        backbone_init: str | None = None,
+        shared_backbone: bool = True,
+        data_config: dict | None = None,
+        localizer: str | dict | nn.Module = "wildcat",
+        classifier: str | dict | nn.Module | None = "wildcat",
+        classifier_scale: float | tuple[int, int] = 0.5,
+        mask_source: str | None = None,
+        mask_sigma: float = 0.5,
+        mask_omega: float = 8.0,
+        mask_normalization: str = "image",
+        detach_mask: bool = True,
+        background_loss: str = "sem",
+        size_loss: str | None = None,
+        localizer_weight: float = 1.0,
+        foreground_weight: float = 1.0,
+        background_weight: float = 1.0,
+        size_weight: float = 1.0,
+        erasing_steps: int = 0,
+        erasing_sigma: float = 10.0,
+        erasing_scope: str = "image",
+        erasing_reduction: str = "sum",
+        erasing_fallback: str = "first",
+        erasing_normalize_trust: bool = True,
+        checkpoint_passes: bool = False,
+    ) -> None:
+        config = {name: value for name, value in locals().items() if name in _MODEL_KEYWORDS}
+        super().__init__()
+        self.config = config
+        _check_count("num_classes", num_classes)
+        _check_count("in_chans", in_chans)
+        mask_source = mask_source or ("predicted" if classifier is None else "expected")
+        _check_choice("mask_source", mask_source, MASK_SOURCES)
+        _check_choice("mask_normalization", mask_normalization, NORMALIZATIONS)
+        if not 0 <= mask_sigma <= 1:
+            raise ValueError(f"mask_sigma is a threshold on a map in [0, 1], got {mask_sigma!r}")
+        if not 0 < mask_omega < float("inf"):
+            raise ValueError(f"mask_omega must be over 0, got {mask_omega!r}")
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.class_names: list[str] | None = None
+        self.classifier_scale = _check_scale(classifier_scale)
+        self.mask_source = mask_source
+        self.mask_sigma = float(mask_sigma)
+        self.mask_omega = float(mask_omega)
+        self.mask_normalization = mask_normalization
+        self.detach_mask = detach_mask
+        self.checkpoint_passes = checkpoint_passes
+
+        options = dict(pretrained=pretrained, in_chans=in_chans, img_size=img_size, **(backbone_kwargs or {}))
+        if isinstance(backbone, nn.Module):
+            options = dict(in_chans=in_chans, **(backbone_kwargs or {}))
+        self.backbone = create_backbone(backbone, **options)
+        self.classifier_backbone = None
+        if classifier is not None and not shared_backbone:
+            own = copy.deepcopy(backbone) if isinstance(backbone, nn.Module) else backbone
+            self.classifier_backbone = create_backbone(own, **options)
+        if backbone_init is not None:
+            _check_choice("backbone_init", backbone_init, tuple(INITIALIZATIONS))
+            if not pretrained:
+                for module in filter(None, (self.backbone, self.classifier_backbone)):
+                    INITIALIZATIONS[backbone_init](module)
+        self.data_config = {**self.backbone.data_config, **(data_config or {})}
+
+        self.localizer = create_head(localizer, self.num_features, num_classes)
+        self.classifier = None if classifier is None else create_head(classifier, self.num_features, num_classes)
+        self.erasing = RecursiveErasing(
+            erasing_steps,
+            erasing_sigma,
+            scope=erasing_scope,
+            reduction=erasing_reduction,
+            fallback=erasing_fallback,
+            normalize_trust=erasing_normalize_trust,
+        )
+        self.criterion = MinMaxEntropyLoss(
+            background_loss,
+            size_loss,
+            localizer_weight=localizer_weight,
+            foreground_weight=foreground_weight,
+            background_weight=background_weight,
+            size_weight=size_weight,
+        )
+
+    # The method, in the paper's order.
+
+    def forward(self, images: Tensor, target: Tensor | None = None, background: bool | None = None) -> WSLOutput:
+        """Localize, mask, split, classify; with a target, the whole objective.
+
+        Args:
+            images: `[B, C, H, W]`, normalized with `data_config`'s mean and std.
+            target: class indices `[B]` (int64). In training mode, and where `erasing.steps` is set, the mask is then
+                found by recursive erasing.
+            background: compute the classifier on X- as well; by default in training mode or with a target.
+
+        Returns:
+            `WSLOutput`.
+
+        Raises:
+            ValueError, TypeError: images or target of a wrong shape, dtype or range.
+        """
+        self._check_images(images)
+        if target is not None:
+            self._check_target(target, images)
+        if background is None:
+            background = self.training or target is not None
+
+        localizer_loss = None
+        if target is not None and self.training and self.erasing.steps > 0:
+            mask, localizer_loss, localizer_logits, maps = self.erasing(images, target, self._localize)
+        else:
+            localizer_logits, maps, mask = self._localize(images)
+
+        logits, background_logits = localizer_logits, None
+        if self.classifier is not None:
+            relevant, irrelevant = split_regions(images, mask)  # [B, C, H, W] each
+            logits = self._classify(relevant)  # [B, K]
+            background_logits = self._classify(irrelevant) if background else None
+
+        output = WSLOutput(None, logits, mask, localizer_logits, maps, background_logits)
+        if target is None:
+            return output
+        loss, losses = self.criterion(
+            target,
+            localizer_logits,
+            None if self.classifier is None else logits,
+            background_logits,
+            None if self.classifier is None else mask,
+            localizer_loss,
+        )
+        return output._replace(loss=loss, losses=losses)
+
+    def localize(self, images: Tensor) -> WSLOutput:
+        """Mask, localizer scores and maps, for one pass of the backbone. The classifier does not run.
+
+        Args:
+            images: `[B, C, H, W]`, normalized with `data_config`'s mean and std.
+
+        Returns:
+            `WSLOutput` with `mask`, `localizer_logits` and `localizer_maps`.
+        """
+        self._check_images(images)
+        localizer_logits, maps, mask = self._localize(images)
+        return WSLOutput(mask=mask, localizer_logits=localizer_logits, localizer_maps=maps)
+
+    def _localize(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Localizer scores `[B, K]`, class maps `[B, K, h, w]` and mask `[B, 1, H, W]`."""
+        features = self._features(self.backbone, images)  # [B, D, h, w]
+        logits, maps = _at_least_float32(*self.localizer(features))
+        with torch.no_grad() if self.detach_mask else contextlib.nullcontext():
+            pool = expected_map if self.mask_source == "expected" else predicted_map
+            region = resize(pool(maps, logits), images.shape[-2:])  # [B, 1, H, W]
+            mask = soft_mask(min_max_normalize(region, self.mask_normalization), self.mask_sigma, self.mask_omega)
+        return logits, maps, mask
+
+    def _classify(self, region: Tensor) -> Tensor:
+        """Classifier scores `[B, K]` of a region `[B, C, H, W]`, at the classifier's scale."""
+        region = resize(region, self.classifier_size(*region.shape[-2:]))
+        logits, _ = _at_least_float32(
+            *self.classifier(self._features(self.classifier_backbone or self.backbone, region))
+        )
+        return logits
+
+    def classifier_size(self, height: int, width: int) -> tuple[int, int]:
+        """Size of the classifier's input for images of `height` x `width`.
+
+        `floor(scale * height) x floor(scale * width)`, or the nearest size that the backbone takes: at least its
+        stride, a multiple of its patch size, or the one size it is built for.
+        """
+        if isinstance(self.classifier_scale, tuple):
+            size = self.classifier_scale
+        else:
+            size = int(self.classifier_scale * height), int(self.classifier_scale * width)
+        return (self.classifier_backbone or self.backbone).nearest_size(*size)
+
+    def _features(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        try:
+            if self.checkpoint_passes and self.training and torch.is_grad_enabled():
+                return checkpoint(
+                    backbone,
+                    images,
+                    use_reentrant=False,
+                    context_fn=lambda: (contextlib.nullcontext(), _frozen_statistics(backbone)),
+                )
+            return backbone(images)
+        except ValueError as error:
+            if "Expected more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"BatchNorm can't train on a batch of one whose feature map is a single position (images of "
+                f"{images.shape[2]} x {images.shape[3]}): use larger images, a larger batch, or put the BatchNorm "
+                "layers in eval mode"
+            ) from error
+
+    # Checks. Values of tensors on an accelerator are not looked at: that would make the host wait for it.
+
+    def _check_images(self, images: Tensor) -> None:
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images must be a tensor [B, {self.in_chans}, H, W], got {type(images).__name__}")
+        shape = tuple(images.shape)
+        if images.ndim != 4:
+            hint = "; add a batch dimension with images.unsqueeze(0)" if images.ndim == 3 else ""
+            raise ValueError(f"images must be [B, {self.in_chans}, H, W], got {images.ndim} dimensions {shape}{hint}")
+        if shape[1] != self.in_chans:
+            hint = "; channels come before height and width" if shape[3] == self.in_chans else ""
+            raise ValueError(f"images must have {self.in_chans} channels, got {shape[1]} in {shape}{hint}")
+        if not images.is_floating_point():
+            raise TypeError(f"images must be floating point, normalized with mean and std, got {images.dtype}")
+        if shape[0] == 0:
+            raise ValueError("images is an empty batch")
+        fixed, stride = self.backbone.fixed_size, self.backbone.reduction
+        if fixed is not None and shape[2:] != fixed:
+            raise ValueError(
+                f"this backbone takes images of {fixed} only, got {shape[2:]}; build it with img_size={shape[2:]}"
+            )
+        if min(shape[2:]) < stride:
+            raise ValueError(
+                f"images of {shape[2]} x {shape[3]} are smaller than the backbone's stride of {stride} pixels"
+            )
+        nearest = self.backbone.nearest_size(*shape[2:])
+        if nearest != shape[2:]:
+            raise ValueError(
+                f"this backbone can't take images of {shape[2:]}; the nearest size that works is {nearest}"
+            )
+        if images.device.type == "cpu" and not torch.compiler.is_compiling() and not images.isfinite().all():
+            bad = (~images.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
+            raise ValueError(f"images hold NaN or infinite pixels, at batch index {bad}")
+
+    def _check_target(self, target: Tensor, images: Tensor) -> None:
+        if not isinstance(target, Tensor):
+            raise TypeError(f"target must be a tensor of class indices [B], got {type(target).__name__}")
+        if target.dtype != torch.int64:
+            raise TypeError(f"target must hold class indices as torch.int64, got {target.dtype}; use target.long()")
+        if tuple(target.shape) != (images.shape[0],):
+            raise ValueError(f"target must be [{images.shape[0]}] as there are images, got {tuple(target.shape)}")
+        if target.device != images.device:
+            raise ValueError(f"target is on {target.device}, images are on {images.device}")
+        if target.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = int(target.min()), int(target.max())
+            if low < 0 or high >= self.num_classes:
+                raise ValueError(f"target must lie in [0, {self.num_classes}), got values in [{low}, {high}]")
+
+    # What users of timm expect.
+
+    @property
+    def num_features(self) -> int:
+        """Channels D of the backbone's features."""
+        return self.backbone.num_features
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Features of the localizer's backbone: `[B, C, H, W]` to `[B, D, h, w]`."""
+        self._check_images(images)
+        return self.backbone(images)
+
+    @staticmethod
+    def config_keywords() -> frozenset[str]:
+        """Keywords that rebuild a model; `model.config` holds their values."""
+        return _MODEL_KEYWORDS
+
+    def save_pretrained(self, directory: str | Path, **kwargs) -> Path:
+        """Write the model to a directory for `create_model("local-dir:...")`; see `hub.save_pretrained`."""
+        from minmax_entropy import hub  # the model itself knows nothing of files
+
+        return hub.save_pretrained(self, directory, **kwargs)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Fresh heads of the same kinds, both of them, for another number of classes."""
+        _check_count("num_classes", num_classes)
+        weight = next(self.localizer.parameters())
+        for name in ("localizer", "classifier"):
+            spec = self.config[name]
+            if spec is None:
+                continue
+            if isinstance(spec, nn.Module):
+                raise ValueError(
+                    f"the {name} was given as a module: set model.{name} to a new one, and model.num_classes"
+                )
+            setattr(self, name, create_head(spec, self.num_features, num_classes).to(weight.device, weight.dtype))
+        self.num_classes = self.config["num_classes"] = num_classes
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """timm's own checkpointing inside the backbones; see `checkpoint_passes` for that of whole passes."""
+        for backbone in filter(None, (self.backbone, self.classifier_backbone)):
+            backbone.net.set_grad_checkpointing(enable)
+
+
+# Everything that rebuilds a model; weights and the preset's name are not part of that.
+_MODEL_KEYWORDS = frozenset(inspect.signature(WSLModel.__init__).parameters) - {"self", "preset", "pretrained"}
+
+
+def _at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Maps and scores leave autocast here: ranges, thresholds and losses need the precision, and are cheap."""
+    return tuple(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
+
+
+@contextlib.contextmanager
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Forward passes leave BatchNorm's running statistics alone, and give the same result."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+
+
+def _check_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer of 1 or more, got {value!r}")
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {known}, got {value!r}")
+
+
+def _check_scale(value: float | tuple[int, int]) -> float | tuple[int, int]:
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in value):
+            raise ValueError(f"classifier_scale must be a number, or (height, width) in pixels, got {value!r}")
+        return tuple(value)
+    if isinstance(value, bool) or not 0 < value < float("inf"):
+        raise ValueError(f"classifier_scale must be a share over 0, or (height, width) in pixels, got {value!r}")
+    return float(value)

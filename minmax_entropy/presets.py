@@ -1,0 +1,49 @@
+"""Named settings of a model, as data. A keyword given beside a preset wins over it."""
+
+from __future__ import annotations
+
+from minmax_entropy.registry import unknown_name
+
+_REFERENCE_HEAD = dict(name="wildcat", modalities=5, kmax=0.09, kmin=0.09, alpha=0.0, dropout=0.0)
+
+PRESETS: dict[str, dict] = {
+    # The authors' released implementation, with its quirks. Erasing is switched on between epochs (steps 4, from
+    # epoch 1), the optimizer and the schedule are the recipe of the same name. Exactness: tests/test_golden.py.
+    "reference": dict(
+        localizer=_REFERENCE_HEAD,
+        classifier=_REFERENCE_HEAD,
+        classifier_scale=0.5,
+        shared_backbone=True,
+        backbone_init="he_fan_out",
+        data_config=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        mask_source="expected",
+        mask_sigma=0.5,
+        mask_omega=8.0,
+        mask_normalization="batch",
+        detach_mask=True,
+        background_loss="sem",
+        size_loss=None,
+        erasing_sigma=10.0,
+        erasing_scope="batch",
+        erasing_reduction="sum",
+        erasing_fallback="blank",
+        erasing_normalize_trust=False,
+    ),
+    # Gradient through the mask, a calibrated threshold, and a price on the area against the trivial optimum M+ = 1.
+    "area": dict(mask_sigma=0.28, detach_mask=False, size_loss="area", size_weight=1.0),
+    # Class activation mapping as a baseline: average pooling, no classifier, mask from the predicted class's map.
+    "cam": dict(localizer="average", classifier=None),
+}
+
+
+def resolve_preset(preset: str | None, keywords: dict) -> dict:
+    """`keywords` on top of those of `preset`.
+
+    Raises:
+        ValueError: unknown preset.
+    """
+    if preset is None:
+        return keywords
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
+    return {**PRESETS[preset], **keywords}
