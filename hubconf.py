@@ -1,4 +1,4 @@
-"""torch.hub entry points: `torch.hub.load("OWNER/REPO", "wsl_resnet50", pretrained=True)`, with any `wsl_<timm name>`."""
+"""torch.hub entry points, any `wsl_<timm name>`: `torch.hub.load("OWNER/REPO", "wsl_resnet50", pretrained=True)`."""
 
 import functools as _functools
 
