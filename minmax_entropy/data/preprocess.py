@@ -1,0 +1,92 @@
+"""From an image of any size to the network's input, and from the network's mask back to the image's own size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from minmax_entropy.mask import resize
+
+PAD_MULTIPLE = 32
+
+
+def scaled_size(height: int, width: int, short_side: int | None, reference: bool = False) -> tuple[int, int]:
+    """Size at which the network sees an image, aspect ratio kept.
+
+    Args:
+        height, width: size of the image in pixels.
+        short_side: what the shorter side becomes; None leaves the image as it is.
+        reference: as the authors' implementation does: only images that are smaller are scaled, and sizes are
+            truncated (so that the shorter side may miss its goal by one pixel).
+    """
+    if short_side is None or (reference and min(height, width) >= short_side):
+        return height, width
+    ratio = short_side / min(height, width)
+    if reference:
+        return int(height * ratio), int(width * ratio)
+    return max(round(height * ratio), 1), max(round(width * ratio), 1)
+
+
+def padding(size: int, multiple: int = PAD_MULTIPLE) -> tuple[int, int]:
+    """Pixels to add before and after, so that `size` becomes a multiple."""
+    extra = -size % multiple
+    return extra // 2, extra - extra // 2
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Evaluation: scale, reflect-pad to a multiple, normalize; and the way back for a mask.
+
+    Args:
+        mean, std: of the backbone's `data_config`, for pixels in [0, 1].
+        short_side: see `scaled_size`.
+        multiple: sides become multiples of this.
+        fixed_size: `(height, width)`: resize to just that, for architectures that take one size.
+        reference: scaling and cropping of the authors' implementation; the crop is off by a pixel for odd sizes.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    short_side: int | None = None
+    multiple: int = PAD_MULTIPLE
+    fixed_size: tuple[int, int] | None = None
+    reference: bool = False
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """The scaled and padded image, uint8 `[H, W]` or `[H, W, 3]`."""
+        height, width = self._scaled(image.height, image.width)
+        if (height, width) != (image.height, image.width):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        values = np.asarray(image)
+        if self.fixed_size is None:
+            pads = [padding(height, self.multiple), padding(width, self.multiple)]
+            values = np.pad(values, pads + [(0, 0)] * (values.ndim - 2), mode="reflect")
+        return values
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """An image as the network's input, float32 `[C, H, W]`; C is the number of means (1 takes greyscale)."""
+        image = image.convert("L") if len(self.mean) == 1 else image
+        values = torch.from_numpy(self.pixels(image).astype(np.float32) / 255)
+        values = values.reshape(*values.shape[:2], -1).permute(2, 0, 1)
+        mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
+        return (values - mean) / std
+
+    def restore(self, mask: Tensor, size: tuple[int, int]) -> Tensor:
+        """Crop off the padding and resize to the image's own `(height, width)`: `[1, H, W]` to `[1, height, width]`."""
+        if self.fixed_size is None:
+            rows, columns = (
+                self._crop(inner, outer) for inner, outer in zip(self._scaled(*size), mask.shape[-2:], strict=True)
+            )
+            mask = mask[:, rows, columns]
+        return resize(mask.unsqueeze(0), size).squeeze(0)
+
+    def _scaled(self, height: int, width: int) -> tuple[int, int]:
+        return self.fixed_size or scaled_size(height, width, self.short_side, self.reference)
+
+    def _crop(self, inner: int, outer: int) -> slice:
+        start = outer // 2 - inner // 2 if self.reference else padding(inner, self.multiple)[0]
+        return slice(start, start + inner)

@@ -1,0 +1,128 @@
+"""Training recipes as data: optimizer, learning rate and schedule, erasing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from minmax_entropy.registry import unknown_name
+
+MIN_LR = 1e-7
+
+
+def step_decay(
+    epoch: int, lr: float, step_size: int = 40, gamma: float = 0.1, min_lr: float = MIN_LR, delay: int = 0
+) -> float:
+    """Learning rate of an epoch, counted from 0: `lr * gamma ** floor((epoch - delay) / step_size)`, never under `min_lr`.
+
+    The authors' schedule takes effect one epoch late: `delay=1`.
+    """
+    return max(lr * gamma ** (max(epoch - delay, 0) // step_size), min_lr)
+
+
+def warmup_cosine(progress: float, lr: float, warmup: float = 0.0, min_lr: float = 0.0) -> float:
+    """Learning rate at a share of the training, in [0, 1]: a linear rise over `warmup`, then half a cosine."""
+    if progress < warmup:
+        return lr * progress / warmup
+    share = (progress - warmup) / max(1 - warmup, 1e-12)
+    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a model is trained.
+
+    Args:
+        optimizer: "adamw" or "sgd" (Nesterov).
+        lr: highest learning rate.
+        head_lr_factor: learning rate of the heads, as a multiple of `lr`.
+        momentum: of SGD.
+        weight_decay: on the weights.
+        decay_all: weight decay on biases and normalization layers as well.
+        schedule: "cosine" (per step, after a warm-up) or "step" (per epoch).
+        warmup: share of the training.
+        step_size, step_delay: of the step schedule, in epochs.
+        clip_grad: largest norm of the gradient, or None.
+        batch_size: images a step.
+        erasing_steps: passes of recursive erasing, 0 for none.
+        erasing_from_epoch: first epoch with erasing, counted from 0.
+    """
+
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    head_lr_factor: float = 1.0
+    momentum: float = 0.9
+    weight_decay: float = 0.01
+    decay_all: bool = False
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    step_size: int = 40
+    step_delay: int = 0
+    clip_grad: float | None = None
+    batch_size: int = 16
+    erasing_steps: int = 0
+    erasing_from_epoch: int = 1
+
+    def __post_init__(self) -> None:
+        for name, known in (("optimizer", ("adamw", "sgd")), ("schedule", ("cosine", "step"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr must be over 0, got {self.lr!r}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {self.batch_size!r}")
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """An optimizer over the parameters that are trained."""
+        groups = list(self._groups(model))
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=True)
+        return torch.optim.AdamW(groups, lr=self.lr)
+
+    def _groups(self, model: nn.Module) -> Iterator[dict]:
+        """Parameter groups by learning rate and weight decay; each carries its `lr_factor`."""
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            factor = 1.0 if "backbone" in name.split(".")[0] else self.head_lr_factor
+            decay = self.weight_decay if self.decay_all or parameter.ndim > 1 else 0.0
+            groups.setdefault((factor, decay), []).append(parameter)
+        for (factor, decay), parameters in groups.items():
+            yield {"params": parameters, "weight_decay": decay, "lr_factor": factor, "lr": self.lr * factor}
+
+    def lr_at(self, epoch: int, progress: float) -> float:
+        """Learning rate at an epoch (from 0) and a share of the training."""
+        if self.schedule == "step":
+            return step_decay(epoch, self.lr, self.step_size, delay=self.step_delay)
+        return warmup_cosine(progress, self.lr, self.warmup)
+
+
+RECIPES: dict[str, Recipe] = {
+    # Fine-tuning a pretrained backbone.
+    "finetune": Recipe(optimizer="sgd", lr=0.005, head_lr_factor=10.0, weight_decay=1e-4, warmup=0.05, clip_grad=5.0),
+    # From scratch on small images.
+    "scratch": Recipe(optimizer="adamw", lr=3e-3, weight_decay=0.02, warmup=0.1, batch_size=32),
+    # The authors' implementation (arXiv 1907.12934).
+    "reference": Recipe(
+        optimizer="sgd",
+        lr=1e-3,
+        weight_decay=1e-5,
+        decay_all=True,
+        schedule="step",
+        step_delay=1,
+        batch_size=8,
+        erasing_steps=4,
+    ),
+}
+
+
+def get_recipe(name: str, **changes) -> Recipe:
+    """A recipe by name, with some of its values replaced (those that are None stay)."""
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)
+    return dataclasses.replace(RECIPES[name], **{key: value for key, value in changes.items() if value is not None})
