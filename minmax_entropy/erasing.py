@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import numbers
+import operator
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -70,7 +72,7 @@ class RecursiveErasing(nn.Module):
     ) -> None:
         super().__init__()
         self.steps = steps
-        if not sigma > 0:
+        if not isinstance(sigma, numbers.Real) or not sigma > 0:
             raise ValueError(f"erasing_sigma must be over 0, got {sigma!r}")
         for name, value, known in (
             ("scope", scope, SCOPES),
@@ -92,9 +94,9 @@ class RecursiveErasing(nn.Module):
 
     @steps.setter
     def steps(self, value: int) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        if isinstance(value, bool) or not hasattr(value, "__index__") or value < 0:
             raise ValueError(f"erasing_steps must be an integer of 0 or more, got {value!r}")
-        self._steps = value
+        self._steps = operator.index(value)
 
     def passes(self, images: Tensor, target: Tensor, localize: Localize) -> Iterator[ErasingPass]:
         """The passes, one at a time.

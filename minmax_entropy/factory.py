@@ -121,7 +121,7 @@ def build_model(backbone: str, pretrained: bool = False, *, tag: str = "", **kwa
     """
     known = inspect.signature(WSLModel.__init__).parameters
     options = {key: kwargs.pop(key) for key in list(kwargs) if key in known}
-    backbone_kwargs = {**options.pop("backbone_kwargs", {}), **kwargs}
+    backbone_kwargs = {**(options.pop("backbone_kwargs", None) or {}), **kwargs}
     name = f"{backbone}.{tag}" if tag else backbone
     try:
         model = WSLModel(name, pretrained=pretrained, backbone_kwargs=backbone_kwargs, **options)

@@ -75,7 +75,7 @@ def save_pretrained(
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         os.chmod(staging, 0o755)
-        (staging / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+        (staging / CONFIG_NAME).write_text(json.dumps(config, indent=2, default=_plain) + "\n")
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         safetensors.torch.save_file(state, staging / WEIGHTS_NAME, metadata={"format": "pt"})
         if directory.exists():
@@ -194,6 +194,13 @@ def _read_config(directory: Path) -> dict:
         if key not in known:
             raise ValueError(f"{path}: {unknown_name('keyword', key, known)}")
     return {**config, "model": model}
+
+
+def _plain(value: object) -> object:
+    """Numbers and lists of numpy and torch, as JSON has them."""
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"{type(value).__name__} {value!r} can't be written to {CONFIG_NAME}")
+    return value.tolist()
 
 
 def _tuple(value: object) -> object:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -108,14 +110,14 @@ class MinMaxEntropyLoss(nn.Module):
         self.background_loss = background_loss
         self.size_loss = size_loss
         self.weights = {
-            "localizer": float(localizer_weight),
-            "foreground": float(foreground_weight),
-            "background": float(background_weight),
-            "size": float(size_weight),
+            "localizer": localizer_weight,
+            "foreground": foreground_weight,
+            "background": background_weight,
+            "size": size_weight,
         }
         for name, weight in self.weights.items():
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"{name}_weight must be a finite number of 0 or more, got {weight}")
+            if not isinstance(weight, numbers.Real) or not 0 <= weight < float("inf"):
+                raise ValueError(f"{name}_weight must be a finite number of 0 or more, got {weight!r}")
 
     def forward(
         self,

@@ -6,6 +6,8 @@ import contextlib
 import copy
 import functools
 import inspect
+import numbers
+import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -139,17 +141,16 @@ class WSLModel(nn.Module):
         erasing_normalize_trust: bool = True,
         checkpoint_passes: bool = False,
     ) -> None:
+        num_classes, in_chans = _check_count("num_classes", num_classes), _check_count("in_chans", in_chans)
         config = {name: value for name, value in locals().items() if name in _MODEL_KEYWORDS}
         super().__init__()
         self.config = config
-        _check_count("num_classes", num_classes)
-        _check_count("in_chans", in_chans)
         mask_source = mask_source or ("predicted" if classifier is None else "expected")
         _check_choice("mask_source", mask_source, MASK_SOURCES)
         _check_choice("mask_normalization", mask_normalization, NORMALIZATIONS)
-        if not 0 <= mask_sigma <= 1:
+        if not isinstance(mask_sigma, numbers.Real) or not 0 <= mask_sigma <= 1:
             raise ValueError(f"mask_sigma is a threshold on a map in [0, 1], got {mask_sigma!r}")
-        if not 0 < mask_omega < float("inf"):
+        if not isinstance(mask_omega, numbers.Real) or not 0 < mask_omega < float("inf"):
             raise ValueError(f"mask_omega must be over 0, got {mask_omega!r}")
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -260,7 +261,7 @@ class WSLModel(nn.Module):
     def _localize(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Localizer scores `[B, K]`, class maps `[B, K, h, w]` and mask `[B, 1, H, W]`."""
         features = self._features(self.backbone, images)  # [B, D, h, w]
-        logits, maps = _at_least_float32(*self.localizer(features))
+        logits, maps = self._head(self.localizer, features)
         with torch.no_grad() if self.detach_mask else contextlib.nullcontext():
             pool = expected_map if self.mask_source == "expected" else predicted_map
             region = resize(pool(maps, logits), images.shape[-2:])  # [B, 1, H, W]
@@ -270,9 +271,8 @@ class WSLModel(nn.Module):
     def _classify(self, region: Tensor) -> Tensor:
         """Classifier scores `[B, K]` of a region `[B, C, H, W]`, at the classifier's scale."""
         region = resize(region, self.classifier_size(*region.shape[-2:]))
-        logits, _ = _at_least_float32(
-            *self.classifier(self._features(self.classifier_backbone or self.backbone, region))
-        )
+        features = self._features(self.classifier_backbone or self.backbone, region)  # [B, D, h', w']
+        logits, _ = self._head(self.classifier, features)
         return logits
 
     def classifier_size(self, height: int, width: int) -> tuple[int, int]:
@@ -286,6 +286,18 @@ class WSLModel(nn.Module):
         else:
             size = int(self.classifier_scale * height), int(self.classifier_scale * width)
         return (self.classifier_backbone or self.backbone).nearest_size(*size)
+
+    def _head(self, head: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores `[B, K]` and maps `[B, K, h, w]`. They leave autocast: ranges and losses need the precision."""
+        result = head(features)
+        shapes = [tuple(part.shape) for part in result] if isinstance(result, (tuple, list)) else tuple(result.shape)
+        expected = (features.shape[0], self.num_classes)
+        if len(shapes) != 2 or shapes[0] != expected or len(shapes[1]) != 4 or shapes[1][:2] != expected:
+            raise ValueError(
+                f"the head {type(head).__name__} must give scores {expected} and maps {(*expected, 'h', 'w')}, "
+                f"it gave {shapes} for features {tuple(features.shape)}"
+            )
+        return tuple(part.float() if part.dtype in (torch.float16, torch.bfloat16) else part for part in result)
 
     def _features(self, backbone: nn.Module, images: Tensor) -> Tensor:
         try:
@@ -320,6 +332,8 @@ class WSLModel(nn.Module):
             raise ValueError(f"images must have {self.in_chans} channels, got {shape[1]} in {shape}{hint}")
         if not images.is_floating_point():
             raise TypeError(f"images must be floating point, normalized with mean and std, got {images.dtype}")
+        if images.dtype == torch.float64 and next(self.parameters(), images).dtype != torch.float64:
+            raise TypeError("images are float64 (numpy's default), the model is not; use images.float()")
         if shape[0] == 0:
             raise ValueError("images is an empty batch")
         fixed, stride = self.backbone.fixed_size, self.backbone.reduction
@@ -344,7 +358,8 @@ class WSLModel(nn.Module):
         if not isinstance(target, Tensor):
             raise TypeError(f"target must be a tensor of class indices [B], got {type(target).__name__}")
         if target.dtype != torch.int64:
-            raise TypeError(f"target must hold class indices as torch.int64, got {target.dtype}; use target.long()")
+            fix = "target.argmax(dim=1)" if target.ndim == 2 else "target.long()"
+            raise TypeError(f"target must hold class indices as torch.int64, got {target.dtype}; use {fix}")
         if tuple(target.shape) != (images.shape[0],):
             raise ValueError(f"target must be [{images.shape[0]}] as there are images, got {tuple(target.shape)}")
         if target.device != images.device:
@@ -360,6 +375,11 @@ class WSLModel(nn.Module):
     def num_features(self) -> int:
         """Channels D of the backbone's features."""
         return self.backbone.num_features
+
+    @property
+    def pretrained_cfg(self) -> dict:
+        """timm's card of the backbone's weights (source, licence, mean, std, ...); empty where it is not timm's."""
+        return dict(getattr(self.backbone.net, "pretrained_cfg", {}))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Features of the localizer's backbone: `[B, C, H, W]` to `[B, D, h, w]`."""
@@ -378,19 +398,20 @@ class WSLModel(nn.Module):
         return hub.save_pretrained(self, directory, **kwargs)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Fresh heads of the same kinds, both of them, for another number of classes."""
-        _check_count("num_classes", num_classes)
+        """Fresh heads of the same kinds, both of them, for another number of classes (whose names are forgotten)."""
+        num_classes = _check_count("num_classes", num_classes)
         weight = next(self.localizer.parameters())
-        for name in ("localizer", "classifier"):
-            spec = self.config[name]
-            if spec is None:
-                continue
+        specs = {name: self.config[name] for name in ("localizer", "classifier") if self.config[name] is not None}
+        for name, spec in specs.items():
             if isinstance(spec, nn.Module):
                 raise ValueError(
                     f"the {name} was given as a module: set model.{name} to a new one, and model.num_classes"
                 )
-            setattr(self, name, create_head(spec, self.num_features, num_classes).to(weight.device, weight.dtype))
+        for name, spec in specs.items():
+            head = create_head(spec, self.num_features, num_classes).to(weight.device, weight.dtype)
+            setattr(self, name, head.train(self.training))
         self.num_classes = self.config["num_classes"] = num_classes
+        self.class_names = None
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """timm's own checkpointing inside the backbones; see `checkpoint_passes` for that of whole passes."""
@@ -400,11 +421,6 @@ class WSLModel(nn.Module):
 
 # Everything that rebuilds a model; weights and the preset's name are not part of that.
 _MODEL_KEYWORDS = frozenset(inspect.signature(WSLModel.__init__).parameters) - {"self", "preset", "pretrained"}
-
-
-def _at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Maps and scores leave autocast here: ranges, thresholds and losses need the precision, and are cheap."""
-    return tuple(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
 
 
 @contextlib.contextmanager
@@ -420,9 +436,10 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
             layer.track_running_stats = True
 
 
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def _check_count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:  # numpy's integers are welcome
         raise ValueError(f"{name} must be an integer of 1 or more, got {value!r}")
+    return operator.index(value)
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -435,6 +452,6 @@ def _check_scale(value: float | tuple[int, int]) -> float | tuple[int, int]:
         if len(value) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in value):
             raise ValueError(f"classifier_scale must be a number, or (height, width) in pixels, got {value!r}")
         return tuple(value)
-    if isinstance(value, bool) or not 0 < value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < float("inf"):
         raise ValueError(f"classifier_scale must be a share over 0, or (height, width) in pixels, got {value!r}")
     return float(value)

@@ -45,12 +45,15 @@ def create_backbone(
 
     Raises:
         ValueError: unknown name, or a module that does not give a feature map.
-        TypeError: a keyword that the backbone does not know.
+        TypeError: a keyword that the backbone does not know, or a backbone that is neither a name nor a module.
     """
     if isinstance(backbone, nn.Module):
         if kwargs:
             raise TypeError(f"a backbone given as a module takes no keywords, got {sorted(kwargs)}")
         return backbone if isinstance(backbone, (TimmBackbone, ModuleBackbone)) else ModuleBackbone(backbone, in_chans)
+    if not isinstance(backbone, str):
+        given = backbone.__name__ + " itself" if isinstance(backbone, type) else type(backbone).__name__
+        raise TypeError(f"a backbone is a name or a module (an instance of nn.Module), got {given}")
     if backbone in _BACKBONES:
         size = {} if img_size is None else {"img_size": img_size}
         return ModuleBackbone(

@@ -99,7 +99,10 @@ def _create(name: str, size: tuple[int, int] | None, options: dict) -> tuple[nn.
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+    pair = (size, size) if isinstance(size, int) else size
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(s, int) and s > 0 for s in pair):
+        raise ValueError(f"img_size must be a number of pixels or (height, width), got {size!r}")
+    return tuple(pair)
 
 
 def _patch_size(net: nn.Module) -> tuple[int, int] | None:
