@@ -20,7 +20,8 @@ def expected_map(maps: Tensor, logits: Tensor) -> Tensor:
     Returns:
         `[B, 1, h, w]`.
     """
-    return torch.einsum("bk,bkhw->bhw", logits.softmax(dim=1), maps).unsqueeze(1)
+    weights = logits.softmax(dim=1)[:, :, None, None]
+    return (weights * maps).sum(dim=1, keepdim=True)  # autocast would run an einsum in half precision
 
 
 def predicted_map(maps: Tensor, logits: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import inspect
+import itertools
 import numbers
 import operator
 from collections.abc import Callable, Iterator
@@ -176,7 +177,7 @@ class WSLModel(nn.Module):
             if not pretrained:
                 for module in filter(None, (self.backbone, self.classifier_backbone)):
                     INITIALIZATIONS[backbone_init](module)
-        self.data_config = {**self.backbone.data_config, **(data_config or {})}
+        self.data_config = _per_channel({**self.backbone.data_config, **(data_config or {})}, in_chans)
 
         self.localizer = create_head(localizer, self.num_features, num_classes)
         self.classifier = None if classifier is None else create_head(classifier, self.num_features, num_classes)
@@ -440,6 +441,18 @@ def _check_count(name: str, value: int) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:  # numpy's integers are welcome
         raise ValueError(f"{name} must be an integer of 1 or more, got {value!r}")
     return operator.index(value)
+
+
+def _per_channel(data_config: dict, in_chans: int) -> dict:
+    """Mean and std averaged for one channel, repeated for others, as timm does with the first convolution."""
+    config = {**data_config, "input_size": (in_chans, *data_config["input_size"][-2:])}
+    for key in ("mean", "std"):
+        values = tuple(config[key]) if isinstance(config[key], (tuple, list)) else (config[key],)
+        if in_chans == 1:
+            config[key] = (sum(values) / len(values),)
+        else:
+            config[key] = tuple(itertools.islice(itertools.cycle(values), in_chans))
+    return config
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
