@@ -426,15 +426,20 @@ _MODEL_KEYWORDS = frozenset(inspect.signature(WSLModel.__init__).parameters) - {
 
 @contextlib.contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Forward passes leave BatchNorm's running statistics alone, and give the same result."""
-    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
-    for layer in layers:
-        layer.track_running_stats = False
+    """Forward passes leave BatchNorm's running statistics alone, and give the same result.
+
+    They update copies instead: without statistics, a layer would save fewer tensors than in the first pass, which
+    activation checkpointing refuses.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    buffers = [(layer, name, buffer) for layer in layers for name, buffer in layer.named_buffers(recurse=False)]
+    for layer, name, buffer in buffers:
+        setattr(layer, name, buffer.clone())
     try:
         yield
     finally:
-        for layer in layers:
-            layer.track_running_stats = True
+        for layer, name, buffer in buffers:
+            setattr(layer, name, buffer)
 
 
 def _check_count(name: str, value: int) -> int:
