@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from minmax_entropy.model import WSLModel
+from minmax_entropy.presets import resolve_preset
 from minmax_entropy.registry import unknown_name
 from minmax_entropy.version import __version__
 
@@ -38,8 +39,8 @@ def save_pretrained(
 ) -> Path:
     """Write `config.json` and `model.safetensors`, all that `create_model("local-dir:...")` needs.
 
-    The directory is written under a temporary name and then renamed: it is whole or not there. An earlier directory
-    that this function wrote is replaced.
+    The directory is written under a temporary name and then renamed: it is whole or not there. The model of an earlier
+    call is replaced, other files beside it stay.
 
     Args:
         model: a model whose backbone and heads are given by name (a module can't be written into a config).
@@ -51,7 +52,7 @@ def save_pretrained(
         ValueError: the model has a backbone or head given as a module, or the number of names is not that of classes.
         FileExistsError: the directory holds something else than a saved model.
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser().absolute()
     modules = [key for key in ("backbone", "localizer", "classifier") if isinstance(model.config[key], nn.Module)]
     if modules:
         raise ValueError(
@@ -61,8 +62,14 @@ def save_pretrained(
     class_names = class_names if class_names is not None else getattr(model, "class_names", None)
     if class_names is not None and len(class_names) != model.num_classes:
         raise ValueError(f"{len(class_names)} class names for {model.num_classes} classes")
-    if directory.exists() and any(directory.iterdir()) and not (directory / CONFIG_NAME).exists():
-        raise FileExistsError(f"{directory} exists and is not a saved model: nothing was written")
+    earlier = sorted(directory.iterdir()) if directory.exists() else []
+    if earlier:
+        try:
+            _read_config(directory)
+        except (FileNotFoundError, ValueError) as error:
+            raise FileExistsError(
+                f"{directory} is not empty and not a saved model, nothing was written: {error}"
+            ) from None
     config = {
         "library_name": "minmax_entropy",
         "library_version": __version__,
@@ -78,13 +85,28 @@ def save_pretrained(
         (staging / CONFIG_NAME).write_text(json.dumps(config, indent=2, default=_plain) + "\n")
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         safetensors.torch.save_file(state, staging / WEIGHTS_NAME, metadata={"format": "pt"})
-        if directory.exists():
-            shutil.rmtree(directory)
-        staging.rename(directory)
+        for item in earlier:
+            if item.name not in (CONFIG_NAME, WEIGHTS_NAME):
+                (shutil.copytree if item.is_dir() else shutil.copy2)(item, staging / item.name)
+        _swap(staging, directory)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     return directory
+
+
+def _swap(new: Path, directory: Path) -> None:
+    """Put `new` in the place of `directory`, which stays as it was if that fails."""
+    old = new.with_name(f"{new.name}.old")
+    if directory.exists():
+        directory.rename(old)
+    try:
+        new.rename(directory)
+    except BaseException:
+        if old.exists():
+            old.rename(directory)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_model(source: str, weights: bool = True, **overrides) -> WSLModel:
@@ -93,15 +115,19 @@ def load_model(source: str, weights: bool = True, **overrides) -> WSLModel:
     Args:
         source: where the model is.
         weights: load them; False gives the architecture alone.
-        overrides: keywords of `WSLModel` that replace the saved ones. Another `num_classes` gives fresh heads.
+        overrides: keywords of `WSLModel` (and those of a `preset`) that replace the saved ones; all others are the
+            backbone's. Another `num_classes` gives fresh heads.
 
     Raises:
         FileNotFoundError, ValueError: no such model, or one that can't be read.
     """
     directory = _directory(source)
     config = _read_config(directory)
-    options = {**config["model"], **overrides}
-    model = WSLModel(**options)
+    overrides = resolve_preset(overrides.pop("preset", None), overrides)
+    known = WSLModel.config_keywords()
+    options = {**config["model"], **{key: value for key, value in overrides.items() if key in known}}
+    extra = {key: value for key, value in overrides.items() if key not in known}
+    model = WSLModel(**{**options, "backbone_kwargs": {**(options.get("backbone_kwargs") or {}), **extra}})
     model.data_config.update({key: _tuple(value) for key, value in config.get("data_config", {}).items()})
     fresh_heads = model.num_classes != config["model"]["num_classes"]
     model.class_names = None if fresh_heads else config.get("class_names")
@@ -188,6 +214,8 @@ def _read_config(directory: Path) -> dict:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict) or config.get("library_name") != "minmax_entropy":
         raise ValueError(f"{path} is not a configuration of minmax_entropy")
+    if not isinstance(config.get("model"), dict) or not {"backbone", "num_classes"} <= set(config["model"]):
+        raise ValueError(f"{path} has no model with a backbone and num_classes")
     known = WSLModel.config_keywords()
     model = {key: _tuple(value) for key, value in config["model"].items()}
     for key in model:

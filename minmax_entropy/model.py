@@ -144,6 +144,7 @@ class WSLModel(nn.Module):
     ) -> None:
         num_classes, in_chans = _check_count("num_classes", num_classes), _check_count("in_chans", in_chans)
         config = {name: value for name, value in locals().items() if name in _MODEL_KEYWORDS}
+        config.update({name: copy.deepcopy(value) for name, value in config.items() if isinstance(value, dict)})
         super().__init__()
         self.config = config
         mask_source = mask_source or ("predicted" if classifier is None else "expected")

@@ -52,7 +52,7 @@ class TimmBackbone(nn.Module):
         self.level = out_index % levels
         is_last = self.level == levels - 1
         info = self.net.feature_info[self.level]
-        self.num_features = info["num_chs"]
+        self.num_features = info.get("num_chs_norm", info["num_chs"]) if is_last else info["num_chs"]
         self.reduction = info["reduction"]
         self._norm = {"norm": True} if is_last else {}
         if hasattr(self.net, "prune_intermediate_layers"):
