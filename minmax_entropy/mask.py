@@ -9,6 +9,9 @@ from torch import Tensor
 NORMALIZATIONS = ("image", "batch")
 MASK_SOURCES = ("expected", "predicted")
 
+# A range of so many roundings of the largest value is a flat map: resizing a constant map leaves a few.
+FLAT_ROUNDINGS = 16
+
 
 def expected_map(maps: Tensor, logits: Tensor) -> Tensor:
     """Class maps averaged under the predicted distribution, `T = sum_k softmax(s)_k A_k` (arXiv 1907.12934).
@@ -63,7 +66,7 @@ def min_max_normalize(maps: Tensor, over: str = "image") -> Tensor:
     low = maps.amin(dim=dims, keepdim=True)
     high = maps.amax(dim=dims, keepdim=True)
     spread = high - low
-    noise = torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
+    noise = FLAT_ROUNDINGS * torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
     flat = spread <= noise
     return torch.where(flat, 0.0, (maps - low) / torch.where(flat, 1.0, spread))
 

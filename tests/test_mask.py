@@ -74,6 +74,12 @@ def test_a_flat_map_leaves_the_others_alone():
     torch.testing.assert_close(min_max_normalize(maps)[1:], min_max_normalize(maps[1:]), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("value", [0.1, -3.3, 1234.5])
+@pytest.mark.parametrize("size", [(64, 96), (51, 47), (224, 224)])
+def test_a_resized_flat_map_is_flat(value, size):
+    assert (min_max_normalize(resize(torch.full((1, 1, 7, 5), value), size)) == 0).all()
+
+
 def test_rounding_noise_is_flat_but_small_ranges_are_not():
     noise = 100 + torch.tensor([[[[0.0, 7.6e-6]]]])  # one unit in the last place at 100
     assert noise[..., 1] > noise[..., 0]
