@@ -128,7 +128,8 @@ def load_model(source: str, weights: bool = True, **overrides) -> WSLModel:
     options = {**config["model"], **{key: value for key, value in overrides.items() if key in known}}
     extra = {key: value for key, value in overrides.items() if key not in known}
     model = WSLModel(**{**options, "backbone_kwargs": {**(options.get("backbone_kwargs") or {}), **extra}})
-    model.data_config.update({key: _tuple(value) for key, value in config.get("data_config", {}).items()})
+    if not overrides.keys() & {"img_size", "in_chans", "data_config"}:
+        model.data_config.update({key: _tuple(value) for key, value in config.get("data_config", {}).items()})
     fresh_heads = model.num_classes != config["model"]["num_classes"]
     model.class_names = None if fresh_heads else config.get("class_names")
     if weights:

@@ -73,6 +73,8 @@ UNLISTED = {
     "wsl_test_mambaout": {},
     "wsl_test_efficientnet_gn": {},
     "wsl_lcnet_050": {},
+    "wsl_dla46_c": {},
+    "wsl_hrnet_w18_small": {},
     "wsl_repghostnet_050": {},
     "wsl_xcit_nano_12_p16_224": dict(depth=1),
     "wsl_samvit_base_patch16": dict(depth=1, embed_dim=32, num_heads=2, img_size=64),
@@ -86,6 +88,26 @@ def test_any_timm_name(name):
     height, width = model.backbone.nearest_size(64, 64)
     with torch.no_grad():
         assert model(torch.randn(1, 3, height, width)).logits.shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "nearest"),
+    [
+        ("dla46_c", (112, 100), (128, 96)),
+        ("hrnet_w18_small", (112, 300), (128, 288)),
+        ("halonet26t", (128, 520), (256, 512)),
+        ("bat_resnext26ts", (128, 520), (256, 512)),
+        ("deepseek_vit_412m", (273, 300), (280, 294)),
+        ("eva02_tiny_patch14_224", (20, 50), (14, 56)),
+        ("inception_v3", (130, 131), (130, 131)),
+    ],
+)
+def test_sizes_that_a_family_takes(name, size, nearest):
+    with torch.device("meta"):
+        backbone = mme.create_backbone(name)
+    assert backbone.nearest_size(*size) == nearest
+    if name != "deepseek_vit_412m":  # half a billion weights
+        assert mme.create_backbone(name).eval()(torch.zeros(1, 3, *nearest)).shape[1] == backbone.num_features
 
 
 def test_every_timm_name_is_a_model():

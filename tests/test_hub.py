@@ -74,6 +74,7 @@ def config_of(directory, change):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_round_trip(tmp_path, variant):
     model = create(**VARIANTS[variant])
+    model.data_config["crop_pct"] = 0.75
     for buffer in model.buffers():
         buffer.add_(1)  # BatchNorm's statistics are not those of a new model
     directory = model.save_pretrained(tmp_path / "deep" / "model", class_names=["a", "b", "c"], metrics={"dice": 0.5})
@@ -115,6 +116,8 @@ def test_keywords_replace_the_saved_ones(saved):
     model = load(saved, mask_sigma=0.2, erasing_steps=3, drop_path_rate=0.5)
     assert (model.mask_sigma, model.erasing.steps, model.class_names) == (0.2, 3, ["a", "b", "c"])
     assert any(getattr(module, "drop_prob", 0) for module in model.modules())
+    assert load(saved, data_config=dict(mean=(0.1, 0.2, 0.3))).data_config["mean"] == (0.1, 0.2, 0.3)
+    assert load(saved, img_size=96).data_config["input_size"] == (3, 96, 96)
     assert load(saved, preset="area", mask_omega=4.0).config == {
         **load(saved).config,
         **mme.PRESETS["area"],

@@ -309,6 +309,9 @@ def test_module_backbone(images, target):
     assert (model.num_features, model.backbone.reduction) == (12, 4)
     assert net.training and not net.layers[1].training  # the probe puts the modes back, and leaves the statistics
     assert net.layers[1].num_batches_tracked == 0
+    fresh = Net()
+    mme.WSLModel(fresh, K)
+    assert fresh.layers[1].num_batches_tracked == 0
     output = model(images, target)
     assert output.localizer_maps.shape == (2, K, 16, 24)
     output.loss.backward()

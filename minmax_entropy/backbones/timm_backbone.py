@@ -57,16 +57,16 @@ class TimmBackbone(nn.Module):
         self._norm = {"norm": True} if is_last else {}
         if hasattr(self.net, "prune_intermediate_layers"):
             self.net.prune_intermediate_layers([self.level], prune_norm=not is_last, prune_head=True)
-        self._patch = _patch_size(self.net)
+        self._multiple = _side_multiple(self.net, self.reduction)
         self.fixed_size = None if takes_any_size else tuple(self.data_config["input_size"][-2:])
 
     def nearest_size(self, height: int, width: int) -> tuple[int, int]:
         """The size closest to `(height, width)` that the architecture takes."""
         if self.fixed_size is not None:
             return self.fixed_size
-        if self._patch is None:
+        if self._multiple is None:
             return max(height, self.reduction), max(width, self.reduction)
-        rows, columns = self._patch
+        rows, columns = self._multiple
         return max(round(height / rows), 1) * rows, max(round(width / columns), 1) * columns
 
     def forward(self, images: Tensor) -> Tensor:
@@ -105,10 +105,13 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return tuple(pair)
 
 
-def _patch_size(net: nn.Module) -> tuple[int, int] | None:
-    """Patch size that image sides must be a multiple of, or None."""
-    embedding = getattr(net, "patch_embed", None)
+def _side_multiple(net: nn.Module, reduction: int) -> tuple[int, int] | None:
+    """What image sides must be a multiple of: patches, whole strides where levels are fused, blocks of attention."""
+    embedding = getattr(net, "patch_embed", None) or getattr(getattr(net, "encoder", None), "patch_embed", None)
     patch = getattr(embedding, "patch_size", None)
-    if patch is None or getattr(embedding, "dynamic_img_pad", False):
-        return None
-    return _pair(patch)
+    if patch is not None and not getattr(embedding, "dynamic_img_pad", False):
+        return _pair(patch)
+    if isinstance(net, (timm.models.DLA, timm.models.HighResolutionNet)):
+        return _pair(reduction)
+    blocked = [layer for layer in net.modules() if type(layer).__name__ in ("HaloAttn", "BilinearAttnTransform")]
+    return _pair(reduction * max(layer.block_size for layer in blocked)) if blocked else None
