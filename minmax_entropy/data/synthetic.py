@@ -1,73 +1,79 @@
-"""Embedded data: objects on clutter, made from a seed, with exact masks and boxes."""
+"""Embedded data: textured objects on clutter, made from a seed, with exact masks and boxes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from minmax_entropy.data.dataset import LabelledImages
 
-CLASS_NAMES = ["disk", "square", "triangle", "star", "cross", "ring"]
-# Share of the image's side: radius of the objects.
-RADIUS = (0.13, 0.24)
+# Shares of the image's side.
+RADIUS = (0.15, 0.28)
+PERIOD = (0.11, 0.15)
 MAX_OBJECTS = 3
-CLUTTER_STROKES = (10, 18)
-MAX_TILT = math.pi / 8
+DECOYS = (1, 4)
+STROKES = (8, 16)
+# Objects of one image differ in how plain their texture is: share of the way between its two colours.
+CONTRAST = (0.3, 1.0)
+MIN_COLOUR_DISTANCE = 150
+NOISE = 10.0
 
 
-def _polygon(corners: int, inner: float = 1.0, turn: float = 0.0) -> np.ndarray:
-    """Corners of a regular polygon of radius 1, or of a star whose inner corners have radius `inner`."""
+def _dots(u: np.ndarray, v: np.ndarray, turn: float) -> np.ndarray:
+    return np.cos(u) + np.cos(v) > 0.7
+
+
+_TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
+    "rows": lambda u, v, turn: np.sin(v) > 0,
+    "columns": lambda u, v, turn: np.sin(u) > 0,
+    "checks": lambda u, v, turn: (np.sin(u * 0.8) > 0) ^ (np.sin(v * 0.8) > 0),
+    "dots": _dots,
+    "diagonals": lambda u, v, turn: np.sin((u + np.sign(turn) * v) * 0.75) > 0,
+    "circles": lambda u, v, turn: np.sin(np.hypot(u, v)) > 0,
+}
+
+
+def _polygon(corners: int, inner: float = 1.0) -> np.ndarray:
+    """Corners of a regular polygon of radius 1, or of a star whose every other corner has radius `inner`."""
     radii = np.where(np.arange(corners) % 2 == 0, 1.0, inner)
-    angles = turn - math.pi / 2 + np.arange(corners) * 2 * math.pi / corners
+    angles = np.arange(corners) * 2 * math.pi / corners
     return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
 
 
-_CROSS = np.array(
-    [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)]
-) / math.sqrt(10)
-
-_OUTLINES: dict[str, np.ndarray] = {
-    "disk": _polygon(40),
-    "square": _polygon(4, turn=math.pi / 4),
-    "triangle": _polygon(3),
-    "star": _polygon(10, inner=0.42),
-    "cross": _CROSS,
-    "ring": _polygon(40),
-}
-_RING_HOLE = 0.5
+_OUTLINES = [_polygon(3), _polygon(4), _polygon(5), _polygon(6), _polygon(40), _polygon(10, 0.6), _polygon(8, 0.65)]
 
 
 class SyntheticShapes(LabelledImages):
-    """Objects of one class on clutter; made with NumPy and Pillow from a seed, nothing is downloaded.
+    """Textured objects on clutter; made with NumPy and Pillow from a seed, nothing is downloaded.
 
-    An image holds one to three objects of its class, of any colour, size and slight tilt, on a background of soft
-    colour, strokes and fragments that is drawn alike for every class: the outline of the objects alone decides the
-    class. Image `i` depends on `seed` and `i` only.
+    An image holds one to three objects of its class. The texture of the objects alone decides the class: outline, size,
+    colours and contrast are drawn alike for every class, and so is the clutter of soft colour, strokes and untextured
+    decoys. Objects of one image differ in contrast, so that the plainest alone gives the class away and the others have
+    to be looked for. Image `i` depends on `seed` and `i` only.
 
     Args:
         length: number of images; the class of image `i` is `i % num_classes`.
         size: height and width in pixels, 32 or more.
-        num_classes: 2 to 6 of disk, square, triangle, star, cross, ring.
+        num_classes: 2 to 6 of rows, columns, checks, dots, diagonals, circles.
         seed: use different seeds for training, validation and test.
 
-    >>> sample = SyntheticShapes(length=6, size=64)[4]
-    >>> sample.image.size, sample.mask.shape, SyntheticShapes.ALL_CLASSES[sample.target]
-    ((64, 64), (64, 64), 'cross')
+    >>> data = SyntheticShapes(length=6, size=64)
+    >>> data[4].image.size, data[4].mask.shape, data.class_names[data[4].target]
+    ((64, 64), (64, 64), 'diagonals')
     """
-
-    ALL_CLASSES = tuple(CLASS_NAMES)
 
     def __init__(self, length: int = 1000, size: int = 64, num_classes: int = 6, seed: int = 0) -> None:
         if length < 1:
             raise ValueError(f"length must be 1 or more, got {length}")
         if size < 32:
             raise ValueError(f"size must be 32 pixels or more, got {size}")
-        if not 2 <= num_classes <= len(CLASS_NAMES):
-            raise ValueError(f"num_classes must be 2 to {len(CLASS_NAMES)}, got {num_classes}")
+        if not 2 <= num_classes <= len(_TEXTURES):
+            raise ValueError(f"num_classes must be 2 to {len(_TEXTURES)}, got {num_classes}")
         self.length, self.size, self.seed = length, size, seed
-        self.class_names = CLASS_NAMES[:num_classes]
+        self.class_names = list(_TEXTURES)[:num_classes]
         self._drawn: dict[int, tuple[Image.Image, np.ndarray]] = {}
 
     def __len__(self) -> int:
@@ -102,11 +108,10 @@ class SyntheticShapes(LabelledImages):
             raise IndexError(f"index {index} is outside of {self.length} images")
         if index not in self._drawn:
             rng = np.random.default_rng([self.seed, index])
-            canvas = _background(rng, self.size)
-            instances = _objects(rng, canvas, self.class_names[self.target(index)])
-            noise = rng.normal(0, 10, (self.size, self.size, 3))
-            pixels = (np.asarray(canvas, dtype=np.float64) + noise).clip(0, 255).astype(np.uint8)
-            self._drawn[index] = Image.fromarray(pixels), instances
+            pixels = np.asarray(_clutter(rng, self.size), dtype=np.float64).copy()
+            instances = _objects(rng, pixels, _TEXTURES[self.class_names[self.target(index)]])
+            pixels += rng.normal(0, NOISE, pixels.shape)
+            self._drawn[index] = Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), instances
         return self._drawn[index]
 
 
@@ -114,46 +119,58 @@ def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
     return tuple(int(value) for value in rng.integers(20, 236, 3))
 
 
-def _background(rng: np.random.Generator, size: int) -> Image.Image:
-    """Soft colour patches, then strokes and fragments."""
-    coarse = Image.fromarray(rng.integers(40, 216, (4, 4, 3)).astype(np.uint8))
-    canvas = coarse.resize((size, size), Image.Resampling.BICUBIC)
+def _outline(rng: np.random.Generator, radius: float, centre: tuple[float, float]) -> list[tuple[float, float]]:
+    """A random outline, turned and placed."""
+    angle = rng.uniform(0, 2 * math.pi)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    corners = radius * _OUTLINES[rng.integers(len(_OUTLINES))] @ turn.T
+    return [(x + centre[0], y + centre[1]) for x, y in corners]
+
+
+def _clutter(rng: np.random.Generator, size: int) -> Image.Image:
+    """Soft colour patches, strokes, and decoys: objects without a texture."""
+    patches = Image.fromarray(rng.integers(40, 216, (4, 4, 3)).astype(np.uint8))
+    canvas = patches.resize((size, size), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
-    for _ in range(rng.integers(*CLUTTER_STROKES)):
-        x, y = rng.uniform(0, size, 2)
+    for _ in range(rng.integers(*DECOYS)):
+        radius = rng.uniform(RADIUS[0] / 2, RADIUS[1]) * size
+        draw.polygon(_outline(rng, radius, tuple(rng.uniform(0, size, 2))), fill=_colour(rng))
+    for _ in range(rng.integers(*STROKES)):
+        start = rng.uniform(0, size, 2)
         angle, length = rng.uniform(0, 2 * math.pi), rng.uniform(0.08, 0.35) * size
-        end = x + length * math.cos(angle), y + length * math.sin(angle)
-        if rng.random() < 0.6:
-            draw.line([(x, y), end], fill=_colour(rng), width=int(rng.integers(1, max(2, size // 24) + 1)))
-        else:
-            third = rng.uniform(-0.12, 0.12, 2) * size + (x, y)
-            draw.polygon([(x, y), end, tuple(third)], fill=_colour(rng))
+        end = start + (length * math.cos(angle), length * math.sin(angle))
+        draw.line([tuple(start), tuple(end)], fill=_colour(rng), width=int(rng.integers(1, max(2, size // 24) + 1)))
     return canvas.filter(ImageFilter.GaussianBlur(0.5))
 
 
-def _objects(rng: np.random.Generator, canvas: Image.Image, class_name: str) -> np.ndarray:
-    """Draw one to three objects that do not overlap; bool `[N, H, W]`."""
-    size = canvas.width
-    draw = ImageDraw.Draw(canvas)
+def _objects(rng: np.random.Generator, pixels: np.ndarray, texture: Callable) -> np.ndarray:
+    """Paint one to three objects that do not overlap into `pixels`; bool `[N, H, W]`."""
+    size = pixels.shape[0]
+    rows, columns = np.mgrid[:size, :size]
     placed: list[tuple[float, float, float]] = []
     masks = []
-    for _ in range(rng.integers(1, MAX_OBJECTS + 1)):
+    wanted = rng.integers(1, MAX_OBJECTS + 1)
+    contrasts = [CONTRAST[1], *rng.uniform(*CONTRAST, wanted - 1)]
+    for contrast in contrasts:
         for _ in range(20):
-            radius = rng.uniform(*RADIUS) * size / (1 if not placed else 1.25)
+            radius = rng.uniform(*RADIUS) * size
             x, y = rng.uniform(radius, size - radius, 2)
             if all(math.hypot(x - px, y - py) > radius + pr + 1 for px, py, pr in placed):
                 break
         else:
             continue
         placed.append((x, y, radius))
-        tilt = rng.uniform(-MAX_TILT, MAX_TILT)
-        turn = np.array([[math.cos(tilt), -math.sin(tilt)], [math.sin(tilt), math.cos(tilt)]])
-        outline = _OUTLINES[class_name] @ turn.T
-        mask = Image.new("1", canvas.size)
-        pen = ImageDraw.Draw(mask)
-        pen.polygon([tuple(point) for point in outline * radius + (x, y)], fill=1)
-        if class_name == "ring":
-            pen.polygon([tuple(point) for point in outline * radius * _RING_HOLE + (x, y)], fill=0)
-        draw.bitmap((0, 0), mask, fill=_colour(rng))
-        masks.append(np.asarray(mask, dtype=bool))
+        mask = Image.new("1", (size, size))
+        ImageDraw.Draw(mask).polygon(_outline(rng, radius, (x, y)), fill=1)
+        mask = np.asarray(mask, dtype=bool)
+        first, second = np.array(_colour(rng)), np.array(_colour(rng))
+        while np.abs(first - second).sum() < MIN_COLOUR_DISTANCE:
+            second = np.array(_colour(rng))
+        frequency = 2 * math.pi / (rng.uniform(*PERIOD) * size)
+        phase = rng.uniform(-1, 1, 2) * radius / 3
+        turn = rng.uniform(-1, 1)
+        u, v = (columns - x - phase[0]) * frequency, (rows - y - phase[1]) * frequency
+        share = 0.5 + (texture(u, v, turn)[mask] - 0.5) * contrast
+        pixels[mask] = first + share[:, None] * (second - first)
+        masks.append(mask)
     return np.stack(masks)

@@ -17,7 +17,7 @@ MIN_LR = 1e-7
 def step_decay(
     epoch: int, lr: float, step_size: int = 40, gamma: float = 0.1, min_lr: float = MIN_LR, delay: int = 0
 ) -> float:
-    """Learning rate of an epoch, counted from 0: `lr * gamma ** floor((epoch - delay) / step_size)`, never under `min_lr`.
+    """Learning rate of an epoch (from 0): `lr * gamma ** floor((epoch - delay) / step_size)`, never under `min_lr`.
 
     The authors' schedule takes effect one epoch late: `delay=1`.
     """
@@ -106,7 +106,7 @@ RECIPES: dict[str, Recipe] = {
     # Fine-tuning a pretrained backbone.
     "finetune": Recipe(optimizer="sgd", lr=0.005, head_lr_factor=10.0, weight_decay=1e-4, warmup=0.05, clip_grad=5.0),
     # From scratch on small images.
-    "scratch": Recipe(optimizer="adamw", lr=3e-3, weight_decay=0.02, warmup=0.1, batch_size=32),
+    "scratch": Recipe(optimizer="adamw", lr=1e-2, weight_decay=0.02, warmup=0.1, batch_size=16),
     # The authors' implementation (arXiv 1907.12934).
     "reference": Recipe(
         optimizer="sgd",

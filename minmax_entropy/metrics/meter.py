@@ -52,7 +52,7 @@ class LocalizationMeter:
         return scores
 
     def compute(self) -> dict[str, float]:
-        """`error`, `f1_foreground`, `f1_background`, `pxap`, `mask_area`, in [0, 1]; those of masks where they exist."""
+        """`error`, `f1_foreground`, `f1_background`, `pxap`, `mask_area`, in [0, 1]; without masks first and last."""
         result = {"error": self.errors / max(self.images, 1)}
         if self.masks:
             result["f1_foreground"] = self.foreground / self.masks

@@ -1,0 +1,255 @@
+"""The command line: demo, train, evaluate, predict, list."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm.data
+import torch
+
+from minmax_entropy.data import DamagedFileError, open_split
+from minmax_entropy.demo import run_demo
+from minmax_entropy.engine import RECIPES, TrainingError, evaluate, evaluate_all_ones, fit, get_recipe, preprocess_for
+from minmax_entropy.engine.pictures import save_picture
+from minmax_entropy.engine.predict import expand_paths, predict_files
+from minmax_entropy.engine.report import case_grid, metrics_table, ranked_cases
+from minmax_entropy.factory import create_model, list_models
+from minmax_entropy.model import WSLModel
+from minmax_entropy.presets import PRESETS
+from minmax_entropy.version import __version__
+
+WORST_CASES = 8
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; a wrong input ends with one line on the error stream and status 2."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("minmax_entropy").setLevel(logging.INFO)
+    options = _parser().parse_args(arguments)
+    try:
+        for plugin in getattr(options, "plugin", None) or []:
+            runpy.run_path(plugin)
+        return options.run(options)
+    except (DamagedFileError, FileNotFoundError, FileExistsError, TypeError, ValueError, TrainingError) as error:
+        print(f"minmax-entropy {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _train(options: argparse.Namespace) -> int:
+    recipe = get_recipe(
+        options.recipe,
+        lr=options.lr,
+        batch_size=options.batch_size,
+        erasing_steps=options.erasing_steps,
+    )
+    train, valid = (open_split(options.data, split, options.classes) for split in ("train", "valid"))
+    torch.manual_seed(options.seed)
+    model = create_model(
+        options.model,
+        pretrained=options.pretrained,
+        num_classes=len(train.class_names),
+        img_size=options.size,
+        preset=options.preset,
+        **options.set,
+    ).to(options.device)
+    model.class_names = train.class_names
+    config = model.data_config
+    transform = timm.data.create_transform(
+        input_size=options.size,
+        is_training=True,
+        scale=(0.4, 1.0),
+        color_jitter=0.2,
+        interpolation="bilinear",
+        mean=config["mean"],
+        std=config["std"],
+    )
+    preprocess = preprocess_for(model, options.size)
+    output = Path(options.output)
+    print(f"{len(train)} images of {len(train.class_names)} classes to train, {len(valid)} to validate")
+    result = fit(
+        model,
+        train,
+        transform,
+        recipe,
+        epochs=options.epochs,
+        valid=valid,
+        preprocess=preprocess,
+        seed=options.seed,
+        workers=options.workers,
+        skip_damaged=options.skip_damaged,
+        log_path=output / "log.csv",
+        title=options.model,
+    )
+    model.erasing.steps = 0
+    metrics = {"valid_error": result.log[result.best_epoch].get("valid_error")}
+    model.save_pretrained(output / "model", class_names=train.class_names, metrics=metrics)
+    if result.damaged:
+        print(f"skipped {len(result.damaged)} damaged files: {', '.join(result.damaged)}")
+    print(
+        f"trained {len(result.log)} epochs in {result.seconds:.0f} s; kept epoch {result.best_epoch} with a validation"
+    )
+    print(f"error of {100 * metrics['valid_error']:.1f} %; log in {output / 'log.csv'}, model in {output / 'model'}")
+    print(f"next: minmax-entropy evaluate --model {output / 'model'} --data {options.data}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    model = _load(options)
+    dataset = open_split(options.data, options.split, model.class_names)
+    result = evaluate(
+        model,
+        dataset,
+        preprocess_for(model, options.size),
+        skip_damaged=options.skip_damaged,
+        progress=True,
+    )
+    table = {Path(options.model).name: result.metrics}
+    if "f1_foreground" in result.metrics and not result.damaged:
+        table = {"all-ones": evaluate_all_ones(dataset), **table}
+    print(metrics_table(table))
+    if result.damaged:
+        print(f"skipped {len(result.damaged)} damaged files: {', '.join(result.damaged)}")
+    if options.output is not None:
+        output = Path(options.output)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "metrics.json").write_text(json.dumps(result.metrics, indent=2) + "\n")
+        with (output / "images.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in result.rows for key in row)))
+            writer.writeheader()
+            writer.writerows(result.rows)
+        names = {dataset.name(index): index for index in range(len(dataset))}
+        for title, worst in (("worst", True), ("best", False)):
+            cases = [names[result.rows[row]["name"]] for row in ranked_cases(result, worst)[:WORST_CASES]]
+            picture = case_grid({"prediction": model}, dataset, cases, preprocess_for(model, options.size))
+            save_picture(picture, output / f"{title}.png")
+        print(f"metrics.json, images.csv, worst.png and best.png are in {output}")
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    model = _load(options)
+    paths = expand_paths(options.images)
+    if not paths:
+        raise FileNotFoundError(f"no image files in {', '.join(options.images)}")
+    failed = False
+    for result in predict_files(model, paths, options.output, preprocess_for(model, options.size)):
+        failed |= "error" in result
+        print(json.dumps(result), flush=True)
+    return 1 if failed else 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    run_demo(Path(options.output), seed=options.seed)
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    print("\n".join(list_models(options.filter)))
+    return 0
+
+
+def _load(options: argparse.Namespace) -> WSLModel:
+    source = options.model if options.model.startswith(("local-dir:", "hf-hub:")) else f"local-dir:{options.model}"
+    return create_model(source).to(options.device).eval()
+
+
+def _setting(text: str) -> tuple[str, object]:
+    """`name=value`, the value as JSON where it is that, else as text."""
+    name, separator, value = text.partition("=")
+    if not separator or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of 1 or more, got {text!r}")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="minmax-entropy",
+        description="Weakly supervised localization: train with class labels alone, get classes and masks.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="train on embedded images and show what comes out; no network, 2 minutes")
+    demo.add_argument("--output", default="minmax-entropy-demo", help="folder for pictures and model (%(default)s)")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.set_defaults(run=_demo)
+
+    shared = argparse.ArgumentParser(add_help=False)
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    shared.add_argument("--device", default=default_device, help="torch device (%(default)s)")
+    shared.add_argument(
+        "--plugin",
+        action="append",
+        metavar="FILE",
+        help="Python file to run first; it may register backbones and heads",
+    )
+
+    train = commands.add_parser("train", parents=[shared], help="train on a folder of labelled images")
+    train.add_argument("--data", required=True, help="folder: <class>/<image>, or train.csv, valid.csv, test.csv")
+    train.add_argument("--model", default="wsl_resnet50", help="wsl_<timm name> (%(default)s)")
+    train.add_argument("--pretrained", action="store_true", help="start from the backbone's pretrained weights")
+    train.add_argument("--output", default="runs/train", help="folder for model and log (%(default)s)")
+    train.add_argument("--classes", nargs="+", help="take only these classes")
+    train.add_argument("--size", type=_positive, default=224, help="side of the training crops in pixels (%(default)s)")
+    train.add_argument("--epochs", type=_positive, default=20, help="%(default)s")
+    train.add_argument("--preset", default="area", choices=sorted(PRESETS), help="%(default)s")
+    train.add_argument("--recipe", default="finetune", choices=sorted(RECIPES), help="%(default)s")
+    train.add_argument("--lr", type=float, help="learning rate instead of the recipe's")
+    train.add_argument("--batch-size", type=_positive, help="images a step instead of the recipe's")
+    train.add_argument("--erasing-steps", type=int, help="passes of recursive erasing from the second epoch on")
+    train.add_argument(
+        "--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="any keyword of create_model"
+    )
+    train.add_argument("--workers", type=int, default=4 if torch.cuda.is_available() else 0, help="%(default)s")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--skip-damaged", action="store_true", help="leave out files that can't be read")
+    train.set_defaults(run=lambda options: _train(_with_settings(options)))
+
+    saved = argparse.ArgumentParser(add_help=False, parents=[shared])
+    saved.add_argument("--model", required=True, help="folder of a saved model, or hf-hub:ORG/NAME")
+    saved.add_argument("--size", type=_positive, help="shorter side of the images as the network sees them")
+
+    evaluation = commands.add_parser("evaluate", parents=[saved], help="error and localization of a saved model")
+    evaluation.add_argument("--data", required=True, help="as for train")
+    evaluation.add_argument("--split", default="test", choices=("train", "valid", "test"), help="%(default)s")
+    evaluation.add_argument("--output", help="folder for figures per image, worst and best cases")
+    evaluation.add_argument("--skip-damaged", action="store_true", help="leave out files that can't be read")
+    evaluation.set_defaults(run=_evaluate)
+
+    predict = commands.add_parser("predict", parents=[saved], help="class, mask and boxes of image files")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
+    predict.add_argument("--output", default="predictions", help="folder for overlays and masks (%(default)s)")
+    predict.set_defaults(run=_predict)
+
+    names = commands.add_parser("list", help="names of the curated models")
+    names.add_argument("filter", nargs="?", default="", help="shell-style pattern")
+    names.set_defaults(run=_list)
+    return parser
+
+
+def _with_settings(options: argparse.Namespace) -> argparse.Namespace:
+    options.set = dict(options.set)
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

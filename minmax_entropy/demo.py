@@ -1,0 +1,127 @@
+"""The demo: train on the embedded data, beside a plain CAM, and show figures, pictures and a saved model."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from minmax_entropy.data import SyntheticShapes
+from minmax_entropy.engine import evaluate, evaluate_all_ones, fit, get_recipe
+from minmax_entropy.engine.pictures import save_picture
+from minmax_entropy.engine.progress import progress_bar
+from minmax_entropy.engine.report import case_grid, metrics_table
+from minmax_entropy.factory import create_model
+from minmax_entropy.model import WSLModel
+
+TRAIN_IMAGES, TEST_IMAGES, SIZE = 2400, 300, 64
+EPOCHS = 5
+ERASING_STEPS = 2
+PICTURES = 6
+EXAMPLES = 3
+
+# A small ResNet whose features keep a quarter of the image's resolution. Group normalization: with BatchNorm, the
+# statistics of the image, of X+ and of X- are mixed into one average, which fits none of them after few steps.
+MODEL = dict(name="wsl_test_resnet", img_size=SIZE, out_index=1, stem_type="deep_tiered", norm_layer="groupnorm1")
+
+
+@dataclasses.dataclass
+class Method:
+    """A row of the table."""
+
+    title: str
+    settings: dict
+    erasing_steps: int = 0
+
+
+CAM = Method("CAM baseline", dict(preset="cam"))
+OURS = Method("min-max entropy", dict(preset="area", classifier_scale=0.75))
+ERASING = dataclasses.replace(OURS, title="min-max entropy + erasing", erasing_steps=ERASING_STEPS)
+
+
+def run_demo(output: Path, seed: int = 0, epochs: int = EPOCHS, train_images: int = TRAIN_IMAGES) -> dict[str, dict]:
+    """Train, evaluate, print the table, write pictures and a model.
+
+    Args:
+        output: folder; `overlays.png`, `examples/` and `model/` are written into it.
+        seed: of the data and the training.
+        epochs: of our model without erasing; the other two train for as long as that took.
+        train_images: number of training images.
+
+    Returns:
+        The metrics by the name of the method.
+    """
+    started = time.perf_counter()
+    print(f"{train_images} images of 64 x 64 pixels with class labels only, drawn here: textured objects on clutter.")
+    train, test = (
+        SyntheticShapes(train_images, SIZE, seed=2 * seed),
+        SyntheticShapes(TEST_IMAGES, SIZE, seed=2 * seed + 1),
+    )
+    for dataset, text in ((train, "draw training images"), (test, "draw test images")):
+        for index in progress_bar(range(len(dataset)), text):
+            dataset.image(index)
+
+    table: dict[str, dict] = {"all-ones": evaluate_all_ones(test)}
+    models: dict[str, WSLModel] = {}
+    seconds = None
+    for method in (OURS, ERASING, CAM):
+        models[method.title], table[method.title], trained = _train(method, train, test, seed, epochs, seconds)
+        seconds = seconds or trained
+    rows = {name: table[name] for name in ("all-ones", CAM.title, OURS.title, ERASING.title)}
+    print()
+    print(metrics_table(rows, extra=("epochs", "seconds")))
+    print("error: of the class. F1+, F1-: Dice of object and background. PxAP: pixel average precision. M+: mean mask.")
+
+    shown = {name: models[name] for name in (CAM.title, OURS.title, ERASING.title)}
+    save_picture(case_grid(shown, test, range(PICTURES)), output / "overlays.png")
+    for index in range(EXAMPLES):
+        save_picture(test.image(index), output / "examples" / f"{index}_{test.class_names[test.target(index)]}.png")
+    best = max((OURS.title, ERASING.title), key=lambda name: table[name]["f1_foreground"])
+    models[best].save_pretrained(output / "model", class_names=test.class_names, metrics=_numbers(table[best]))
+    _print_next(output, best, time.perf_counter() - started)
+    return rows
+
+
+def _train(
+    method: Method, train: SyntheticShapes, test: SyntheticShapes, seed: int, epochs: int, seconds: float | None
+) -> tuple[WSLModel, dict, float]:
+    """Train for `epochs`, or for `seconds` where they are given, and evaluate."""
+    torch.manual_seed(seed)
+    model = create_model(num_classes=len(train.class_names), **MODEL, **method.settings)
+    config = model.data_config
+    transform = transforms.Compose(
+        [
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(config["mean"], config["std"]),
+        ]
+    )
+    recipe = get_recipe("scratch", erasing_steps=method.erasing_steps)
+    budget = dict(epochs=epochs) if seconds is None else dict(seconds=seconds)
+    result = fit(model, train, transform, recipe, seed=seed, title=method.title, **budget)
+    model.erasing.steps = 0
+    metrics = evaluate(model, test, batch_size=50).metrics
+    return model, {**metrics, "epochs": len(result.log), "seconds": round(result.seconds)}, result.seconds
+
+
+def _numbers(metrics: dict) -> dict[str, float]:
+    return {name: round(float(value), 4) for name, value in metrics.items()}
+
+
+def _print_next(output: Path, best: str, seconds: float) -> None:
+    with Image.open(output / "overlays.png") as picture:
+        size = f"{picture.width} x {picture.height}"
+    print(
+        f"""
+{seconds:.0f} s in all. Pictures ({size}): {output / "overlays.png"}. Model ({best}): {output / "model"}.
+
+Go on with
+  minmax-entropy predict {output / "examples"} --model {output / "model"} --output {output / "predictions"}
+  python -c 'import minmax_entropy; print(minmax_entropy.create_model("local-dir:{output / "model"}"))'
+  minmax-entropy train --data FOLDER --model wsl_resnet50 --pretrained
+"""
+    )

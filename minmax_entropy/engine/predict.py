@@ -1,0 +1,78 @@
+"""Prediction on image files: class, mask, boxes; an overlay and a mask as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from minmax_entropy.data import DamagedFileError, Preprocess, read_image
+from minmax_entropy.data.images import IMAGE_SUFFIXES
+from minmax_entropy.engine.evaluate import predict_images
+from minmax_entropy.engine.pictures import mask_picture, overlay, save_picture
+from minmax_entropy.metrics import region_boxes
+from minmax_entropy.metrics.meter import THRESHOLD
+from minmax_entropy.model import WSLModel
+
+# Regions smaller than this share of the image are left out of the boxes.
+MIN_REGION = 0.001
+
+
+def expand_paths(paths: Sequence[str | Path]) -> list[Path]:
+    """Files as they are, folders as the image files in them."""
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            files += sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        else:
+            files.append(path)
+    return files
+
+
+def predict_files(
+    model: WSLModel, paths: Sequence[str | Path], output: str | Path | None = None, preprocess: Preprocess | None = None
+) -> Iterator[dict]:
+    """Predict image files one by one.
+
+    Args:
+        model: the model; its `class_names` name the classes where it has them.
+        paths: image files.
+        output: folder for `<name>_overlay.png` and `<name>_mask.png` (0 and 255, at the image's own size).
+        preprocess: by default `preprocess_for(model)`.
+
+    Yields:
+        A dictionary per file: `image`, `class`, `probability`, `boxes` (`[x0, y0, x1, y1]` of the connected regions,
+        the largest first), `share` (of the image in the mask), and `overlay` and `mask` with their paths. A file that
+        can't be read has `image` and `error` only.
+    """
+    stems = _unique_stems([Path(path) for path in paths])
+    for path, stem in zip(paths, stems, strict=True):
+        try:
+            image = read_image(path)
+        except (DamagedFileError, OSError) as error:
+            yield {"image": str(path), "error": str(error)}
+            continue
+        prediction = next(predict_images(model, iter([(0, image)]), preprocess))
+        inside = prediction.mask >= THRESHOLD
+        names = model.class_names
+        result = {
+            "image": str(path),
+            "class": names[prediction.class_index] if names else prediction.class_index,
+            "probability": round(prediction.probability, 4),
+            "boxes": [list(box) for box in region_boxes(inside, round(MIN_REGION * inside.size))],
+            "share": round(float(inside.mean()), 4),
+        }
+        if output is not None:
+            result["overlay"] = str(Path(output) / f"{stem}_overlay.png")
+            result["mask"] = str(Path(output) / f"{stem}_mask.png")
+            save_picture(overlay(image, prediction.mask), result["overlay"])
+            save_picture(mask_picture(prediction.mask, THRESHOLD), result["mask"])
+        yield result
+
+
+def _unique_stems(paths: list[Path]) -> list[str]:
+    """File stems, made unique with the folder's name, and a number where that is not enough."""
+    stems: list[str] = []
+    for path in paths:
+        candidates = (path.stem, f"{path.parent.name}_{path.stem}", f"{path.stem}_{len(stems)}")
+        stems.append(next(stem for stem in candidates if stem not in stems))
+    return stems

@@ -1,0 +1,74 @@
+"""Results for people: tables in Markdown, worst cases as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from minmax_entropy.data import LabelledImages, Preprocess
+from minmax_entropy.engine.evaluate import Evaluation, predict_images
+from minmax_entropy.engine.pictures import grid, overlay
+from minmax_entropy.model import WSLModel
+
+# Metric -> heading; all are shares, shown in percent.
+HEADINGS = {
+    "error": "error %",
+    "f1_foreground": "F1+ %",
+    "f1_background": "F1- %",
+    "pxap": "PxAP %",
+    "mask_area": "M+ %",
+}
+
+
+def metrics_table(rows: dict[str, dict[str, float]], extra: Sequence[str] = ()) -> str:
+    """A Markdown table with a row per method and a column per metric, aligned for the terminal as well.
+
+    Args:
+        rows: metrics by the name of the method; what a row has not is shown as "-".
+        extra: further keys that are shown as they are.
+    """
+    keys = [key for key in HEADINGS if any(key in metrics for metrics in rows.values())]
+    lines = [["method", *(HEADINGS[key] for key in keys), *extra]]
+    for name, metrics in rows.items():
+        figures = [f"{100 * metrics[key]:.1f}" if key in metrics else "-" for key in keys]
+        lines.append([name, *figures, *(str(metrics.get(key, "-")) for key in extra)])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+
+    def row(cells: Sequence[str]) -> str:
+        padded = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
+        return f"| {' | '.join(padded)} |"
+
+    rule = f"| {' | '.join(['-' * widths[0], *('-' * (w - 1) + ':' for w in widths[1:])])} |"
+    return "\n".join([row(lines[0]), rule, *(row(line) for line in lines[1:])])
+
+
+def ranked_cases(evaluation: Evaluation, worst: bool = True) -> list[int]:
+    """Rows of an evaluation from the worst to the best (or back): F1+ where there are masks, else the probability."""
+    rows = evaluation.rows
+    key = "f1_foreground" if "f1_foreground" in rows[0] else "probability"
+    sign = 1 if worst else -1
+    return sorted(range(len(rows)), key=lambda index: sign * rows[index].get(key, 0.0))
+
+
+def case_grid(
+    models: dict[str, WSLModel],
+    dataset: LabelledImages,
+    indices: Sequence[int],
+    preprocess: Preprocess | None = None,
+    cell: int = 160,
+) -> Image.Image:
+    """A row per image: the image, its true mask, and the overlay of each model with the class it predicts."""
+    samples = [dataset[index] for index in indices]
+    columns = {
+        name: list(predict_images(model, ((i, s.image) for i, s in enumerate(samples)), preprocess))
+        for name, model in models.items()
+    }
+    rows, captions = [], []
+    for index, sample in enumerate(samples):
+        truth = Image.new("RGB", sample.image.size) if sample.mask is None else overlay(sample.image, sample.mask)
+        predictions = [column[index] for column in columns.values()]
+        rows.append([sample.image, truth, *(overlay(sample.image, p.mask) for p in predictions)])
+        said = [f"{dataset.class_names[p.class_index]} {p.probability:.2f}" for p in predictions]
+        captions.append([dataset.class_names[sample.target], "no mask" if sample.mask is None else "", *said])
+    return grid(rows, ["image", "true mask", *models], captions, cell)
