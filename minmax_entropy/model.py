@@ -58,9 +58,6 @@ class WSLOutput(NamedTuple):
     losses: dict[str, Tensor] | None = None
 
 
-STATISTICS = ("evaluated", "all")
-
-
 def _with_preset(init: Callable) -> Callable:
     """Keywords of `preset` hold where the caller gives none."""
 
@@ -102,8 +99,6 @@ class WSLModel(nn.Module):
             `MinMaxEntropyLoss`.
         erasing_steps, erasing_sigma, erasing_scope, erasing_reduction, erasing_fallback, erasing_normalize_trust: see
             `RecursiveErasing`; `model.erasing.steps` may be set between epochs.
-        statistics_from: passes that BatchNorm's running statistics are taken from: "evaluated", those that evaluation
-            has as well (the image, X+), or "all" (erased images and X- too, as in the authors' implementation).
         checkpoint_passes: keep the features of no pass for the backward, compute them again there: with U erasing
             steps one pass is in memory instead of U + 2, with the same gradients and BatchNorm statistics.
 
@@ -145,7 +140,6 @@ class WSLModel(nn.Module):
         erasing_reduction: str = "sum",
         erasing_fallback: str = "first",
         erasing_normalize_trust: bool = True,
-        statistics_from: str = "evaluated",
         checkpoint_passes: bool = False,
     ) -> None:
         num_classes, in_chans = _check_count("num_classes", num_classes), _check_count("in_chans", in_chans)
@@ -169,8 +163,6 @@ class WSLModel(nn.Module):
         self.mask_omega = float(mask_omega)
         self.mask_normalization = mask_normalization
         self.detach_mask = detach_mask
-        _check_choice("statistics_from", statistics_from, STATISTICS)
-        self.statistics_from = statistics_from
         self.checkpoint_passes = checkpoint_passes
 
         options = dict(pretrained=pretrained, in_chans=in_chans, img_size=img_size, **(backbone_kwargs or {}))
@@ -232,9 +224,7 @@ class WSLModel(nn.Module):
 
         localizer_loss = None
         if target is not None and self.training and self.erasing.steps > 0:
-            mask, localizer_loss, localizer_logits, maps = self.erasing(
-                images, target, lambda erased: self._localize(erased, evaluated=erased is images)
-            )
+            mask, localizer_loss, localizer_logits, maps = self.erasing(images, target, self._localize)
         else:
             localizer_logits, maps, mask = self._localize(images)
 
@@ -242,7 +232,7 @@ class WSLModel(nn.Module):
         if self.classifier is not None:
             relevant, irrelevant = split_regions(images, mask)  # [B, C, H, W] each
             logits = self._classify(relevant)  # [B, K]
-            background_logits = self._classify(irrelevant, evaluated=False) if background else None
+            background_logits = self._classify(irrelevant) if background else None
 
         output = WSLOutput(None, logits, mask, localizer_logits, maps, background_logits)
         if target is None:
@@ -270,9 +260,9 @@ class WSLModel(nn.Module):
         localizer_logits, maps, mask = self._localize(images)
         return WSLOutput(mask=mask, localizer_logits=localizer_logits, localizer_maps=maps)
 
-    def _localize(self, images: Tensor, evaluated: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    def _localize(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Localizer scores `[B, K]`, class maps `[B, K, h, w]` and mask `[B, 1, H, W]`."""
-        features = self._features(self.backbone, images, evaluated)  # [B, D, h, w]
+        features = self._features(self.backbone, images)  # [B, D, h, w]
         logits, maps = self._head(self.localizer, features)
         with torch.no_grad() if self.detach_mask else contextlib.nullcontext():
             pool = expected_map if self.mask_source == "expected" else predicted_map
@@ -280,10 +270,10 @@ class WSLModel(nn.Module):
             mask = soft_mask(min_max_normalize(region, self.mask_normalization), self.mask_sigma, self.mask_omega)
         return logits, maps, mask
 
-    def _classify(self, region: Tensor, evaluated: bool = True) -> Tensor:
+    def _classify(self, region: Tensor) -> Tensor:
         """Classifier scores `[B, K]` of a region `[B, C, H, W]`, at the classifier's scale."""
         region = resize(region, self.classifier_size(*region.shape[-2:]))
-        features = self._features(self.classifier_backbone or self.backbone, region, evaluated)  # [B, D, h', w']
+        features = self._features(self.classifier_backbone or self.backbone, region)  # [B, D, h', w']
         logits, _ = self._head(self.classifier, features)
         return logits
 
@@ -311,19 +301,16 @@ class WSLModel(nn.Module):
             )
         return tuple(part.float() if part.dtype in (torch.float16, torch.bfloat16) else part for part in result)
 
-    def _features(self, backbone: nn.Module, images: Tensor, evaluated: bool = True) -> Tensor:
-        """Features `[B, D, h, w]`; `evaluated`: evaluation has such a pass, so it counts for BatchNorm's statistics."""
-        counts = evaluated or self.statistics_from == "all"
-
-        def statistics() -> contextlib.AbstractContextManager:
-            return contextlib.nullcontext() if counts or not self.training else _frozen_statistics(backbone)
-
+    def _features(self, backbone: nn.Module, images: Tensor) -> Tensor:
         try:
             if self.checkpoint_passes and self.training and torch.is_grad_enabled():
-                contexts = statistics(), _frozen_statistics(backbone)
-                return checkpoint(backbone, images, use_reentrant=False, context_fn=lambda: contexts)
-            with statistics():
-                return backbone(images)
+                return checkpoint(
+                    backbone,
+                    images,
+                    use_reentrant=False,
+                    context_fn=lambda: (contextlib.nullcontext(), _frozen_statistics(backbone)),
+                )
+            return backbone(images)
         except ValueError as error:
             if "Expected more than 1 value per channel" not in str(error):
                 raise

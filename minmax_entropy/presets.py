@@ -28,7 +28,6 @@ PRESETS: dict[str, dict] = {
         erasing_reduction="sum",
         erasing_fallback="blank",
         erasing_normalize_trust=False,
-        statistics_from="all",
     ),
     # Gradient through the mask, a calibrated threshold, and a price on the area against the trivial optimum M+ = 1.
     "area": dict(mask_sigma=0.28, detach_mask=False, size_loss="area", size_weight=1.0),
