@@ -123,7 +123,7 @@ def _outline(rng: np.random.Generator, radius: float, centre: tuple[float, float
     """A random outline, turned and placed."""
     angle = rng.uniform(0, 2 * math.pi)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    corners = radius * _OUTLINES[rng.integers(len(_OUTLINES))] @ turn.T
+    corners = (_OUTLINES[rng.integers(len(_OUTLINES))] @ turn.T) * radius
     return [(x + centre[0], y + centre[1]) for x, y in corners]
 
 
