@@ -14,7 +14,7 @@ from pathlib import Path
 import timm.data
 import torch
 
-from minmax_entropy.data import DamagedFileError, open_split
+from minmax_entropy.data import ImageFiles, open_split
 from minmax_entropy.demo import run_demo
 from minmax_entropy.engine import RECIPES, TrainingError, evaluate, evaluate_all_ones, fit, get_recipe, preprocess_for
 from minmax_entropy.engine.pictures import save_picture
@@ -34,10 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("minmax_entropy").setLevel(logging.INFO)
     options = _parser().parse_args(arguments)
     try:
+        _check_device(getattr(options, "device", "cpu"))
         for plugin in getattr(options, "plugin", None) or []:
             runpy.run_path(plugin)
         return options.run(options)
-    except (DamagedFileError, FileNotFoundError, FileExistsError, TypeError, ValueError, TrainingError) as error:
+    except (OSError, TypeError, ValueError, TrainingError) as error:
         print(f"minmax-entropy {options.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -46,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if "erasing_steps" in options.set:
+        raise ValueError("erasing is switched on from the second epoch: give --erasing-steps instead of --set")
     recipe = get_recipe(
         options.recipe,
         lr=options.lr,
@@ -53,6 +56,9 @@ def _train(options: argparse.Namespace) -> int:
         erasing_steps=options.erasing_steps,
     )
     train, valid = (open_split(options.data, split, options.classes) for split in ("train", "valid"))
+    valid = ImageFiles(valid.records, train.class_names)  # classes may be missing in it, the indices are the same
+    if len(train.class_names) == 1:
+        raise ValueError(f"{options.data}: all images are of class {train.class_names[0]!r}, two or more are needed")
     torch.manual_seed(options.seed)
     model = create_model(
         options.model,
@@ -63,6 +69,8 @@ def _train(options: argparse.Namespace) -> int:
         **options.set,
     ).to(options.device)
     model.class_names = train.class_names
+    if model.in_chans != 3:
+        raise ValueError(f"train reads RGB images, in_chans must be 3, got {model.in_chans}")
     config = model.data_config
     transform = timm.data.create_transform(
         input_size=options.size,
@@ -75,6 +83,9 @@ def _train(options: argparse.Namespace) -> int:
     )
     preprocess = preprocess_for(model, options.size)
     output = Path(options.output)
+    target = output / "model"
+    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
+        raise FileExistsError(f"{target} is not empty and not a saved model")  # before the training, not after it
     print(f"{len(train)} images of {len(train.class_names)} classes to train, {len(valid)} to validate")
     result = fit(
         model,
@@ -174,6 +185,19 @@ def _setting(text: str) -> tuple[str, object]:
         return name, value
 
 
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r}: {str(error).splitlines()[0]}") from error
+
+
+def _seed(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a number of 0 or more, got {text!r}")
+    return int(text)
+
+
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of 1 or more, got {text!r}")
@@ -190,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="train on embedded images and show what comes out; no network, 2 minutes")
     demo.add_argument("--output", default="minmax-entropy-demo", help="folder for pictures and model (%(default)s)")
-    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--seed", type=_seed, default=0)
     demo.set_defaults(run=_demo)
 
     shared = argparse.ArgumentParser(add_help=False)
@@ -220,7 +244,7 @@ def _parser() -> argparse.ArgumentParser:
         "--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="any keyword of create_model"
     )
     train.add_argument("--workers", type=int, default=4 if torch.cuda.is_available() else 0, help="%(default)s")
-    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--seed", type=_seed, default=0)
     train.add_argument("--skip-damaged", action="store_true", help="leave out files that can't be read")
     train.set_defaults(run=lambda options: _train(_with_settings(options)))
 

@@ -64,11 +64,11 @@ class LabelledImages:
 
 
 class TrainingBatch(NamedTuple):
-    """Images `[B, C, H, W]`, class indices `[B]`, and the files that were left out because they are damaged."""
+    """Images `[B, C, H, W]`, class indices `[B]`, and the errors of files that are damaged and not among them."""
 
     images: Tensor
     target: Tensor
-    damaged: tuple[str, ...] = ()
+    damaged: tuple[DamagedFileError, ...] = ()
 
 
 class TrainingImages(Dataset):
@@ -77,30 +77,28 @@ class TrainingImages(Dataset):
     Args:
         dataset: the images.
         transform: `PIL.Image` to a tensor `[C, H, W]`.
-        skip_damaged: hand a damaged file on as its name, for `collate` to leave out, instead of raising.
+
+    A damaged file is handed on as its error, for `collate` to set apart: raised in a loader process, it would arrive as
+    a `RuntimeError` with a traceback for its text.
     """
 
-    def __init__(
-        self, dataset: LabelledImages, transform: Callable[[Image.Image], Tensor], skip_damaged: bool = False
-    ) -> None:
-        self.dataset, self.transform, self.skip_damaged = dataset, transform, skip_damaged
+    def __init__(self, dataset: LabelledImages, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.dataset, self.transform = dataset, transform
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | str:
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | DamagedFileError:
         try:
             image = self.dataset.image(index)
         except DamagedFileError as error:
-            if not self.skip_damaged:
-                raise
-            return error.path
+            return error
         return self.transform(image), self.dataset.target(index)
 
 
-def collate(items: Sequence[tuple[Tensor, int] | str]) -> TrainingBatch:
+def collate(items: Sequence[tuple[Tensor, int] | DamagedFileError]) -> TrainingBatch:
     """Stack what could be read; the batch is empty (`[0]`) if nothing could."""
-    damaged = tuple(item for item in items if isinstance(item, str))
-    good = [item for item in items if not isinstance(item, str)]
+    damaged = tuple(item for item in items if isinstance(item, DamagedFileError))
+    good = [item for item in items if not isinstance(item, DamagedFileError)]
     images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
     return TrainingBatch(images, torch.tensor([target for _, target in good], dtype=torch.int64), damaged)

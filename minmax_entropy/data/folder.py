@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from PIL import Image
 
 from minmax_entropy.data.dataset import LabelledImages
 from minmax_entropy.data.images import IMAGE_SUFFIXES, read_image, read_mask
+
+_logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
 SPLIT_SEED = 0
@@ -34,7 +37,7 @@ class ImageFiles(LabelledImages):
         class_names: names in the order of the class indices; sorted by default.
 
     Raises:
-        ValueError: no records, or a class that is not in `class_names`.
+        ValueError: no records, a class that is not in `class_names`, or a name that is twice in it.
     """
 
     def __init__(self, records: Sequence[Record], class_names: Sequence[str] | None = None) -> None:
@@ -44,6 +47,8 @@ class ImageFiles(LabelledImages):
         found = sorted({record.class_name for record in self.records})
         self.class_names = list(class_names) if class_names is not None else found
         self._index = {name: index for index, name in enumerate(self.class_names)}
+        if len(self._index) != len(self.class_names):
+            raise ValueError(f"a class is named twice in {self.class_names}")
         unknown = [name for name in found if name not in self._index]
         if unknown:
             example = next(record.image for record in self.records if record.class_name == unknown[0])
@@ -82,7 +87,8 @@ def open_split(root: str | Path, split: str = "train", classes: Sequence[str] | 
     Args:
         root: folder of the data set.
         split: "train", "valid" or "test".
-        classes: take only these, and index them in this order.
+        classes: take only these, and index them in this order. All of them must have images in "train", one in the
+            other parts.
 
     Raises:
         FileNotFoundError: no such folder, list, or image.
@@ -102,8 +108,11 @@ def open_split(root: str | Path, split: str = "train", classes: Sequence[str] | 
     if classes is not None:
         known = {record.class_name for record in records}
         missing = [name for name in classes if name not in known]
-        if missing:
+        if missing and (split == "train" or len(missing) == len(classes)):
             raise ValueError(f"{root} has no images of class {missing[0]!r} for {split}; its classes: {sorted(known)}")
+        for names, text in ((missing, "no images of"), (sorted(known - set(classes)), "leaving out")):
+            if names:
+                _logger.info("%s, %s: %s %s", root, split, text, ", ".join(names))
         records = [record for record in records if record.class_name in set(classes)]
     return ImageFiles(records, classes)
 
@@ -112,26 +121,30 @@ def read_list(path: str | Path, root: str | Path) -> list[Record]:
     """Rows `image,mask,class` of a CSV list, paths relative to `root`; every file named must exist.
 
     Raises:
-        ValueError: a row that has not three cells, or no rows.
+        ValueError: a row that has not three cells, no rows, or text that is not UTF-8.
         FileNotFoundError: an image or mask that does not exist, with its line.
     """
     path, root = Path(path), Path(root)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.reader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} can't be read as CSV in UTF-8: {error}") from error
     records = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for number, row in enumerate(csv.reader(file), start=1):
-            cells = [cell.strip() for cell in row]
-            if not any(cells):
-                continue
-            if len(cells) != 3 or not cells[0] or not cells[2]:
-                raise ValueError(f"{path}, line {number}: a row is image,mask,class (the mask may be empty), got {row}")
-            image, mask, class_name = root / cells[0], (root / cells[1] if cells[1] else None), cells[2]
-            if not image.is_file():
-                if number == 1 and Path(cells[0]).suffix.lower() not in IMAGE_SUFFIXES:
-                    continue  # a header
-                raise FileNotFoundError(f"{path}, line {number}: no image {image}")
-            if mask is not None and not mask.is_file():
-                raise FileNotFoundError(f"{path}, line {number}: no mask {mask}")
-            records.append(Record(image, mask, class_name))
+    for number, row in enumerate(rows, start=1):
+        cells = [cell.strip() for cell in row]
+        if not any(cells):
+            continue
+        if len(cells) != 3 or not cells[0] or not cells[2]:
+            raise ValueError(f"{path}, line {number}: a row is image,mask,class (the mask may be empty), got {row}")
+        image, mask, class_name = root / cells[0], (root / cells[1] if cells[1] else None), cells[2]
+        if not image.is_file():
+            if number == 1 and Path(cells[0]).suffix.lower() not in IMAGE_SUFFIXES:
+                continue  # a header
+            raise FileNotFoundError(f"{path}, line {number}: no image {image}")
+        if mask is not None and not mask.is_file():
+            raise FileNotFoundError(f"{path}, line {number}: no mask {mask}")
+        records.append(Record(image, mask, class_name))
     if not records:
         raise ValueError(f"{path} lists no images")
     return records
@@ -150,7 +163,7 @@ def _read_folders(root: Path, split: str) -> list[Record]:
         raise ValueError(f"{folder} has no class folders: expected {folder}/<class>/<image>")
     records = []
     for entry in classes:
-        files = sorted(file for file in entry.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        files = image_files(entry)
         if not files:
             raise ValueError(f"class folder {entry} holds no images ({', '.join(IMAGE_SUFFIXES)})")
         files = files if has_splits else _held_out(files, split)
@@ -158,6 +171,12 @@ def _read_folders(root: Path, split: str) -> list[Record]:
     if not records:
         raise ValueError(f"{folder} has too few images a class to hold out a {split!r} part; give it split folders")
     return records
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Image files in a folder and those in it, sorted; what is hidden (`._a.jpg`, `.ipynb_checkpoints`) is left out."""
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    return sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))
 
 
 def _held_out(files: list[Path], split: str) -> list[Path]:

@@ -34,7 +34,7 @@ def read_image(path: str | Path) -> Image.Image:
         FileNotFoundError: no such file.
         DamagedFileError: the file is truncated, damaged, or not an image.
     """
-    image = ImageOps.exif_transpose(_open(path))
+    image = _open(path)
     if image.mode in _WIDE_MODES:
         image = Image.fromarray(_to_bytes(np.asarray(image)))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -53,7 +53,7 @@ def read_mask(path: str | Path) -> np.ndarray:
         FileNotFoundError: no such file.
         DamagedFileError: the file is truncated, damaged, or not an image.
     """
-    image = ImageOps.exif_transpose(_open(path))
+    image = _open(path)
     values = np.asarray(image.convert("RGB") if image.mode in ("RGBA", "LA", "CMYK", "YCbCr") else image)
     if values.ndim == 3:
         values = values.max(axis=2)
@@ -61,6 +61,7 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 
 def _open(path: str | Path) -> Image.Image:
+    """The loaded image, upright; EXIF data that can't be read is passed over."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
@@ -71,12 +72,15 @@ def _open(path: str | Path) -> Image.Image:
         raise DamagedFileError(path, "not an image, or of an unknown format") from None
     except Exception as error:  # Pillow's decoders raise many kinds
         raise DamagedFileError(path, error) from error
-    return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow's EXIF reader raises many kinds, too
+        return image
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:
     """Greyscale of more than 8 bits, scaled to 0..255: by 65535 where the values need 16 bits, else by their range."""
-    values = np.nan_to_num(values.astype(np.float64))
+    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
     top = float(values.max(initial=0))
     full = 1.0 if top <= 1 else 255.0 if top <= 255 else 65535.0 if top <= 65535 else top
     return (values.clip(0, full) * (255 / full)).round().astype(np.uint8)

@@ -68,8 +68,10 @@ class Preprocess:
         return values
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """An image as the network's input, float32 `[C, H, W]`; C is the number of means (1 takes greyscale)."""
-        image = image.convert("L") if len(self.mean) == 1 else image
+        """An image as the network's input, float32 `[C, H, W]`; C is the number of means, 3 or 1 (greyscale)."""
+        if len(self.mean) not in (1, 3):
+            raise ValueError(f"an image gives 3 channels or 1, the model takes {len(self.mean)}")
+        image = image.convert("L" if len(self.mean) == 1 else "RGB")
         values = torch.from_numpy(self.pixels(image).astype(np.float32) / 255)
         values = values.reshape(*values.shape[:2], -1).permute(2, 0, 1)
         mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]

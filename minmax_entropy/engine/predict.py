@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from minmax_entropy.data import DamagedFileError, Preprocess, read_image
-from minmax_entropy.data.images import IMAGE_SUFFIXES
+from minmax_entropy.data.folder import image_files
 from minmax_entropy.engine.evaluate import predict_images
 from minmax_entropy.engine.pictures import mask_picture, overlay, save_picture
 from minmax_entropy.metrics import region_boxes
@@ -18,11 +19,11 @@ MIN_REGION = 0.001
 
 
 def expand_paths(paths: Sequence[str | Path]) -> list[Path]:
-    """Files as they are, folders as the image files in them."""
+    """Files as they are, folders as the image files in them (hidden ones left out)."""
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            files += sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            files += image_files(path)
         else:
             files.append(path)
     return files
@@ -71,8 +72,9 @@ def predict_files(
 
 def _unique_stems(paths: list[Path]) -> list[str]:
     """File stems, made unique with the folder's name, and a number where that is not enough."""
-    stems: list[str] = []
+    stems: dict[str, None] = {}
     for path in paths:
-        candidates = (path.stem, f"{path.parent.name}_{path.stem}", f"{path.stem}_{len(stems)}")
-        stems.append(next(stem for stem in candidates if stem not in stems))
-    return stems
+        numbered = (f"{path.stem}_{number}" for number in itertools.count(1))
+        candidates = itertools.chain((path.stem, f"{path.parent.name}_{path.stem}"), numbered)
+        stems[next(stem for stem in candidates if stem not in stems)] = None
+    return list(stems)

@@ -75,6 +75,8 @@ class Recipe:
             raise ValueError(f"lr must be over 0, got {self.lr!r}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size!r}")
+        if self.erasing_steps < 0:
+            raise ValueError(f"erasing_steps must be 0 or more, got {self.erasing_steps!r}")
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """An optimizer over the parameters that are trained."""

@@ -85,16 +85,18 @@ def fit(
     Raises:
         DamagedFileError: a file can't be read, unless `skip_damaged`.
         TrainingError: the loss is not finite.
-        ValueError: neither or both of `epochs` and `seconds`.
+        ValueError: neither or both of `epochs` and `seconds`, or not over 0.
     """
     if (epochs is None) == (seconds is None):
         raise ValueError("give either epochs or seconds")
+    if not (epochs if seconds is None else seconds) > 0:
+        raise ValueError(f"epochs or seconds must be over 0, got {epochs if seconds is None else seconds!r}")
     device = next(model.parameters()).device
     random.seed(seed)  # timm's augmentations draw from it
     torch.manual_seed(seed)
     model.to(memory_format=torch.channels_last)  # convolutions run faster in it, on CPU and GPU
     loader = DataLoader(
-        TrainingImages(train, transform, skip_damaged),
+        TrainingImages(train, transform),
         batch_size=recipe.batch_size,
         shuffle=True,
         drop_last=len(train) > recipe.batch_size,
@@ -116,10 +118,12 @@ def fit(
             epoch = clock.epoch
             model.train()
             model.erasing.steps = recipe.erasing_steps if epoch >= recipe.erasing_from_epoch else 0
-            row = _train_epoch(model, loader, optimizer, recipe, clock, bar, damaged)
+            row = _train_epoch(model, loader, optimizer, recipe, clock, bar, damaged, skip_damaged)
             if valid is not None:
                 with clock.stopped():
-                    scores = evaluate(model, valid, preprocess, with_masks=False, skip_damaged=skip_damaged).metrics
+                    result = evaluate(model, valid, preprocess, with_masks=False, skip_damaged=skip_damaged)
+                damaged.update(dict.fromkeys(result.damaged))
+                scores = result.metrics
                 row["valid_error"] = scores["error"]
                 row["valid_mask_area"] = scores["mask_area"]
                 if keep_best and (best is None or scores["error"] < best[0]):
@@ -132,7 +136,7 @@ def fit(
     return TrainingResult(log, best[1] if best else len(log) - 1, list(damaged), clock.elapsed)
 
 
-def _train_epoch(model, loader, optimizer, recipe, clock, bar, damaged) -> dict:
+def _train_epoch(model, loader, optimizer, recipe, clock, bar, damaged, skip_damaged) -> dict:
     """One pass over the images, or as much of it as there is time for; the mean of each figure."""
     sums: dict[str, Tensor] = {}
     count = 0
@@ -140,8 +144,11 @@ def _train_epoch(model, loader, optimizer, recipe, clock, bar, damaged) -> dict:
     device = next(model.parameters()).device
     batch: TrainingBatch
     for batch in loader:
-        damaged.update(dict.fromkeys(batch.damaged))
-        if len(batch.images) > 1 or (len(batch.images) == 1 and len(loader) == 1):
+        if batch.damaged and not skip_damaged:
+            raise batch.damaged[0]
+        damaged.update(dict.fromkeys(error.path for error in batch.damaged))
+        # A remainder of one image is left out (BatchNorm has no statistics of it) unless there is nothing else.
+        if len(batch.images) > 1 or (len(batch.images) == 1 and (len(loader) == 1 or recipe.batch_size == 1)):
             lr = _set_lr(optimizer, recipe.lr_at(clock.epoch, clock.progress))
             images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
             target = batch.target.to(device, non_blocking=True)

@@ -39,7 +39,7 @@ class LocalizationMeter:
             F1+ and F1- of the image, where its object pixels are known.
         """
         self.images += 1
-        self.errors += correct is False
+        self.errors += correct is not None and not correct
         self.area += float(mask.mean())
         if target_mask is None:
             return None
