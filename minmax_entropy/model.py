@@ -94,7 +94,9 @@ class WSLModel(nn.Module):
         mask_sigma: threshold on the normalized map, in [0, 1].
         mask_omega: steepness of the mask, over 0.
         mask_normalization: range of the map per "image", or over the "batch" as in the authors' implementation.
-        detach_mask: keep the classifier's gradient from the localizer's head (it flows through the mask otherwise).
+        detach_mask: keep the classifier's gradient from the localizer's head; it flows through the mask otherwise, and
+            without a size term the mask then grows to the whole image, a trivial optimum. By default True without
+            `size_loss`, False with it.
         background_loss, size_loss, localizer_weight, foreground_weight, background_weight, size_weight: see
             `MinMaxEntropyLoss`.
         erasing_steps, erasing_sigma, erasing_scope, erasing_reduction, erasing_fallback, erasing_normalize_trust: see
@@ -127,7 +129,7 @@ class WSLModel(nn.Module):
         mask_sigma: float = 0.5,
         mask_omega: float = 8.0,
         mask_normalization: str = "image",
-        detach_mask: bool = True,
+        detach_mask: bool | None = None,
         background_loss: str = "sem",
         size_loss: str | None = None,
         localizer_weight: float = 1.0,
@@ -162,12 +164,16 @@ class WSLModel(nn.Module):
         self.mask_sigma = float(mask_sigma)
         self.mask_omega = float(mask_omega)
         self.mask_normalization = mask_normalization
+        if detach_mask is None:
+            detach_mask = size_loss is None
+        elif detach_mask and size_loss is not None:
+            raise ValueError("size_loss needs detach_mask=False: no gradient reaches a detached mask")
         self.detach_mask = detach_mask
         self.checkpoint_passes = checkpoint_passes
 
         options = dict(pretrained=pretrained, in_chans=in_chans, img_size=img_size, **(backbone_kwargs or {}))
         if isinstance(backbone, nn.Module):
-            options = dict(in_chans=in_chans, **(backbone_kwargs or {}))
+            del options["pretrained"]
         self.backbone = create_backbone(backbone, **options)
         self.classifier_backbone = None
         if classifier is not None and not shared_backbone:

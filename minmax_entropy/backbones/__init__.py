@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import timm
 from torch import nn
 
@@ -37,7 +39,7 @@ def create_backbone(
             `[B, in_chans, H, W]` to `[B, D, h, w]`.
         pretrained: load the backbone's weights; for timm names from timm's repository on the Hugging Face Hub.
         in_chans: channels of the images.
-        img_size: image size the architecture is built for, where it needs one.
+        img_size: image size the architecture is built for, where it needs one; it becomes `data_config`'s input size.
         kwargs: passed to the backbone's factory.
 
     Returns:
@@ -50,15 +52,16 @@ def create_backbone(
     if isinstance(backbone, nn.Module):
         if kwargs:
             raise TypeError(f"a backbone given as a module takes no keywords, got {sorted(kwargs)}")
-        return backbone if isinstance(backbone, (TimmBackbone, ModuleBackbone)) else ModuleBackbone(backbone, in_chans)
+        if isinstance(backbone, (TimmBackbone, ModuleBackbone)):
+            return backbone
+        return ModuleBackbone(backbone, in_chans, img_size)
     if not isinstance(backbone, str):
         given = backbone.__name__ + " itself" if isinstance(backbone, type) else type(backbone).__name__
         raise TypeError(f"a backbone is a name or a module (an instance of nn.Module), got {given}")
     if backbone in _BACKBONES:
-        size = {} if img_size is None else {"img_size": img_size}
-        return ModuleBackbone(
-            _BACKBONES[backbone](pretrained=pretrained, in_chans=in_chans, **size, **kwargs), in_chans
-        )
+        factory = _BACKBONES[backbone]
+        size = {"img_size": img_size} if "img_size" in inspect.signature(factory).parameters else {}
+        return ModuleBackbone(factory(pretrained=pretrained, in_chans=in_chans, **size, **kwargs), in_chans, img_size)
     if not timm.is_model(backbone):
         raise unknown_name("backbone", backbone, _BACKBONES.names() + timm.list_models())
     return TimmBackbone(backbone, pretrained=pretrained, in_chans=in_chans, img_size=img_size, **kwargs)

@@ -6,6 +6,8 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from minmax_entropy.backbones.timm_backbone import as_pair
+
 PROBE_SIZE = 128
 
 
@@ -19,7 +21,7 @@ class ModuleBackbone(nn.Module):
         ValueError: the module does not give a feature map `[B, D, h, w]`.
     """
 
-    def __init__(self, net: nn.Module, in_chans: int = 3) -> None:
+    def __init__(self, net: nn.Module, in_chans: int = 3, img_size: int | tuple[int, int] | None = None) -> None:
         super().__init__()
         self.net = net
         self.in_chans = in_chans
@@ -31,6 +33,8 @@ class ModuleBackbone(nn.Module):
             "interpolation": "bilinear",
             **getattr(net, "data_config", {}),
         }
+        if img_size is not None:
+            self.data_config["input_size"] = (in_chans, *as_pair(img_size))
         self.num_features = getattr(net, "num_features", None)
         self.reduction = getattr(net, "reduction", None)
         if self.num_features is None or self.reduction is None:

@@ -38,7 +38,7 @@ class TimmBackbone(nn.Module):
         **kwargs,
     ) -> None:
         super().__init__()
-        size = None if img_size is None else _pair(img_size)
+        size = None if img_size is None else as_pair(img_size)
         self.net, takes_any_size = _create(
             name, size, dict(pretrained=pretrained, in_chans=in_chans, num_classes=0, **kwargs)
         )
@@ -98,7 +98,7 @@ def _create(name: str, size: tuple[int, int] | None, options: dict) -> tuple[nn.
     raise error
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     pair = (size, size) if isinstance(size, int) else size
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(s, int) and s > 0 for s in pair):
         raise ValueError(f"img_size must be a number of pixels or (height, width), got {size!r}")
@@ -110,8 +110,8 @@ def _side_multiple(net: nn.Module, reduction: int) -> tuple[int, int] | None:
     embedding = getattr(net, "patch_embed", None) or getattr(getattr(net, "encoder", None), "patch_embed", None)
     patch = getattr(embedding, "patch_size", None)
     if patch is not None and not getattr(embedding, "dynamic_img_pad", False):
-        return _pair(patch)
+        return as_pair(patch)
     if isinstance(net, (timm.models.DLA, timm.models.HighResolutionNet)):
-        return _pair(reduction)
+        return as_pair(reduction)
     blocked = [layer for layer in net.modules() if type(layer).__name__ in ("HaloAttn", "BilinearAttnTransform")]
-    return _pair(reduction * max(layer.block_size for layer in blocked)) if blocked else None
+    return as_pair(reduction * max(layer.block_size for layer in blocked)) if blocked else None

@@ -138,7 +138,7 @@ def _clutter(rng: np.random.Generator, size: int) -> Image.Image:
     for _ in range(rng.integers(*STROKES)):
         start = rng.uniform(0, size, 2)
         angle, length = rng.uniform(0, 2 * math.pi), rng.uniform(0.08, 0.35) * size
-        end = start + (length * math.cos(angle), length * math.sin(angle))
+        end = length * np.array([math.cos(angle), math.sin(angle)]) + start
         draw.line([tuple(start), tuple(end)], fill=_colour(rng), width=int(rng.integers(1, max(2, size // 24) + 1)))
     return canvas.filter(ImageFilter.GaussianBlur(0.5))
 

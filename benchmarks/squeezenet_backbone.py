@@ -1,0 +1,26 @@
+"""SqueezeNet 1.0 of torchvision as a backbone; an example of a plugin for the command line.
+
+    minmax-entropy train --plugin benchmarks/squeezenet_backbone.py --model wsl_squeezenet1_0 --pretrained --data ...
+
+ImageNet weights are read from the `.safetensors` file that the environment variable SQUEEZENET_WEIGHTS names.
+"""
+
+import os
+
+import safetensors.torch
+import torchvision
+from torch import nn
+
+import minmax_entropy
+
+
+@minmax_entropy.register_backbone
+def squeezenet1_0(pretrained: bool = False, in_chans: int = 3) -> nn.Module:
+    """Features `[B, 512, ~H/16, ~W/16]` (Iandola et al., arXiv 1602.07360)."""
+    if in_chans != 3:
+        raise ValueError("squeezenet1_0 takes three channels")
+    net = torchvision.models.squeezenet1_0()
+    if pretrained:
+        net.load_state_dict(safetensors.torch.load_file(os.environ["SQUEEZENET_WEIGHTS"]))
+    net.features.num_features, net.features.reduction = 512, 16
+    return net.features
