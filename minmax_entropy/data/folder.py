@@ -189,5 +189,6 @@ def _held_out(files: list[Path], split: str) -> list[Path]:
 
 
 def _mask_of(path: Path) -> Path | None:
-    candidates = (path.with_suffix(suffix) for suffix in (".png", *IMAGE_SUFFIXES))
+    suffixes = (".png", *IMAGE_SUFFIXES)
+    candidates = (path.with_suffix(suffix) for suffix in (*suffixes, *map(str.upper, suffixes)))
     return next((candidate for candidate in candidates if candidate.is_file()), None)

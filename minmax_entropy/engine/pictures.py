@@ -13,7 +13,7 @@ from minmax_entropy.metrics.meter import THRESHOLD
 TINT = (255, 60, 20)
 TINT_STRENGTH = 0.35
 OUTLINE = (255, 230, 0)
-OUTSIDE_BRIGHTNESS = 0.55
+OUTSIDE_BRIGHTNESS = 0.65
 GAP = 6
 
 
