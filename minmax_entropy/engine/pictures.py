@@ -45,7 +45,7 @@ def grid(
     captions: Sequence[Sequence[str]] | None = None,
     cell: int = 160,
 ) -> Image.Image:
-    """Pictures in rows under headers, each fitted into a square cell, with a caption below.
+    """Pictures in rows under headers, each with its longer side fitted to the cell, with a caption below.
 
     Args:
         rows: pictures, as many in each row as there are headers.
@@ -55,19 +55,21 @@ def grid(
     """
     font = ImageFont.load_default(size=max(10, cell // 13))
     line = max(14, cell // 10)
-    row_height = cell + GAP + (line if captions else 0)
-    canvas = Image.new("RGB", (len(headers) * (cell + GAP) + GAP, len(rows) * row_height + line + 2 * GAP), "white")
+    fitted = [[_fit(picture.convert("RGB"), cell) for picture in pictures] for pictures in rows]
+    heights = [max(picture.height for picture in pictures) + GAP + (line if captions else 0) for pictures in fitted]
+    canvas = Image.new("RGB", (len(headers) * (cell + GAP) + GAP, sum(heights) + line + 2 * GAP), "white")
     draw = ImageDraw.Draw(canvas)
-    for column, text in enumerate(headers):
-        draw.text((GAP + column * (cell + GAP), GAP // 2), text, fill="black", font=font)
-    for index, pictures in enumerate(rows):
-        top = line + GAP + index * row_height
-        for column, picture in enumerate(pictures):
-            left = GAP + column * (cell + GAP)
-            fitted = _fit(picture.convert("RGB"), cell)
-            canvas.paste(fitted, (left + (cell - fitted.width) // 2, top + (cell - fitted.height) // 2))
+    lefts = [GAP + column * (cell + GAP) for column in range(len(headers))]
+    for left, text in zip(lefts, headers, strict=True):
+        draw.text((left, GAP // 2), text, fill="black", font=font)
+    top = line + GAP
+    for index, pictures in enumerate(fitted):
+        for column, (left, picture) in enumerate(zip(lefts, pictures, strict=True)):
+            canvas.paste(picture, (left + (cell - picture.width) // 2, top))
             if captions:
-                draw.text((left, top + cell), captions[index][column], fill="black", font=font)
+                bottom = top + heights[index] - line - GAP
+                draw.text((left, bottom), captions[index][column], fill="black", font=font)
+        top += heights[index]
     return canvas
 
 
