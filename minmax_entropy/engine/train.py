@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from minmax_entropy.data import LabelledImages, Preprocess, TrainingBatch, TrainingImages, collate
+from minmax_entropy.data import DamagedFileError, LabelledImages, Preprocess, TrainingBatch, TrainingImages, collate
 from minmax_entropy.engine.evaluate import evaluate
 from minmax_entropy.engine.progress import progress_bar
 from minmax_entropy.engine.recipes import Recipe
@@ -145,7 +145,8 @@ def _train_epoch(model, loader, optimizer, recipe, clock, bar, damaged, skip_dam
     batch: TrainingBatch
     for batch in loader:
         if batch.damaged and not skip_damaged:
-            raise batch.damaged[0]
+            # A new error: this frame holds the other, and a cycle keeps the loader's processes until it is collected.
+            raise DamagedFileError(batch.damaged[0].path, batch.damaged[0].reason)
         damaged.update(dict.fromkeys(error.path for error in batch.damaged))
         # A remainder of one image is left out (BatchNorm has no statistics of it) unless there is nothing else.
         if len(batch.images) > 1 or (len(batch.images) == 1 and (len(loader) == 1 or recipe.batch_size == 1)):
