@@ -111,9 +111,8 @@ def fit(
     log: list[dict] = []
     damaged: dict[str, None] = {}
     best: tuple[float, int, dict[str, Tensor]] | None = None
-    bar = progress_bar(None, title, progress, total=100, bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}")
     writer = _CsvLog(log_path)
-    with bar:
+    with progress_bar(None, title, progress, total=100, bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}") as bar:
         while not clock.done:
             epoch = clock.epoch
             model.train()
