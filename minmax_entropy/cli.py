@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import csv
 import json
 import logging
+import math
 import runpy
 import sys
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ from pathlib import Path
 import timm.data
 import torch
 
+from minmax_entropy import hub
 from minmax_entropy.data import ImageFiles, open_split
 from minmax_entropy.demo import run_demo
 from minmax_entropy.engine import RECIPES, TrainingError, evaluate, evaluate_all_ones, fit, get_recipe, preprocess_for
@@ -26,6 +29,14 @@ from minmax_entropy.presets import PRESETS
 from minmax_entropy.version import __version__
 
 WORST_CASES = 8
+# Keywords that have an option of their own, or come from the data.
+SETTINGS_WITH_OPTIONS = {
+    "erasing_steps": "--erasing-steps (on from the second epoch)",
+    "img_size": "--size",
+    "preset": "--preset",
+    "pretrained": "--pretrained",
+    "num_classes": "--classes",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,8 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    if "erasing_steps" in options.set:
-        raise ValueError("erasing is switched on from the second epoch: give --erasing-steps instead of --set")
+    for name, option in SETTINGS_WITH_OPTIONS.items():
+        if name in options.set:
+            raise ValueError(f"give {option} instead of --set {name}=...")
     recipe = get_recipe(
         options.recipe,
         lr=options.lr,
@@ -62,7 +74,7 @@ def _train(options: argparse.Namespace) -> int:
     torch.manual_seed(options.seed)
     model = create_model(
         options.model,
-        pretrained=options.pretrained,
+        pretrained=options.pretrained or None,
         num_classes=len(train.class_names),
         img_size=options.size,
         preset=options.preset,
@@ -83,9 +95,7 @@ def _train(options: argparse.Namespace) -> int:
     )
     preprocess = preprocess_for(model, options.size)
     output = Path(options.output)
-    target = output / "model"
-    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
-        raise FileExistsError(f"{target} is not empty and not a saved model")  # before the training, not after it
+    hub.check_target(output / "model")  # before the training, not after it
     print(f"{len(train)} images of {len(train.class_names)} classes to train, {len(valid)} to validate")
     result = fit(
         model,
@@ -133,14 +143,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.output is not None:
         output = Path(options.output)
         output.mkdir(parents=True, exist_ok=True)
-        (output / "metrics.json").write_text(json.dumps(result.metrics, indent=2) + "\n")
+        metrics = {name: value if math.isfinite(value) else None for name, value in result.metrics.items()}
+        (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         with (output / "images.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in result.rows for key in row)))
             writer.writeheader()
             writer.writerows(result.rows)
-        names = {dataset.name(index): index for index in range(len(dataset))}
         for title, worst in (("worst", True), ("best", False)):
-            cases = [names[result.rows[row]["name"]] for row in ranked_cases(result, worst)[:WORST_CASES]]
+            cases = ranked_cases(result, worst)[:WORST_CASES]
             picture = case_grid({"prediction": model}, dataset, cases, preprocess_for(model, options.size))
             save_picture(picture, output / f"{title}.png")
         print(f"metrics.json, images.csv, worst.png and best.png are in {output}")
@@ -175,17 +185,21 @@ def _load(options: argparse.Namespace) -> WSLModel:
 
 
 def _setting(text: str) -> tuple[str, object]:
-    """`name=value`, the value as JSON where it is that, else as text."""
+    """`name=value`, the value as JSON or a Python literal where it is that, else as text."""
     name, separator, value = text.partition("=")
     if not separator or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return name, read(value)
+        except (ValueError, SyntaxError):
+            continue
+    return name, value
 
 
 def _check_device(name: str) -> None:
+    if name == "meta":
+        raise ValueError("device 'meta' computes nothing")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torchvision import transforms
+from torch import Tensor
 
 from minmax_entropy.data import SyntheticShapes
-from minmax_entropy.engine import evaluate, evaluate_all_ones, fit, get_recipe
+from minmax_entropy.engine import evaluate, evaluate_all_ones, fit, get_recipe, preprocess_for
 from minmax_entropy.engine.pictures import save_picture
 from minmax_entropy.engine.progress import progress_bar
 from minmax_entropy.engine.report import case_grid, metrics_table
@@ -91,14 +91,12 @@ def _train(
     """Train for `epochs`, or for `seconds` where they are given, and evaluate."""
     torch.manual_seed(seed)
     model = create_model(num_classes=len(train.class_names), **MODEL, **method.settings)
-    config = model.data_config
-    transform = transforms.Compose(
-        [
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(config["mean"], config["std"]),
-        ]
-    )
+    preprocess = preprocess_for(model)
+
+    def transform(image: Image.Image) -> Tensor:
+        tensor = preprocess(image)
+        return tensor.flip(-1) if torch.rand(()) < 0.5 else tensor
+
     recipe = get_recipe("scratch", erasing_steps=method.erasing_steps)
     budget = dict(epochs=epochs) if seconds is None else dict(seconds=seconds)
     result = fit(model, train, transform, recipe, seed=seed, title=method.title, **budget)

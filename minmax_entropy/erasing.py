@@ -81,6 +81,8 @@ class RecursiveErasing(nn.Module):
         ):
             if value not in known:
                 raise ValueError(f"erasing_{name} must be one of {known}, got {value!r}")
+        if not isinstance(normalize_trust, bool):
+            raise TypeError(f"erasing_normalize_trust must be True or False, got {normalize_trust!r}")
         self.sigma = float(sigma)
         self.scope = scope
         self.reduction = reduction

@@ -40,8 +40,9 @@ def create_model(
         name: `wsl_<backbone>` with any timm name (tags included, `wsl_resnet50.a1_in1k`) or any name of
             `register_backbone`; or `local-dir:PATH`, a directory written by `save_pretrained`; or
             `hf-hub:ORG/NAME[@REVISION]`, such a directory on the Hugging Face Hub.
-        pretrained: for a name, load the backbone's weights from timm's repository on the Hub (False by default; the
-            heads start afresh); for `local-dir:` and `hf-hub:`, load the model's weights (True by default).
+        pretrained: for a name, load the weights registered for it, or else the backbone's from timm's repository on the
+            Hub, with fresh heads (False by default); for `local-dir:` and `hf-hub:`, load the model's weights (True by
+            default).
         num_classes: 1000 by default, or that of the saved model.
         in_chans: 3 by default, or that of the saved model.
         preset: a name of `minmax_entropy.presets.PRESETS`.
@@ -61,6 +62,8 @@ def create_model(
         )
     given = {"num_classes": num_classes, "in_chans": in_chans, "preset": preset}
     kwargs.update({key: value for key, value in given.items() if value is not None})
+    if pretrained and name in hub.PRETRAINED:
+        name = hub.PRETRAINED[name]
     if name.startswith(hub.SOURCES):
         model = hub.load_model(name, weights=pretrained is not False, **kwargs)
     else:
@@ -86,6 +89,8 @@ def list_models(
 
 def is_model(name: str) -> bool:
     """Whether `create_model` knows the name: registered, or `wsl_` before a name that is a backbone."""
+    if not isinstance(name, str):
+        return False
     base = name.split(".")[0]
     return base in _MODELS or (base.startswith(PREFIX) and is_backbone(base.removeprefix(PREFIX)))
 
@@ -142,6 +147,8 @@ def _with_tag(name: str, kwargs: dict) -> dict:
     if not tag:
         return kwargs
     backbone = base.removeprefix(PREFIX)
-    if timm.is_model(backbone) and f"{backbone}.{tag}" not in timm.list_pretrained(f"{backbone}.*"):
+    if not timm.is_model(backbone):
+        raise ValueError(f"{base} has no tags, got {tag!r}")
+    if f"{backbone}.{tag}" not in timm.list_pretrained(f"{backbone}.*"):
         raise unknown_name("tag", tag, (known.split(".", 1)[1] for known in timm.list_pretrained(f"{backbone}.*")))
     return {**kwargs, "tag": tag}

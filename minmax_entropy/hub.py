@@ -26,7 +26,7 @@ SOURCES = ("local-dir:", "hf-hub:")
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 
-# Model name or name.tag -> Hub repository with weights of the whole model. Only what exists is listed.
+# Model name or name.tag -> source (`hf-hub:ORG/NAME`) with weights of the whole model. Only what exists is listed.
 PRETRAINED: dict[str, str] = {}
 
 
@@ -62,14 +62,8 @@ def save_pretrained(
     class_names = class_names if class_names is not None else getattr(model, "class_names", None)
     if class_names is not None and len(class_names) != model.num_classes:
         raise ValueError(f"{len(class_names)} class names for {model.num_classes} classes")
+    check_target(directory)
     earlier = sorted(directory.iterdir()) if directory.exists() else []
-    if earlier:
-        try:
-            _read_config(directory)
-        except (FileNotFoundError, ValueError) as error:
-            raise FileExistsError(
-                f"{directory} is not empty and not a saved model, nothing was written: {error}"
-            ) from None
     config = {
         "library_name": "minmax_entropy",
         "library_version": __version__,
@@ -107,6 +101,24 @@ def _swap(new: Path, directory: Path) -> None:
             old.rename(directory)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def check_target(directory: str | Path) -> None:
+    """Refuse a place where `save_pretrained` would overwrite something else than a saved model.
+
+    Raises:
+        FileExistsError: the place is a file, or a directory that holds something else.
+    """
+    directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise FileExistsError(f"{directory} is a file, a model is a directory")
+    if directory.exists() and any(directory.iterdir()):
+        try:
+            _read_config(directory)
+        except (FileNotFoundError, ValueError) as error:
+            raise FileExistsError(
+                f"{directory} is not empty and not a saved model, nothing was written: {error}"
+            ) from None
 
 
 def load_model(source: str, weights: bool = True, **overrides) -> WSLModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 
 import torch
@@ -47,7 +48,7 @@ def log_barrier(value: Tensor, t: float = 5.0) -> Tensor:
     """
     edge = 1.0 / t**2
     inside = -torch.log(value.clamp(min=edge)) / t
-    tangent = -t * (value - edge) - torch.log(torch.tensor(edge, dtype=value.dtype, device=value.device)) / t
+    tangent = -t * (value - edge) - math.log(edge) / t
     return torch.where(value >= edge, inside, tangent)
 
 

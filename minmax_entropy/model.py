@@ -8,7 +8,6 @@ import functools
 import inspect
 import itertools
 import numbers
-import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from minmax_entropy.backbones import create_backbone
 from minmax_entropy.backbones.init import INITIALIZATIONS
 from minmax_entropy.erasing import RecursiveErasing
 from minmax_entropy.heads import create_head
+from minmax_entropy.heads.pooling import check_count
 from minmax_entropy.losses import MinMaxEntropyLoss
 from minmax_entropy.mask import (
     MASK_SOURCES,
@@ -87,7 +87,8 @@ class WSLModel(nn.Module):
         shared_backbone: localizer and classifier share one backbone; False gives the classifier one of its own.
         data_config: `mean`, `std`, ... that replace the backbone's own.
         localizer: head of the localizer: a name, a dictionary of options with its `name`, or a module.
-        classifier: head of the classifier, likewise; None leaves the classifier out: a plain CAM-style baseline.
+        classifier: head of the classifier, likewise; None leaves the classifier out, and every term but
+            the localizer's: a plain CAM-style baseline.
         classifier_scale: size of the classifier's input, as a share of the image or as `(height, width)`.
         mask_source: "expected" (maps averaged under the predicted probabilities) or "predicted" (map of the top
             class); by default the first with a classifier, the second without.
@@ -144,7 +145,7 @@ class WSLModel(nn.Module):
         erasing_normalize_trust: bool = True,
         checkpoint_passes: bool = False,
     ) -> None:
-        num_classes, in_chans = _check_count("num_classes", num_classes), _check_count("in_chans", in_chans)
+        num_classes, in_chans = check_count("num_classes", num_classes), check_count("in_chans", in_chans)
         config = {name: value for name, value in locals().items() if name in _MODEL_KEYWORDS}
         config.update({name: copy.deepcopy(value) for name, value in config.items() if isinstance(value, dict)})
         super().__init__()
@@ -164,10 +165,13 @@ class WSLModel(nn.Module):
         self.mask_sigma = float(mask_sigma)
         self.mask_omega = float(mask_omega)
         self.mask_normalization = mask_normalization
+        for name, flag in (("shared_backbone", shared_backbone), ("checkpoint_passes", checkpoint_passes)):
+            _check_flag(name, flag)
         if detach_mask is None:
             detach_mask = size_loss is None
         elif detach_mask and size_loss is not None:
             raise ValueError("size_loss needs detach_mask=False: no gradient reaches a detached mask")
+        _check_flag("detach_mask", detach_mask)
         self.detach_mask = detach_mask
         self.checkpoint_passes = checkpoint_passes
 
@@ -340,8 +344,9 @@ class WSLModel(nn.Module):
             raise ValueError(f"images must have {self.in_chans} channels, got {shape[1]} in {shape}{hint}")
         if not images.is_floating_point():
             raise TypeError(f"images must be floating point, normalized with mean and std, got {images.dtype}")
-        if images.dtype == torch.float64 and next(self.parameters(), images).dtype != torch.float64:
-            raise TypeError("images are float64 (numpy's default), the model is not; use images.float()")
+        dtype = next(self.parameters(), images).dtype
+        if images.dtype != dtype and not torch.is_autocast_enabled(images.device.type):
+            raise TypeError(f"images are {images.dtype}, the model is {dtype}: use images.to({dtype}), or autocast")
         if shape[0] == 0:
             raise ValueError("images is an empty batch")
         fixed, stride = self.backbone.fixed_size, self.backbone.reduction
@@ -407,7 +412,7 @@ class WSLModel(nn.Module):
 
     def reset_classifier(self, num_classes: int) -> None:
         """Fresh heads of the same kinds, both of them, for another number of classes (whose names are forgotten)."""
-        num_classes = _check_count("num_classes", num_classes)
+        num_classes = check_count("num_classes", num_classes)
         weight = next(self.localizer.parameters())
         specs = {name: self.config[name] for name in ("localizer", "classifier") if self.config[name] is not None}
         for name, spec in specs.items():
@@ -424,6 +429,8 @@ class WSLModel(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """timm's own checkpointing inside the backbones; see `checkpoint_passes` for that of whole passes."""
         for backbone in filter(None, (self.backbone, self.classifier_backbone)):
+            if not hasattr(backbone.net, "set_grad_checkpointing"):
+                raise ValueError(f"{type(backbone.net).__name__} has no gradient checkpointing of its own")
             backbone.net.set_grad_checkpointing(enable)
 
 
@@ -449,12 +456,6 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
             setattr(layer, name, buffer)
 
 
-def _check_count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:  # numpy's integers are welcome
-        raise ValueError(f"{name} must be an integer of 1 or more, got {value!r}")
-    return operator.index(value)
-
-
 def _per_channel(data_config: dict, in_chans: int) -> dict:
     """Mean and std averaged for one channel, repeated for others, as timm does with the first convolution."""
     config = {**data_config, "input_size": (in_chans, *data_config["input_size"][-2:])}
@@ -465,6 +466,11 @@ def _per_channel(data_config: dict, in_chans: int) -> dict:
         else:
             config[key] = tuple(itertools.islice(itertools.cycle(values), in_chans))
     return config
+
+
+def _check_flag(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -44,6 +44,6 @@ def resolve_preset(preset: str | None, keywords: dict) -> dict:
     """
     if preset is None:
         return keywords
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     return {**PRESETS[preset], **keywords}

@@ -49,6 +49,8 @@ def load_reference_checkpoint(model: WSLModel, path_or_state_dict: str | Path | 
         FileNotFoundError: no such file.
         ValueError: the file is damaged, or keys are missing, left over or of another shape; all are listed.
     """
+    if not isinstance(path_or_state_dict, (str, Path, Mapping)):
+        raise TypeError(f"expected a path or a state dict, got {type(path_or_state_dict).__name__}")
     if isinstance(path_or_state_dict, Mapping):
         state, source = dict(path_or_state_dict), "the state dict"
     else:
@@ -67,5 +69,7 @@ def load_reference_checkpoint(model: WSLModel, path_or_state_dict: str | Path | 
         )
     hub.load_state_dict(model, ours, source)
     for key, value in scalars.items():
-        setattr(model, _SCALARS[key.split(".")[-1]], float(value))
+        name = _SCALARS[key.split(".")[-1]]
+        setattr(model, name, float(value))
+        model.config[name] = float(value)
     return model

@@ -33,7 +33,7 @@ class Registry:
         return name in self._factories
 
     def __getitem__(self, name: str) -> Callable:
-        if name not in self._factories:
+        if not isinstance(name, str) or name not in self._factories:
             raise unknown_name(self.kind, name, self._factories)
         return self._factories[name]
 

@@ -55,7 +55,7 @@ def set_pixel(value):
         (lambda x: x[:0], ValueError, "images is an empty batch"),
         (lambda x: x.byte(), TypeError, "images must be floating point, normalized with mean and std, got torch.uint8"),
         (lambda x: x.long(), TypeError, "images must be floating point, .* got torch.int64"),
-        (lambda x: x.double(), TypeError, r"images are float64 .* use images.float\(\)"),
+        (lambda x: x.double(), TypeError, r"images are torch.float64, the model is torch.float32: use images.to"),
         (lambda x: x.numpy(), TypeError, r"images must be a tensor \[B, 3, H, W\], got ndarray"),
         (lambda x: [x[0], x[1]], TypeError, r"images must be a tensor \[B, 3, H, W\], got list"),
         (lambda x: None, TypeError, "images must be a tensor .* got NoneType"),

@@ -322,7 +322,7 @@ def test_a_damaged_image_among_others(model, data, tmp_path, capsys):
         (("--set", "localizer=wildcart"), "unknown head 'wildcart'; did you mean wildcat"),
         (("--set", "num_classes=3"), "num_classes"),
         (("--set", "in_chans=4"), "in_chans must be 3, got 4"),
-        (("--set", "erasing_steps=2"), "give --erasing-steps instead of --set"),
+        (("--set", "erasing_steps=2"), "give --erasing-steps (on from the second epoch) instead of --set"),
         (("--set", "mask_sigma"), "expected NAME=VALUE, got 'mask_sigma'"),
         (("--preset", "area51"), "argument --preset: invalid choice: 'area51'"),
         (("--recipe", "cake"), "argument --recipe: invalid choice: 'cake'"),

@@ -452,7 +452,7 @@ def test_a_hidden_folder_above_does_not_matter(tmp_path):
     ("counts", "split", "error", "message"),
     [
         ({}, "train", ValueError, "has no class folders: expected .*/<class>/<image>"),
-        ({"train": 3}, "train", ValueError, "train has no class folders"),
+        ({"train/a/b": 0, "valid": 1}, "valid", FileNotFoundError, "but none for 'valid'"),
         ({"train/a": 1, "train/b": 0}, "train", ValueError, r"class folder .*b holds no images \(\.jpg, "),
         ({"train/a": 1}, "valid", FileNotFoundError, "but none for 'valid'"),
         ({"train/a": 1}, "dev", ValueError, "split must be one of .*'valid'.* got 'dev'"),
@@ -546,7 +546,8 @@ def noise_image(height, width, seed=0):
         ((100, 50), None, False, (100, 50)),
         ((100, 50), 25, False, (50, 25)),
         ((50, 99), 100, False, (100, 198)),
-        ((3, 1000), 2, False, (2, 667)),  # 666.67
+        ((3, 16), 2, False, (2, 11)),  # 10.67
+        ((3, 1000), 2, False, (1, 16)),  # a strip: eight short sides at most
         ((3, 1000), 2, True, (3, 1000)),  # the authors only enlarge
         ((3, 1000), 4, True, (4, 1333)),  # and truncate
         ((1, 1), 7, False, (7, 7)),
@@ -676,3 +677,23 @@ def test_collate_sets_damaged_files_apart():
 
 def test_labelled_images_name_themselves_by_default():
     assert Few().name(2) == "2" and LabelledImages().mask(0) is None
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    make_folders(tmp_path, {"boat": 8, "train": 8})
+    assert open_split(tmp_path, "train").class_names == ["boat", "train"]
+
+
+def test_val_is_another_name_for_valid(tmp_path):
+    make_folders(tmp_path, {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1})
+    assert len(open_split(tmp_path, "valid")) == 2
+
+
+def test_void_of_a_palette_mask_is_not_an_object(tmp_path):
+    values = np.zeros((8, 8), dtype=np.uint8)
+    values[2:4], values[4:6] = 7, 255
+    picture = Image.fromarray(values)
+    picture = Image.frombytes("P", picture.size, picture.tobytes())
+    picture.putpalette(bytes(range(256)) * 3)
+    picture.save(tmp_path / "mask.png")
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), values == 7)

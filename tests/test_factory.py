@@ -305,3 +305,19 @@ def test_a_backbone_is_a_name_or_a_module(backbone):
 def test_unknown_backbone():
     with pytest.raises(ValueError, match="unknown backbone 'test_resnt'; did you mean test_resnet"):
         mme.WSLModel("test_resnt", 2)
+
+
+def test_registered_weights_are_loaded(tmp_path, monkeypatch):
+    saved = mme.create_model("wsl_test_resnet", num_classes=3)
+    saved.save_pretrained(tmp_path / "model")
+    monkeypatch.setitem(hub.PRETRAINED, "wsl_test_resnet", f"local-dir:{tmp_path / 'model'}")
+    assert mme.list_models(pretrained=True) == ["wsl_test_resnet"]
+    loaded = mme.create_model("wsl_test_resnet", pretrained=True)
+    for ours, theirs in zip(loaded.state_dict().values(), saved.state_dict().values(), strict=True):
+        assert ours.equal(theirs)
+
+
+@pytest.mark.parametrize("name", ["shared_backbone", "detach_mask", "checkpoint_passes", "erasing_normalize_trust"])
+def test_flags_are_booleans(name):
+    with pytest.raises(TypeError, match=f"{name} must be True or False, got 'False'"):
+        mme.create_model("wsl_test_resnet", num_classes=3, **{name: "False"})

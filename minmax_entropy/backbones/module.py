@@ -41,6 +41,7 @@ class ModuleBackbone(nn.Module):
             channels, side = self._probe()
             self.num_features = channels
             self.reduction = max(1, round(PROBE_SIZE / side))
+        self.size_multiple = self.reduction
 
     @torch.no_grad()
     def _probe(self) -> tuple[int, int]:

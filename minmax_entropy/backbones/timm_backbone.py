@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import timm
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ class TimmBackbone(nn.Module):
         num_features: channels D.
         reduction: stride of the features in pixels.
         data_config: mean, std, input size, interpolation and crop of the weights.
+        size_multiple: pixels; image sides that are multiples of it suit the architecture.
         fixed_size: the one `(height, width)` the architecture takes, or None where it takes any.
     """
 
@@ -58,6 +61,7 @@ class TimmBackbone(nn.Module):
         if hasattr(self.net, "prune_intermediate_layers"):
             self.net.prune_intermediate_layers([self.level], prune_norm=not is_last, prune_head=True)
         self._multiple = _side_multiple(self.net, self.reduction)
+        self.size_multiple = math.lcm(self.reduction, *(self._multiple or ()))
         self.fixed_size = None if takes_any_size else tuple(self.data_config["input_size"][-2:])
 
     def nearest_size(self, height: int, width: int) -> tuple[int, int]:
@@ -94,6 +98,8 @@ def _create(name: str, size: tuple[int, int] | None, options: dict) -> tuple[nn.
         except TypeError as unknown_keyword:
             error = unknown_keyword
             continue
+        except AssertionError as refused:
+            raise ValueError(f"timm's {name} refuses {extra | options}: {refused}") from refused
         return net, "dynamic_img_size" in {**options, **extra} or not net.pretrained_cfg.get("fixed_input_size", False)
     raise error
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from minmax_entropy.data.images import DamagedFileError
+from minmax_entropy.data.images import DamagedFileError, MaskSizeError
 
 
 class Sample(NamedTuple):
@@ -56,9 +56,9 @@ class LabelledImages:
             raise IndexError(f"index {index} is outside of {len(self)} images")
         image, mask = self.image(index), self.mask(index)
         if mask is not None and mask.shape != (image.height, image.width):
-            raise ValueError(
-                f"the mask of {self.name(index)} is {mask.shape[0]} x {mask.shape[1]}, the image is {image.height} x "
-                f"{image.width} (height x width)"
+            raise MaskSizeError(
+                self.name(index),
+                f"{mask.shape[0]} x {mask.shape[1]}, the image is {image.height} x {image.width} (height x width)",
             )
         return Sample(image, self.target(index), mask, self.name(index))
 

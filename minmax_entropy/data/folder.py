@@ -17,7 +17,10 @@ from minmax_entropy.data.images import IMAGE_SUFFIXES, read_image, read_mask
 _logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
+SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
 SPLIT_SEED = 0
+# First cells that make the first row of a list a header.
+HEADERS = ("image", "images", "image_path", "img", "img_path", "path", "file", "filename", "file_name")
 HELD_OUT = {"valid": 0.15, "test": 0.25}
 
 
@@ -78,7 +81,7 @@ def open_split(root: str | Path, split: str = "train", classes: Sequence[str] | 
 
     1. `root/train.csv`, `valid.csv`, `test.csv`: rows `image,mask,class`, paths relative to `root`, the mask may be
        empty; a header row is skipped.
-    2. `root/[images/]train/<class>/*`, `valid/...`, `test/...`.
+    2. `root/[images/]train/<class>/*`, `valid/...` (or `val`, `validation`), `test/...`.
     3. `root/[images/]<class>/*` without splits: 15 % of each class are held out for "valid" and 25 % for "test", by a
        fixed seed.
 
@@ -99,8 +102,9 @@ def open_split(root: str | Path, split: str = "train", classes: Sequence[str] | 
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
-    if (root / f"{split}.csv").is_file():
-        records = read_list(root / f"{split}.csv", root)
+    lists = [root / f"{name}.csv" for name in SPLIT_NAMES[split] if (root / f"{name}.csv").is_file()]
+    if lists:
+        records = read_list(lists[0], root)
     elif any((root / f"{other}.csv").is_file() for other in SPLITS):
         raise FileNotFoundError(f"{root} has lists, but no {split}.csv")
     else:
@@ -139,8 +143,8 @@ def read_list(path: str | Path, root: str | Path) -> list[Record]:
             raise ValueError(f"{path}, line {number}: a row is image,mask,class (the mask may be empty), got {row}")
         image, mask, class_name = root / cells[0], (root / cells[1] if cells[1] else None), cells[2]
         if not image.is_file():
-            if number == 1 and Path(cells[0]).suffix.lower() not in IMAGE_SUFFIXES:
-                continue  # a header
+            if number == 1 and cells[0].lower() in HEADERS:
+                continue
             raise FileNotFoundError(f"{path}, line {number}: no image {image}")
         if mask is not None and not mask.is_file():
             raise FileNotFoundError(f"{path}, line {number}: no mask {mask}")
@@ -152,10 +156,11 @@ def read_list(path: str | Path, root: str | Path) -> list[Record]:
 
 def _read_folders(root: Path, split: str) -> list[Record]:
     images = root / "images" if (root / "images").is_dir() else root
-    has_splits = any((images / other).is_dir() for other in SPLITS)
-    folder = images / split if has_splits else images
-    if not folder.is_dir():
+    has_splits = any(_is_split(images / name) for names in SPLIT_NAMES.values() for name in names)
+    folders = [images / name for name in SPLIT_NAMES[split] if _is_split(images / name)] if has_splits else [images]
+    if not folders:
         raise FileNotFoundError(f"{images} has folders for some of {SPLITS}, but none for {split!r}")
+    folder = folders[0]
     classes = sorted(
         entry for entry in folder.iterdir() if entry.is_dir() and entry.name != "masks" and entry.name[0] != "."
     )
@@ -171,6 +176,11 @@ def _read_folders(root: Path, split: str) -> list[Record]:
     if not records:
         raise ValueError(f"{folder} has too few images a class to hold out a {split!r} part; give it split folders")
     return records
+
+
+def _is_split(folder: Path) -> bool:
+    """Whether a folder holds class folders, and not images: a class may be called "train", too."""
+    return folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -9,14 +9,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif")
 MASK_THRESHOLD = 127
+VOID = 255
 _WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
 class DamagedFileError(ValueError):
     """A file that can't be read as an image. `path` names it."""
 
+    text = "{path} can't be read as an image: {reason}"
+
     def __init__(self, path: str | Path, reason: object) -> None:
-        super().__init__(f"{path} can't be read as an image: {reason}")
+        super().__init__(self.text.format(path=path, reason=reason))
         self.path = str(path)
         self.reason = str(reason)
 
@@ -24,11 +27,18 @@ class DamagedFileError(ValueError):
         return type(self), (self.path, self.reason)
 
 
+class MaskSizeError(DamagedFileError):
+    """A mask of another size than its image. `path` names the image."""
+
+    text = "the mask of {path} is {reason}"
+
+
 def read_image(path: str | Path) -> Image.Image:
     """An image file as RGB, upright.
 
-    EXIF orientation is applied; transparent pixels are laid on white; 16-bit and floating-point greyscale is scaled to
-    8 bits; palettes, greyscale and CMYK are converted; of an animation the first frame is taken.
+    EXIF orientation is applied; transparent pixels are laid on white; palettes, greyscale and CMYK are converted; of an
+    animation the first frame is taken. Greyscale of more than 8 bits is scaled from 255, 65535 or its maximum, the
+    first that it fits in (floating point from 1 as well): bring 12-bit data to 16 bits before.
 
     Raises:
         FileNotFoundError: no such file.
@@ -36,7 +46,7 @@ def read_image(path: str | Path) -> Image.Image:
     """
     image = _open(path)
     if image.mode in _WIDE_MODES:
-        image = Image.fromarray(_to_bytes(np.asarray(image)))
+        image = Image.fromarray(_to_bytes(np.asarray(image), image.mode))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -46,8 +56,11 @@ def read_image(path: str | Path) -> Image.Image:
 def read_mask(path: str | Path) -> np.ndarray:
     """A mask file as booleans `[H, W]`: foreground where the value is over 127, or over 0 if no value is.
 
+    Of a palette image the indices count: foreground is all but 0 (background) and, beside other indices, 255 (void, as
+    in PASCAL VOC).
+
     Args:
-        path: a greyscale, palette (the indices count) or colour image (the brightest channel counts).
+        path: a greyscale, palette or colour image (the brightest channel counts, transparency does not).
 
     Raises:
         FileNotFoundError: no such file.
@@ -57,6 +70,9 @@ def read_mask(path: str | Path) -> np.ndarray:
     values = np.asarray(image.convert("RGB") if image.mode in ("RGBA", "LA", "CMYK", "YCbCr") else image)
     if values.ndim == 3:
         values = values.max(axis=2)
+    if image.mode == "P":
+        objects = (values != 0) & (values != VOID)
+        return objects if objects.any() else values != 0
     return values > (MASK_THRESHOLD if values.max(initial=0) > MASK_THRESHOLD else 0)
 
 
@@ -78,9 +94,10 @@ def _open(path: str | Path) -> Image.Image:
         return image
 
 
-def _to_bytes(values: np.ndarray) -> np.ndarray:
-    """Greyscale of more than 8 bits, scaled to 0..255: by 65535 where the values need 16 bits, else by their range."""
+def _to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
+    """Greyscale of more than 8 bits, scaled to 0..255."""
     values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
     top = float(values.max(initial=0))
-    full = 1.0 if top <= 1 else 255.0 if top <= 255 else 65535.0 if top <= 65535 else top
+    scales = (255.0, 65535.0) if mode.startswith("I") else (1.0, 255.0, 65535.0)
+    full = next((scale for scale in scales if top <= scale), top)
     return (values.clip(0, full) * (255 / full)).round().astype(np.uint8)

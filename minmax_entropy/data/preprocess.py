@@ -12,6 +12,8 @@ from torch import Tensor
 from minmax_entropy.mask import resize
 
 PAD_MULTIPLE = 32
+# Longer sides than this many short sides are scaled down to it, so that a strip of pixels does not become a huge image.
+MAX_ASPECT = 8
 
 
 def scaled_size(height: int, width: int, short_side: int | None, reference: bool = False) -> tuple[int, int]:
@@ -19,7 +21,8 @@ def scaled_size(height: int, width: int, short_side: int | None, reference: bool
 
     Args:
         height, width: size of the image in pixels.
-        short_side: what the shorter side becomes; None leaves the image as it is.
+        short_side: what the shorter side becomes (less in strips longer than eight times that); None leaves the image
+            as it is.
         reference: as the authors' implementation does: only images that are smaller are scaled, and sizes are
             truncated (so that the shorter side may miss its goal by one pixel).
     """
@@ -28,6 +31,7 @@ def scaled_size(height: int, width: int, short_side: int | None, reference: bool
     ratio = short_side / min(height, width)
     if reference:
         return int(height * ratio), int(width * ratio)
+    ratio = min(ratio, MAX_ASPECT * short_side / max(height, width))
     return max(round(height * ratio), 1), max(round(width * ratio), 1)
 
 

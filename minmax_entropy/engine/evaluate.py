@@ -28,7 +28,7 @@ def preprocess_for(model: WSLModel, short_side: int | None = None) -> Preprocess
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         short_side=short_side or min(config["input_size"][-2:]),
-        multiple=model.backbone.reduction,
+        multiple=model.backbone.size_multiple,
         fixed_size=model.backbone.fixed_size,
     )
 
@@ -40,7 +40,7 @@ class Prediction:
     index: int
     class_index: int
     probability: float
-    mask: np.ndarray  # float32 [H, W] in [0, 1], at the image's own size
+    mask: np.ndarray  # float32 [H, W] in [0, 1]
 
 
 @torch.inference_mode()
@@ -49,6 +49,7 @@ def predict_images(
     images: Iterator[tuple[int, Image.Image]],
     preprocess: Preprocess | None = None,
     batch_size: int = 16,
+    full_size: bool = True,
 ) -> Iterator[Prediction]:
     """Predict images one after the other; those of one network size that follow each other go through together.
 
@@ -56,8 +57,11 @@ def predict_images(
         model: the model, put into eval mode for the time being.
         images: pairs of an index and an RGB image.
         preprocess: by default `preprocess_for(model)`.
-        batch_size: largest number of images in one forward pass.
+        batch_size: largest number of images in one forward pass; 1 for a model whose mask depends on the batch.
+        full_size: masks at the images' own sizes; False leaves them at the network's, padding included.
     """
+    if model.mask_normalization == "batch":
+        batch_size = 1
     preprocess = preprocess or preprocess_for(model)
     device = next(model.parameters()).device
     was_training = model.training
@@ -68,7 +72,7 @@ def predict_images(
         probabilities, classes = output.logits.softmax(dim=1).max(dim=1)
         masks = output.mask.float().cpu()
         for (index, size, _), p, k, mask in zip(batch, probabilities.tolist(), classes.tolist(), masks, strict=True):
-            yield Prediction(index, k, p, preprocess.restore(mask, size)[0].numpy())
+            yield Prediction(index, k, p, (preprocess.restore(mask, size) if full_size else mask)[0].numpy())
 
     try:
         batch = []
@@ -111,13 +115,14 @@ def evaluate(
         dataset: labelled images; every image at its own size, one after the other.
         preprocess: by default `preprocess_for(model)`.
         batch_size: largest number of images in one forward pass.
-        with_masks: False leaves the masks closed: the error alone.
-        skip_damaged: leave files that can't be read out of the figures, and list them.
+        with_masks: False leaves the masks closed: error and area of the predicted mask alone.
+        skip_damaged: leave images that can't be read, or whose mask can't be read or does not fit, out of the figures,
+            and list them.
         progress: show a progress bar.
 
     Raises:
-        DamagedFileError: a file can't be read, unless `skip_damaged`.
-        ValueError: no image could be read, or a mask has another size than its image.
+        DamagedFileError: a file can't be read, or a mask has another size than its image, unless `skip_damaged`.
+        ValueError: no image could be read.
     """
     started = time.perf_counter()
     meter = LocalizationMeter()
@@ -140,11 +145,12 @@ def evaluate(
             yield index, image
 
     rows = []
-    for prediction in predict_images(model, images(), preprocess, batch_size):
+    for prediction in predict_images(model, images(), preprocess, batch_size, full_size=with_masks):
         target, mask, name = targets.pop(prediction.index)
         correct = prediction.class_index == target
         scores = meter.update(prediction.mask, mask, correct)
         row = {
+            "index": prediction.index,
             "name": name,
             "target": target,
             "predicted": prediction.class_index,

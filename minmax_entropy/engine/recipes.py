@@ -106,7 +106,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     # Fine-tuning a pretrained backbone.
-    "finetune": Recipe(optimizer="sgd", lr=0.005, head_lr_factor=10.0, weight_decay=1e-4, warmup=0.05, clip_grad=5.0),
+    "finetune": Recipe(lr=2e-4, head_lr_factor=10.0, weight_decay=0.05, warmup=0.1, clip_grad=5.0),
     # From scratch on small images.
     "scratch": Recipe(optimizer="adamw", lr=1e-2, weight_decay=0.02, warmup=0.1, batch_size=16),
     # The authors' implementation (arXiv 1907.12934).

@@ -44,11 +44,17 @@ def metrics_table(rows: dict[str, dict[str, float]], extra: Sequence[str] = ()) 
 
 
 def ranked_cases(evaluation: Evaluation, worst: bool = True) -> list[int]:
-    """Rows of an evaluation from the worst to the best (or back): F1+ where there are masks, else the probability."""
-    rows = evaluation.rows
-    key = "f1_foreground" if "f1_foreground" in rows[0] else "probability"
-    sign = 1 if worst else -1
-    return sorted(range(len(rows)), key=lambda index: sign * rows[index].get(key, 0.0))
+    """Indices of images from the worst to the best (or back): by F1+ those with a mask, or else by the class."""
+    with_mask = [row for row in evaluation.rows if "f1_foreground" in row]
+
+    def quality(row: dict) -> tuple[float, ...]:
+        if with_mask:
+            return (row["f1_foreground"],)
+        correct = row["predicted"] == row["target"]
+        return correct, row["probability"] if correct else -row["probability"]
+
+    rows = sorted(with_mask or evaluation.rows, key=quality, reverse=not worst)
+    return [row["index"] for row in rows]
 
 
 def case_grid(

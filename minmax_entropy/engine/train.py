@@ -129,7 +129,8 @@ def fit(
                     best = scores["error"], epoch, {k: v.detach().clone() for k, v in model.state_dict().items()}
             log.append(row)
             writer.add(row)
-            _warn_of_collapse(row)
+            if model.classifier is not None:
+                _warn_of_collapse(row)
     if best is not None:
         model.load_state_dict(best[2])
     return TrainingResult(log, best[1] if best else len(log) - 1, list(damaged), clock.elapsed)
@@ -165,7 +166,7 @@ def _train_epoch(model, loader, optimizer, recipe, clock, bar, damaged, skip_dam
                     sums[name] = sums.get(name, 0.0) + value.detach() * len(images)
             count += len(images)
         clock.tick()
-        if clock.steps % 10 == 0 or clock.done:
+        if not bar.disable and (clock.steps % 10 == 0 or clock.done):
             bar.n = round(100 * clock.progress)
             bar.set_postfix_str(_status(clock, sums, count))
         if clock.done:

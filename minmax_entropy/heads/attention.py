@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from minmax_entropy.heads.pooling import check_count
+
 
 class AttentionHead(nn.Module):
     """Gated attention (Ilse et al., "Attention-based Deep Multiple Instance Learning", ICML 2018, eq. 9).
@@ -21,6 +23,7 @@ class AttentionHead(nn.Module):
 
     def __init__(self, in_features: int, num_classes: int, hidden: int = 128) -> None:
         super().__init__()
+        hidden = check_count("hidden", hidden)
         self.num_classes = num_classes
         self.value = nn.Conv2d(in_features, hidden, kernel_size=1)
         self.gate = nn.Conv2d(in_features, hidden, kernel_size=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,19 @@ def lse_pool(maps: Tensor, r: float = 10.0) -> Tensor:
     return (torch.logsumexp(r * maps, dim=(2, 3)) - math.log(positions)) / r
 
 
+def check_number(name: str, value: float) -> None:
+    """Refuse what is not a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+
+
+def check_count(name: str, value: int) -> int:
+    """An integer of 1 or more (NumPy's are welcome) as `int`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+        raise ValueError(f"{name} must be an integer of 1 or more, got {value!r}")
+    return operator.index(value)
+
+
 class ClassMapHead(nn.Module):
     """1x1 convolution to `modalities` maps a class, their mean, and a pooling to scores (the subclass's `pool`).
 
@@ -42,8 +56,7 @@ class ClassMapHead(nn.Module):
 
     def __init__(self, in_features: int, num_classes: int, modalities: int = 1) -> None:
         super().__init__()
-        if isinstance(modalities, bool) or not isinstance(modalities, int) or modalities < 1:
-            raise ValueError(f"modalities must be an integer of 1 or more, got {modalities!r}")
+        modalities = check_count("modalities", modalities)
         self.num_classes = num_classes
         self.modalities = modalities
         self.to_modalities = nn.Conv2d(in_features, num_classes * modalities, kernel_size=1)
@@ -85,7 +98,8 @@ class LSEHead(ClassMapHead):
 
     def __init__(self, in_features: int, num_classes: int, modalities: int = 1, r: float = 10.0) -> None:
         super().__init__(in_features, num_classes, modalities)
-        if not r > 0:
+        check_number("r", r)
+        if r <= 0:
             raise ValueError(f"r must be over 0, got {r!r}")
         self.r = float(r)
 

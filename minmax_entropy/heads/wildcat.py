@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from minmax_entropy.heads.pooling import ClassMapHead
+from minmax_entropy.heads.pooling import ClassMapHead, check_number
 
 
 def pooled_positions(fraction: int | float, positions: int) -> int:
@@ -85,9 +85,11 @@ class WildcatHead(ClassMapHead):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(in_features, num_classes, modalities)
-        if not kmax > 0:
+        for name, value in (("kmax", kmax), ("kmin", kmin), ("alpha", alpha), ("dropout", dropout)):
+            check_number(name, value)
+        if kmax <= 0:
             raise ValueError(f"kmax must be over 0 (a share such as 0.09, or a count), got {kmax!r}")
-        if not kmin >= 0:
+        if kmin < 0:
             raise ValueError(f"kmin must be 0 or more (a share such as 0.09, or a count), got {kmin!r}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")

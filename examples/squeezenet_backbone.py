@@ -1,6 +1,6 @@
 """SqueezeNet 1.0 of torchvision as a backbone; an example of a plugin for the command line.
 
-    minmax-entropy train --plugin benchmarks/squeezenet_backbone.py --model wsl_squeezenet1_0 --pretrained --data ...
+    minmax-entropy train --plugin examples/squeezenet_backbone.py --model wsl_squeezenet1_0 --pretrained --data ...
 
 ImageNet weights are read from the `.safetensors` file that the environment variable SQUEEZENET_WEIGHTS names.
 """
@@ -14,7 +14,7 @@ from torch import nn
 
 import minmax_entropy
 
-# Standard deviation of the pretrained features on photographs: the network has no normalization layers, and heads expect
+# Standard deviation of the pretrained features on photographs: the network has no normalization, and heads expect
 # features of order 1.
 FEATURE_SCALE = 38.0
 
