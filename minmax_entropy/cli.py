@@ -127,6 +127,11 @@ def _train(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     model = _load(options)
     dataset = open_split(options.data, options.split, model.class_names)
+    if len(dataset.class_names) != model.num_classes:
+        raise ValueError(
+            f"{options.model} has {model.num_classes} classes and no names of them, {options.data} has "
+            f"{len(dataset.class_names)} for {options.split}"
+        )
     result = evaluate(
         model,
         dataset,

@@ -121,6 +121,24 @@ def test_options_reach_the_training(data, tmp_path, fit_arguments, capsys):
     assert "skipped 1 damaged files: x.png" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("classifier=null", None),
+        ("classifier=None", None),
+        ("classifier_scale=[40, 50]", [40, 50]),
+        ("classifier_scale=(40, 50)", (40, 50)),
+        ("checkpoint_passes=true", True),
+        ("checkpoint_passes=True", True),
+        ("background_loss=eem", "eem"),
+        ("background_loss='eem'", "eem"),
+    ],
+)
+def test_settings_may_be_json_python_or_text(data, tmp_path, fit_arguments, setting, value):
+    assert run("train", "--data", data, *SMALL, "--output", tmp_path, "--set", setting) == 0
+    assert fit_arguments["model"].config[setting.split("=")[0]] == value
+
+
 def test_validation_indexes_classes_as_training_does(tmp_path, fit_arguments):
     """A class that has no validation images does not move the others."""
     for place in ("train/a", "train/b", "train/c", "valid/c"):
@@ -181,12 +199,32 @@ def test_evaluate(model, data, tmp_path, capsys):
 
 
 def test_evaluate_other_parts_and_sizes(model, data, tmp_path):
-    metrics = []
-    for options in (("--split", "train"), ("--split", "valid"), ("--size", 80)):
-        assert run("evaluate", "--model", model, "--data", data, "--output", tmp_path, *options) == 0
-        metrics.append(json.loads((tmp_path / "metrics.json").read_text()))
-    assert len({figures["mask_area"] for figures in metrics}) == 3
-    assert run("evaluate", "--model", f"local-dir:{model}", "--data", data) == 0
+    areas = []
+    for options in ((), ("--split", "train"), ("--split", "valid"), ("--size", 80), ("--size", SIZE)):
+        source = f"local-dir:{model}"
+        assert run("evaluate", "--model", source, "--data", data, "--output", tmp_path, *options) == 0
+        areas.append(json.loads((tmp_path / "metrics.json").read_text())["mask_area"])
+    assert len(set(areas[:4])) == 4 and areas[4] == areas[0]  # by default the size of the training
+
+
+def test_evaluate_a_model_without_class_names(model, data, tmp_path, capsys):
+    nameless = mme.create_model(f"local-dir:{model}")
+    nameless.class_names = None
+    nameless.save_pretrained(tmp_path / "two")
+    assert run("evaluate", "--model", tmp_path / "two", "--data", data, "--output", tmp_path / "out") == 0
+    nameless.reset_classifier(5)
+    nameless.save_pretrained(tmp_path / "five")
+    line = fails(capsys, "evaluate", "--model", tmp_path / "five", "--data", data, "--output", tmp_path / "out")
+    assert "five has 5 classes and no names of them, " in line and line.endswith("has 2 for test")
+
+
+def test_figures_that_are_not_finite_are_null(model, tmp_path):
+    data = make_data(tmp_path)
+    for path in (data / "masks").rglob("*.png"):
+        Image.new("L", (SIZE, SIZE)).save(path)
+    assert run("evaluate", "--model", model, "--data", data, "--output", tmp_path / "out") == 0
+    text = (tmp_path / "out" / "metrics.json").read_text()
+    assert json.loads(text)["pxap"] is None and "NaN" not in text
 
 
 @pytest.mark.parametrize("masked", [lambda index: False, lambda index: index % 3 == 0], ids=["none", "some"])

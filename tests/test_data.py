@@ -306,12 +306,13 @@ ROWS = "a.png,m.png,cat\nsub/b.png,,dog\n"
         (ROWS, "utf-8"),
         ("image,mask,class\n" + ROWS, "utf-8"),
         ("image,mask,class\n" + ROWS, "utf-8-sig"),
+        ("Image_Path,mask_path,class_name\n" + ROWS, "utf-8"),
         (ROWS, "utf-8-sig"),
         (ROWS.replace("\n", "\r\n"), "utf-8"),
         ("a.png , m.png, cat\n\n , ,\nsub/b.png,,dog", "utf-8"),
         ('"a.png","m.png","cat"\n"sub/b.png","",dog\n', "utf-8"),
     ],
-    ids=["plain", "header", "header and BOM", "BOM", "CRLF", "spaces and blank rows", "quotes"],
+    ids=["plain", "header", "header and BOM", "other header", "BOM", "CRLF", "spaces and blank rows", "quotes"],
 )
 def test_list(listed, text, encoding):
     root = listed(text, encoding)
@@ -339,6 +340,7 @@ def test_class_names_of_other_alphabets(listed):
         (ROWS + "none.png,,cat\n", FileNotFoundError, r"train\.csv, line 3: no image .*none\.png"),
         ("none.png,,cat\n" + ROWS, FileNotFoundError, r"line 1: no image .*none\.png"),
         ("image,mask,class\nnone,,cat\n", FileNotFoundError, r"line 2: no image .*none"),
+        ("none,,cat\n" + ROWS, FileNotFoundError, r"line 1: no image .*none"),
         ("a.png,none.png,cat\n", FileNotFoundError, r"line 1: no mask .*none\.png"),
         ("a.png,,cat\n\na.png,sub,cat\n", FileNotFoundError, r"line 3: no mask .*sub"),
         ("a.png,cat\n", ValueError, r"line 1: a row is image,mask,class .* got \['a\.png', 'cat'\]"),
@@ -684,9 +686,13 @@ def test_a_class_may_be_called_train(tmp_path):
     assert open_split(tmp_path, "train").class_names == ["boat", "train"]
 
 
-def test_val_is_another_name_for_valid(tmp_path):
-    make_folders(tmp_path, {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1})
-    assert len(open_split(tmp_path, "valid")) == 2
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_other_names_of_the_validation(tmp_path, name):
+    make_folders(tmp_path, {"train/a": 2, "train/b": 2, f"{name}/a": 1, f"{name}/b": 1})
+    assert files(open_split(tmp_path, "valid"), tmp_path) == [f"{name}/a/00.png", f"{name}/b/00.png"]
+    (tmp_path / "train.csv").write_text("train/a/00.png,,a\n")
+    (tmp_path / f"{name}.csv").write_text(f"{name}/b/00.png,,b\n")
+    assert files(open_split(tmp_path, "valid"), tmp_path) == [f"{name}/b/00.png"]
 
 
 def test_void_of_a_palette_mask_is_not_an_object(tmp_path):

@@ -388,11 +388,14 @@ def test_bad_budget(shapes, budget, message):
         run(create(), shapes, **budget)
 
 
-def test_class_baseline_trains(shapes):
+def test_class_baseline_trains(shapes, caplog):
     """A plain CAM has the localizer's loss alone."""
-    result = run(create(preset="cam"), shapes, Recipe(lr=3e-3, batch_size=8), epochs=2)
+    result = run(
+        create(preset="cam", mask_sigma=1.0, mask_omega=200.0), shapes, Recipe(lr=3e-3, batch_size=8), epochs=2
+    )
     assert result.log[0]["loss"] == pytest.approx(result.log[0]["localizer"])
     assert "foreground" not in result.log[0] and 0 < result.log[0]["mask_area"] < 1
+    assert not caplog.records  # the mask takes no part in its training
 
 
 # Damaged files and small data sets
@@ -565,8 +568,12 @@ def test_evaluation_of_damaged_files(files):
 
 def test_evaluation_of_a_mask_of_another_size():
     data = InMemory(noise_images([(SIZE, SIZE)]), [0], [np.ones((SIZE, SIZE - 1), dtype=bool)])
-    with pytest.raises(ValueError, match="the mask of 0 is 64 x 63, the image is 64 x 64"):
+    with pytest.raises(DamagedFileError, match="the mask of 0 is 64 x 63, the image is 64 x 64"):
         evaluate(create(), data)
+    assert evaluate(create(), data, with_masks=False).damaged == []
+    data = InMemory(noise_images([(SIZE, SIZE)] * 2), [0, 1], [data.masks[0], np.ones((SIZE, SIZE), dtype=bool)])
+    result = evaluate(create(), data, skip_damaged=True)
+    assert result.damaged == ["0"] and [row["name"] for row in result.rows] == ["1"]
 
 
 def test_all_ones_by_hand():
