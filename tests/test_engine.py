@@ -1,8 +1,10 @@
 """Recipes, training, evaluation, prediction, and the pictures and tables made of them."""
 
+import contextlib
 import csv
 import logging
 import math
+import multiprocessing
 from types import SimpleNamespace
 
 import numpy as np
@@ -420,6 +422,12 @@ def test_damaged_file_is_named(files, workers):
         run(create(), files, Recipe(batch_size=3), workers=workers)
     assert caught.value.path in (files.name(2), files.name(5))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_loader_processes_end_with_the_error(files):
+    with contextlib.suppress(DamagedFileError):
+        run(create(), files, Recipe(batch_size=3), workers=2)
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
