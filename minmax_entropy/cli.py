@@ -111,7 +111,6 @@ def _train(options: argparse.Namespace) -> int:
         log_path=output / "log.csv",
         title=options.model,
     )
-    model.erasing.steps = 0
     metrics = {"valid_error": result.log[result.best_epoch].get("valid_error")}
     model.save_pretrained(output / "model", class_names=train.class_names, metrics=metrics)
     if result.damaged:

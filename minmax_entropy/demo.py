@@ -19,7 +19,7 @@ from minmax_entropy.factory import create_model
 from minmax_entropy.model import WSLModel
 
 TRAIN_IMAGES, TEST_IMAGES, SIZE = 2400, 300, 64
-EPOCHS = 5
+EPOCHS = 4
 ERASING_STEPS = 2
 PICTURES = 6
 EXAMPLES = 3
@@ -55,6 +55,7 @@ def run_demo(output: Path, seed: int = 0, epochs: int = EPOCHS, train_images: in
         The metrics by the name of the method.
     """
     started = time.perf_counter()
+    output = Path(output)
     print(f"{train_images} images of {SIZE} x {SIZE} pixels, textured objects on clutter; class labels only.")
     train, test = (
         SyntheticShapes(train_images, SIZE, seed=2 * seed),
@@ -100,7 +101,6 @@ def _train(
     recipe = get_recipe("scratch", erasing_steps=method.erasing_steps)
     budget = dict(epochs=epochs) if seconds is None else dict(seconds=seconds)
     result = fit(model, train, transform, recipe, seed=seed, title=method.title, **budget)
-    model.erasing.steps = 0
     metrics = evaluate(model, test, batch_size=50).metrics
     return model, {**metrics, "epochs": len(result.log), "seconds": round(result.seconds)}, result.seconds
 

@@ -44,7 +44,11 @@ def predict_files(
         A dictionary per file: `image`, `class`, `probability`, `boxes` (`[x0, y0, x1, y1]` of the connected regions,
         the largest first), `share` (of the image in the mask), and `overlay` and `mask` with their paths. A file that
         can't be read has `image` and `error` only.
+
+    Raises:
+        FileExistsError: an output would overwrite one of the images.
     """
+    inputs = {Path(path).resolve() for path in paths}
     stems = _unique_stems([Path(path) for path in paths])
     for path, stem in zip(paths, stems, strict=True):
         try:
@@ -65,6 +69,9 @@ def predict_files(
         if output is not None:
             result["overlay"] = str(Path(output) / f"{stem}_overlay.png")
             result["mask"] = str(Path(output) / f"{stem}_mask.png")
+            for name in ("overlay", "mask"):
+                if Path(result[name]).resolve() in inputs:
+                    raise FileExistsError(f"{result[name]} is one of the images: choose another output folder")
             save_picture(overlay(image, prediction.mask), result["overlay"])
             save_picture(mask_picture(prediction.mask, THRESHOLD), result["mask"])
         yield result

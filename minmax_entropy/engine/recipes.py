@@ -12,6 +12,7 @@ from torch import nn
 from minmax_entropy.registry import unknown_name
 
 MIN_LR = 1e-7
+WARMUP_START = 0.01  # share of the learning rate at the very first step
 
 
 def step_decay(
@@ -27,7 +28,7 @@ def step_decay(
 def warmup_cosine(progress: float, lr: float, warmup: float = 0.0, min_lr: float = 0.0) -> float:
     """Learning rate at a share of the training, in [0, 1]: a linear rise over `warmup`, then half a cosine."""
     if progress < warmup:
-        return lr * progress / warmup
+        return lr * max(progress / warmup, WARMUP_START)
     share = (progress - warmup) / max(1 - warmup, 1e-12)
     return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
@@ -48,7 +49,7 @@ class Recipe:
         step_size, step_delay: of the step schedule, in epochs.
         clip_grad: largest norm of the gradient, or None.
         batch_size: images a step.
-        erasing_steps: passes of recursive erasing, 0 for none.
+        erasing_steps: passes of recursive erasing, 0 for none; None leaves it to the model (`model.erasing.steps`).
         erasing_from_epoch: first epoch with erasing, counted from 0.
     """
 
@@ -64,7 +65,7 @@ class Recipe:
     step_delay: int = 0
     clip_grad: float | None = None
     batch_size: int = 16
-    erasing_steps: int = 0
+    erasing_steps: int | None = None
     erasing_from_epoch: int = 1
 
     def __post_init__(self) -> None:
@@ -75,7 +76,7 @@ class Recipe:
             raise ValueError(f"lr must be over 0, got {self.lr!r}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size!r}")
-        if self.erasing_steps < 0:
+        if self.erasing_steps is not None and self.erasing_steps < 0:
             raise ValueError(f"erasing_steps must be 0 or more, got {self.erasing_steps!r}")
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:

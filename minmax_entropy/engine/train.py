@@ -107,6 +107,8 @@ def fit(
         generator=torch.Generator().manual_seed(seed),
     )
     optimizer = recipe.build_optimizer(model)
+    own_erasing = model.erasing.steps
+    erasing_steps = own_erasing if recipe.erasing_steps is None else recipe.erasing_steps
     clock = _Clock(epochs, seconds, len(loader))
     log: list[dict] = []
     damaged: dict[str, None] = {}
@@ -116,7 +118,7 @@ def fit(
         while not clock.done:
             epoch = clock.epoch
             model.train()
-            model.erasing.steps = recipe.erasing_steps if epoch >= recipe.erasing_from_epoch else 0
+            model.erasing.steps = erasing_steps if epoch >= recipe.erasing_from_epoch else 0
             row = _train_epoch(model, loader, optimizer, recipe, clock, bar, damaged, skip_damaged)
             if valid is not None:
                 with clock.stopped():
@@ -131,6 +133,7 @@ def fit(
             writer.add(row)
             if model.classifier is not None:
                 _warn_of_collapse(row)
+    model.erasing.steps = own_erasing
     if best is not None:
         model.load_state_dict(best[2])
     return TrainingResult(log, best[1] if best else len(log) - 1, list(damaged), clock.elapsed)
