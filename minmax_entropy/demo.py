@@ -18,7 +18,7 @@ from minmax_entropy.engine.report import case_grid, metrics_table
 from minmax_entropy.factory import create_model
 from minmax_entropy.model import WSLModel
 
-TRAIN_IMAGES, TEST_IMAGES, SIZE = 2400, 300, 64
+TRAIN_IMAGES, TEST_IMAGES, SIZE = 2200, 300, 64
 EPOCHS = 4
 ERASING_STEPS = 2
 PICTURES = 6
@@ -93,9 +93,12 @@ def _train(
     torch.manual_seed(seed)
     model = create_model(num_classes=len(train.class_names), **MODEL, **method.settings)
     preprocess = preprocess_for(model)
+    tensors: dict[int, Tensor] = {}  # the data set keeps its images, and every epoch asks for them again
 
     def transform(image: Image.Image) -> Tensor:
-        tensor = preprocess(image)
+        tensor = tensors.get(id(image))
+        if tensor is None:
+            tensor = tensors[id(image)] = preprocess(image)
         return tensor.flip(-1) if torch.rand(()) < 0.5 else tensor
 
     recipe = get_recipe("scratch", erasing_steps=method.erasing_steps)

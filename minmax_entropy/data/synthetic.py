@@ -11,13 +11,13 @@ from PIL import Image, ImageDraw, ImageFilter
 from minmax_entropy.data.dataset import LabelledImages
 
 # Shares of the image's side.
-RADIUS = (0.17, 0.3)
+RADIUS = (0.16, 0.29)
 PERIOD = (0.1, 0.14)
 MAX_OBJECTS = 3
 DECOYS = (1, 4)
 STROKES = (8, 16)
 # Objects of one image differ in how plain their texture is: share of the way between its two colours.
-CONTRAST = (0.4, 1.0)
+CONTRAST = (0.33, 1.0)
 MIN_COLOUR_DISTANCE = 190
 NOISE = 10.0
 
