@@ -18,8 +18,8 @@ from minmax_entropy.engine.report import case_grid, metrics_table
 from minmax_entropy.factory import create_model
 from minmax_entropy.model import WSLModel
 
-TRAIN_IMAGES, TEST_IMAGES, SIZE = 2200, 300, 64
-EPOCHS = 4
+TRAIN_IMAGES, TEST_IMAGES, SIZE = 2000, 300, 64
+EPOCHS = 5
 ERASING_STEPS = 2
 PICTURES = 6
 EXAMPLES = 3

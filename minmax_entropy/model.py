@@ -103,7 +103,8 @@ class WSLModel(nn.Module):
         erasing_steps, erasing_sigma, erasing_scope, erasing_reduction, erasing_fallback, erasing_normalize_trust: see
             `RecursiveErasing`; `model.erasing.steps` may be set between epochs.
         checkpoint_passes: keep the features of no pass for the backward, compute them again there: with U erasing
-            steps one pass is in memory instead of U + 2, with the same gradients and BatchNorm statistics.
+            steps one pass is in memory instead of U + 2, with the same gradients and BatchNorm statistics. Measured for
+            resnet18 with U = 4: 0.43 of the peak memory for 1.34 of the time (docs/results/passes.md).
 
     Raises:
         ValueError, TypeError: an argument out of its range, an unknown name, or an unknown option.

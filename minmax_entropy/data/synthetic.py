@@ -17,7 +17,7 @@ MAX_OBJECTS = 3
 DECOYS = (1, 4)
 STROKES = (8, 16)
 # Objects of one image differ in how plain their texture is: share of the way between its two colours.
-CONTRAST = (0.33, 1.0)
+CONTRAST = (0.37, 1.0)
 MIN_COLOUR_DISTANCE = 190
 NOISE = 10.0
 
