@@ -205,7 +205,7 @@ def test_register_head(monkeypatch):
         (dict(modalities=2.0), ValueError, "modalities must be an integer"),
         (dict(modalities=True), ValueError, "modalities must be an integer"),
         (dict(kmax=0), ValueError, "kmax must be over 0"),
-        (dict(kmax=float("nan")), ValueError, "kmax must be over 0"),
+        (dict(kmax=float("nan")), ValueError, "kmax must be a finite number"),
         (dict(kmin=-1), ValueError, "kmin must be 0 or more"),
         (dict(dropout=1.0), ValueError, r"dropout must be in \[0, 1\)"),
         (dict(name="lse", r=0), ValueError, "r must be over 0"),
