@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minmax_entropy.checks import check_choice, check_flag
+
 SCOPES = ("image", "batch")
 REDUCTIONS = ("sum", "mean")
 FALLBACKS = ("first", "blank")
@@ -79,10 +81,8 @@ class RecursiveErasing(nn.Module):
             ("reduction", reduction, REDUCTIONS),
             ("fallback", fallback, FALLBACKS),
         ):
-            if value not in known:
-                raise ValueError(f"erasing_{name} must be one of {known}, got {value!r}")
-        if not isinstance(normalize_trust, bool):
-            raise TypeError(f"erasing_normalize_trust must be True or False, got {normalize_trust!r}")
+            check_choice(f"erasing_{name}", value, known)
+        check_flag("erasing_normalize_trust", normalize_trust)
         self.sigma = float(sigma)
         self.scope = scope
         self.reduction = reduction

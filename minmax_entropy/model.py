@@ -19,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from minmax_entropy.backbones import create_backbone
 from minmax_entropy.backbones.init import INITIALIZATIONS
+from minmax_entropy.checks import check_choice, check_count, check_flag
 from minmax_entropy.erasing import RecursiveErasing
 from minmax_entropy.heads import create_head
-from minmax_entropy.heads.pooling import check_count
 from minmax_entropy.losses import MinMaxEntropyLoss
 from minmax_entropy.mask import (
     MASK_SOURCES,
@@ -152,8 +152,8 @@ class WSLModel(nn.Module):
         super().__init__()
         self.config = config
         mask_source = mask_source or ("predicted" if classifier is None else "expected")
-        _check_choice("mask_source", mask_source, MASK_SOURCES)
-        _check_choice("mask_normalization", mask_normalization, NORMALIZATIONS)
+        check_choice("mask_source", mask_source, MASK_SOURCES)
+        check_choice("mask_normalization", mask_normalization, NORMALIZATIONS)
         if not isinstance(mask_sigma, numbers.Real) or not 0 <= mask_sigma <= 1:
             raise ValueError(f"mask_sigma is a threshold on a map in [0, 1], got {mask_sigma!r}")
         if not isinstance(mask_omega, numbers.Real) or not 0 < mask_omega < float("inf"):
@@ -167,12 +167,12 @@ class WSLModel(nn.Module):
         self.mask_omega = float(mask_omega)
         self.mask_normalization = mask_normalization
         for name, flag in (("shared_backbone", shared_backbone), ("checkpoint_passes", checkpoint_passes)):
-            _check_flag(name, flag)
+            check_flag(name, flag)
         if detach_mask is None:
             detach_mask = size_loss is None
         elif detach_mask and size_loss is not None:
             raise ValueError("size_loss needs detach_mask=False: no gradient reaches a detached mask")
-        _check_flag("detach_mask", detach_mask)
+        check_flag("detach_mask", detach_mask)
         self.detach_mask = detach_mask
         self.checkpoint_passes = checkpoint_passes
 
@@ -185,7 +185,7 @@ class WSLModel(nn.Module):
             own = copy.deepcopy(backbone) if isinstance(backbone, nn.Module) else backbone
             self.classifier_backbone = create_backbone(own, **options)
         if backbone_init is not None:
-            _check_choice("backbone_init", backbone_init, tuple(INITIALIZATIONS))
+            check_choice("backbone_init", backbone_init, tuple(INITIALIZATIONS))
             if not pretrained:
                 for module in filter(None, (self.backbone, self.classifier_backbone)):
                     INITIALIZATIONS[backbone_init](module)
@@ -467,16 +467,6 @@ def _per_channel(data_config: dict, in_chans: int) -> dict:
         else:
             config[key] = tuple(itertools.islice(itertools.cycle(values), in_chans))
     return config
-
-
-def _check_flag(name: str, value: bool) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-
-
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {known}, got {value!r}")
 
 
 def _check_scale(value: float | tuple[int, int]) -> float | tuple[int, int]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import operator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from minmax_entropy.checks import check_count, check_number
 
 
 def average_pool(maps: Tensor) -> Tensor:
@@ -27,19 +28,6 @@ def lse_pool(maps: Tensor, r: float = 10.0) -> Tensor:
     """
     positions = maps.shape[2] * maps.shape[3]
     return (torch.logsumexp(r * maps, dim=(2, 3)) - math.log(positions)) / r
-
-
-def check_number(name: str, value: float) -> None:
-    """Refuse what is not a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
-
-
-def check_count(name: str, value: int) -> int:
-    """An integer of 1 or more (NumPy's are welcome) as `int`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-        raise ValueError(f"{name} must be an integer of 1 or more, got {value!r}")
-    return operator.index(value)
 
 
 class ClassMapHead(nn.Module):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from minmax_entropy.heads.pooling import ClassMapHead, check_number
+from minmax_entropy.checks import check_number
+from minmax_entropy.heads.pooling import ClassMapHead
 
 
 def pooled_positions(fraction: int | float, positions: int) -> int:
