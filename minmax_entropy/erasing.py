@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minmax_entropy.checks import check_choice, check_flag
+from minmax_entropy.tasks import TASKS
 
 SCOPES = ("image", "batch")
 REDUCTIONS = ("sum", "mean")
@@ -61,6 +61,7 @@ class RecursiveErasing(nn.Module):
         reduction: of the localizer's cross-entropy over the passes an image took part in, "sum" or "mean".
         fallback: mask of an image that no pass was trusted for: "first" takes that of the first pass, "blank" zeros.
         normalize_trust: divide `M_acc` by the highest trust of the image, so that it has the scale of a plain mask.
+        task: what labels mean, "multiclass" or "multilabel"; see `minmax_entropy.tasks` for what counts as right.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class RecursiveErasing(nn.Module):
         reduction: str = "sum",
         fallback: str = "first",
         normalize_trust: bool = True,
+        task: str = "multiclass",
     ) -> None:
         super().__init__()
         self.steps = steps
@@ -82,12 +84,14 @@ class RecursiveErasing(nn.Module):
             ("fallback", fallback, FALLBACKS),
         ):
             check_choice(f"erasing_{name}", value, known)
+        check_choice("task", task, tuple(TASKS))
         check_flag("erasing_normalize_trust", normalize_trust)
         self.sigma = float(sigma)
         self.scope = scope
         self.reduction = reduction
         self.fallback = fallback
         self.normalize_trust = normalize_trust
+        self.task = task
 
     @property
     def steps(self) -> int:
@@ -105,22 +109,23 @@ class RecursiveErasing(nn.Module):
 
         Args:
             images: `[B, C, H, W]`.
-            target: class indices `[B]`.
+            target: class indices `[B]`; `[B, K]` of zeros and ones for the multilabel task.
             localize: maps images to `(logits [B, K], maps [B, K, h, w], mask [B, 1, H, W])`.
         """
+        task = TASKS[self.task]
         erased = images
         history = first_loss = accumulated = None
         for t in range(self.steps):
             if self.scope == "batch" and t > 0 and not history.any():
                 return
             logits, maps, mask = localize(erased)
-            loss = F.cross_entropy(logits, target, reduction="none")  # [B]
+            loss = task.loss(logits, target)  # [B]
             with torch.no_grad():
                 if t == 0:
                     history, first_loss = torch.ones_like(loss), loss
                 took_part = history
-                confidence, predicted = logits.softmax(dim=1).max(dim=1)
-                history = history * (predicted == target)
+                is_right, confidence = task.agreement(logits, target)
+                history = history * is_right
                 trust = math.exp(-t / self.sigma) * confidence * history * (loss <= first_loss)
             found = trust[:, None, None, None] * mask
             accumulated = found if t == 0 else torch.maximum(accumulated, found)

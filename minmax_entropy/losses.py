@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minmax_entropy.checks import check_choice
+from minmax_entropy.tasks import TASKS
+
 
 def uniform_cross_entropy(logits: Tensor) -> Tensor:
     """Cross-entropy to the uniform distribution, `mean_k -log softmax(logits)_k` ("sem", arXiv 1907.12934).
@@ -35,6 +38,34 @@ def negative_entropy(logits: Tensor) -> Tensor:
     """
     log_probabilities = logits.log_softmax(dim=1)
     return (log_probabilities.exp() * log_probabilities).sum(dim=1)
+
+
+def binary_uniform_cross_entropy(logits: Tensor) -> Tensor:
+    """`uniform_cross_entropy` of each of K binary decisions: `-(log p_k + log(1 - p_k)) / 2`, p = sigmoid(logits).
+
+    The uniform distribution over {0, 1}^K has every p_k = 1/2, and the cross-entropy to it is the sum over k.
+
+    Args:
+        logits: `[B, K]`.
+
+    Returns:
+        `[B, K]`, at least `log 2`.
+    """
+    return -0.5 * (F.logsigmoid(logits) + F.logsigmoid(-logits))
+
+
+def binary_negative_entropy(logits: Tensor) -> Tensor:
+    """`negative_entropy` of each of K binary decisions: `p_k log p_k + (1 - p_k) log(1 - p_k)`, p = sigmoid(logits).
+
+    The entropy of independent decisions is the sum of theirs.
+
+    Args:
+        logits: `[B, K]`.
+
+    Returns:
+        `[B, K]` in `[-log 2, 0]`.
+    """
+    return logits.sigmoid() * F.logsigmoid(logits) + (-logits).sigmoid() * F.logsigmoid(-logits)
 
 
 def log_barrier(value: Tensor, t: float = 5.0) -> Tensor:
@@ -82,13 +113,22 @@ def area(mask: Tensor) -> Tensor:
 
 
 BACKGROUND_LOSSES = {"sem": uniform_cross_entropy, "eem": negative_entropy}
+BINARY_BACKGROUND_LOSSES = {"sem": binary_uniform_cross_entropy, "eem": binary_negative_entropy}
 SIZE_LOSSES = {"barrier": size_barrier, "area": area}
 
 
 class MinMaxEntropyLoss(nn.Module):
     """`L = CE(s, y) + CE(logits+, y) + uniform(logits-)` and an optional size term (arXiv 1907.12934).
 
+    With `task="multilabel"` (our extension; the model of the labels is that of `minmax_entropy.tasks.Multilabel`) both
+    CE are means over K binary cross-entropies, and the third term is, with y in {0, 1}^K,
+    `sum_k y_k u(logits-_k) / sum_k y_k` with u the binary form of "sem" or "eem", and 0 for an image without a class.
+    It is the paper's term for each class that the image has: where its region is hidden, that class must be undecided.
+    The classes that an image does not have are left out: no region shows their absence, so hiding one must not put it
+    in doubt.
+
     Args:
+        task: "multiclass" (one class an image) or "multilabel" (any number of them).
         background_loss: "sem" (cross-entropy to the uniform distribution) or "eem" (negative entropy).
         size_loss: None, "area" (a price on `mean(M+)`) or "barrier" (log-barrier on the areas of both regions).
         localizer_weight, foreground_weight, background_weight, size_weight: factor of each term, 0 or more.
@@ -102,8 +142,11 @@ class MinMaxEntropyLoss(nn.Module):
         foreground_weight: float = 1.0,
         background_weight: float = 1.0,
         size_weight: float = 1.0,
+        task: str = "multiclass",
     ) -> None:
         super().__init__()
+        check_choice("task", task, tuple(TASKS))
+        self.task = task
         if background_loss not in BACKGROUND_LOSSES:
             raise ValueError(f"background_loss must be one of {sorted(BACKGROUND_LOSSES)}, got {background_loss!r}")
         if size_loss is not None and size_loss not in SIZE_LOSSES:
@@ -132,7 +175,7 @@ class MinMaxEntropyLoss(nn.Module):
         """Terms whose input is None are left out (a plain CAM has only the first).
 
         Args:
-            target: class indices `[B]`.
+            target: class indices `[B]`; `[B, K]` of zeros and ones for the multilabel task.
             localizer_logits, logits, background_logits: `[B, K]` each: localizer, classifier on X+, classifier on X-.
             mask: `[B, 1, H, W]`, for the size term.
             localizer_loss: `[B]`, takes the place of `CE(localizer_logits, target)`; erasing sums it over its passes.
@@ -140,16 +183,28 @@ class MinMaxEntropyLoss(nn.Module):
         Returns:
             The weighted sum (scalar), and the unweighted terms (scalars, mean over the batch) by name.
         """
+        task_loss = TASKS[self.task].loss
         if localizer_loss is None:
-            localizer_loss = F.cross_entropy(localizer_logits, target, reduction="none")
+            localizer_loss = task_loss(localizer_logits, target)
         losses = {"localizer": localizer_loss.mean()}
         if logits is not None:
-            losses["foreground"] = F.cross_entropy(logits, target)
+            losses["foreground"] = task_loss(logits, target).mean()
         if background_logits is not None:
-            losses["background"] = BACKGROUND_LOSSES[self.background_loss](background_logits).mean()
+            losses["background"] = self._background(background_logits, target).mean()
         if mask is not None and self.size_loss is not None:
             losses["size"] = SIZE_LOSSES[self.size_loss](mask).mean()
         return sum(self.weights[name] * value for name, value in losses.items()), losses
 
+    def _background(self, logits: Tensor, target: Tensor) -> Tensor:
+        """`[B, K]` to `[B]`."""
+        if self.task == "multiclass":
+            return BACKGROUND_LOSSES[self.background_loss](logits)
+        labelled = target.to(logits.dtype)
+        undecided = BINARY_BACKGROUND_LOSSES[self.background_loss](logits)  # [B, K]
+        return (undecided * labelled).sum(dim=1) / labelled.sum(dim=1).clamp(min=1)
+
     def extra_repr(self) -> str:
-        return f"background_loss={self.background_loss!r}, size_loss={self.size_loss!r}, weights={self.weights}"
+        return (
+            f"task={self.task!r}, background_loss={self.background_loss!r}, size_loss={self.size_loss!r}, "
+            f"weights={self.weights}"
+        )

@@ -13,32 +13,20 @@ MASK_SOURCES = ("expected", "predicted")
 FLAT_ROUNDINGS = 16
 
 
-def expected_map(maps: Tensor, logits: Tensor) -> Tensor:
-    """Class maps averaged under the predicted distribution, `T = sum_k softmax(s)_k A_k` (arXiv 1907.12934).
+def weighted_map(maps: Tensor, weights: Tensor) -> Tensor:
+    """Class maps, weighted and summed: `T = sum_k w_k A_k`.
+
+    With the predicted probabilities as weights it is the expected map (arXiv 1907.12934); with 1 for the predicted
+    class and 0 elsewhere, that class's map (CAM, Zhou et al., CVPR 2016).
 
     Args:
         maps: `[B, K, h, w]`.
-        logits: `[B, K]`.
+        weights: `[B, K]`.
 
     Returns:
         `[B, 1, h, w]`.
     """
-    weights = logits.softmax(dim=1)[:, :, None, None]
-    return (weights * maps).sum(dim=1, keepdim=True)  # autocast would run an einsum in half precision
-
-
-def predicted_map(maps: Tensor, logits: Tensor) -> Tensor:
-    """The map of the highest-scoring class, as CAM uses it (Zhou et al., CVPR 2016).
-
-    Args:
-        maps: `[B, K, h, w]`.
-        logits: `[B, K]`.
-
-    Returns:
-        `[B, 1, h, w]`.
-    """
-    index = logits.argmax(dim=1)[:, None, None, None].expand(-1, 1, *maps.shape[2:])
-    return maps.gather(1, index)
+    return (weights[:, :, None, None] * maps).sum(dim=1, keepdim=True)  # autocast would run an einsum in half precision
 
 
 def resize(tensor: Tensor, size: tuple[int, int]) -> Tensor:

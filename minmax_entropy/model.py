@@ -8,11 +8,12 @@ import functools
 import inspect
 import itertools
 import numbers
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -22,18 +23,19 @@ from minmax_entropy.backbones.init import INITIALIZATIONS
 from minmax_entropy.checks import check_choice, check_count, check_flag
 from minmax_entropy.erasing import RecursiveErasing
 from minmax_entropy.heads import create_head
+from minmax_entropy.inputs import check_images, check_target
 from minmax_entropy.losses import MinMaxEntropyLoss
 from minmax_entropy.mask import (
     MASK_SOURCES,
     NORMALIZATIONS,
-    expected_map,
     min_max_normalize,
-    predicted_map,
     resize,
     soft_mask,
     split_regions,
+    weighted_map,
 )
 from minmax_entropy.presets import resolve_preset
+from minmax_entropy.tasks import TASKS
 
 
 class WSLOutput(NamedTuple):
@@ -42,7 +44,8 @@ class WSLOutput(NamedTuple):
     Attributes:
         loss: weighted sum of `losses`, a scalar to back-propagate; with a target only.
         logits: `[B, K]` of the classifier on the relevant region X+ (of the localizer where there is no classifier).
-        mask: `[B, 1, H, W]` in [0, 1], M+. With erasing, the accumulated mask.
+        mask: `[B, 1, H, W]` in [0, 1], M+. With erasing, the accumulated mask. `localize(images, classes=...)` gives
+            one for each class it was asked for, `[B, N, H, W]`.
         localizer_logits: `[B, K]`. With erasing, those of the first pass.
         localizer_maps: `[B, K, h, w]` class activation maps. With erasing, those of the first pass.
         background_logits: `[B, K]` of the classifier on the irrelevant region X-.
@@ -77,6 +80,8 @@ class WSLModel(nn.Module):
         backbone: timm name (with or without a tag), name of `register_backbone`, or a module that maps
             `[B, C, H, W]` to `[B, D, h, w]`.
         num_classes: K, 1 or more.
+        task: "multiclass", one class an image; or "multilabel", any number of them or none, with targets `[B, K]` of
+            zeros and ones and scores through a sigmoid (`minmax_entropy.tasks.Multilabel`; our extension).
         preset: a name of `minmax_entropy.presets.PRESETS`, whose values hold for keywords that are not given.
         in_chans: channels C of the images.
         img_size: `(height, width)` or a number, for backbones that are built for one size.
@@ -85,6 +90,9 @@ class WSLModel(nn.Module):
         backbone_init: "he_fan_out" draws the backbone's convolutions afresh where no weights are loaded; by default
             timm's own initialization stays.
         shared_backbone: localizer and classifier share one backbone; False gives the classifier one of its own.
+        freeze_backbone: keep the backbone as it is, in evaluation mode and without gradients for its parameters; a neck
+            and the heads are trained.
+        freeze_bn: keep the BatchNorm layers of the backbone as they are: their statistics, scale and shift.
         data_config: `mean`, `std`, ... that replace the backbone's own.
         localizer: head of the localizer: a name, a dictionary of options with its `name`, or a module.
         classifier: head of the classifier, likewise; None leaves the classifier out, and every term but
@@ -117,12 +125,15 @@ class WSLModel(nn.Module):
         num_classes: int = 1000,
         *,
         preset: str | None = None,
+        task: str = "multiclass",
         in_chans: int = 3,
         img_size: int | tuple[int, int] | None = None,
         pretrained: bool = False,
         backbone_kwargs: dict | None = None,
         backbone_init: str | None = None,
         shared_backbone: bool = True,
+        freeze_backbone: bool = False,
+        freeze_bn: bool = False,
         data_config: dict | None = None,
         localizer: str | dict | nn.Module = "wildcat",
         classifier: str | dict | nn.Module | None = "wildcat",
@@ -151,6 +162,8 @@ class WSLModel(nn.Module):
         config.update({name: copy.deepcopy(value) for name, value in config.items() if isinstance(value, dict)})
         super().__init__()
         self.config = config
+        check_choice("task", task, tuple(TASKS))
+        self.task = task
         mask_source = mask_source or ("predicted" if classifier is None else "expected")
         check_choice("mask_source", mask_source, MASK_SOURCES)
         check_choice("mask_normalization", mask_normalization, NORMALIZATIONS)
@@ -166,8 +179,10 @@ class WSLModel(nn.Module):
         self.mask_sigma = float(mask_sigma)
         self.mask_omega = float(mask_omega)
         self.mask_normalization = mask_normalization
-        for name, flag in (("shared_backbone", shared_backbone), ("checkpoint_passes", checkpoint_passes)):
+        flags = dict(shared_backbone=shared_backbone, freeze_backbone=freeze_backbone, freeze_bn=freeze_bn)
+        for name, flag in dict(flags, checkpoint_passes=checkpoint_passes).items():
             check_flag(name, flag)
+        self.freeze_backbone, self.freeze_bn = freeze_backbone, freeze_bn
         if detach_mask is None:
             detach_mask = size_loss is None
         elif detach_mask and size_loss is not None:
@@ -189,6 +204,8 @@ class WSLModel(nn.Module):
             if not pretrained:
                 for module in filter(None, (self.backbone, self.classifier_backbone)):
                     INITIALIZATIONS[backbone_init](module)
+        for layer in self._frozen_layers():
+            layer.requires_grad_(False).eval()
         self.data_config = _per_channel({**self.backbone.data_config, **(data_config or {})}, in_chans)
 
         self.localizer = create_head(localizer, self.num_features, num_classes)
@@ -200,6 +217,7 @@ class WSLModel(nn.Module):
             reduction=erasing_reduction,
             fallback=erasing_fallback,
             normalize_trust=erasing_normalize_trust,
+            task=task,
         )
         self.criterion = MinMaxEntropyLoss(
             background_loss,
@@ -208,6 +226,7 @@ class WSLModel(nn.Module):
             foreground_weight=foreground_weight,
             background_weight=background_weight,
             size_weight=size_weight,
+            task=task,
         )
 
     # The method, in the paper's order.
@@ -217,8 +236,8 @@ class WSLModel(nn.Module):
 
         Args:
             images: `[B, C, H, W]`, normalized with `data_config`'s mean and std.
-            target: class indices `[B]` (int64). In training mode, and where `erasing.steps` is set, the mask is then
-                found by recursive erasing.
+            target: class indices `[B]` (int64); for the multilabel task `[B, K]` of zeros and ones. In training mode,
+                and where `erasing.steps` is set, the mask is then found by recursive erasing.
             background: compute the classifier on X- as well; by default in training mode or with a target.
 
         Returns:
@@ -229,7 +248,7 @@ class WSLModel(nn.Module):
         """
         self._check_images(images)
         if target is not None:
-            self._check_target(target, images)
+            check_target(target, images, self.num_classes, TASKS[self.task])
         if background is None:
             background = self.training or target is not None
 
@@ -258,17 +277,28 @@ class WSLModel(nn.Module):
         )
         return output._replace(loss=loss, losses=losses)
 
-    def localize(self, images: Tensor) -> WSLOutput:
+    def localize(self, images: Tensor, classes: str | Sequence[int | str] | Tensor | None = None) -> WSLOutput:
         """Mask, localizer scores and maps, for one pass of the backbone. The classifier does not run.
 
         Args:
             images: `[B, C, H, W]`, normalized with `data_config`'s mean and std.
+            classes: None gives the mask of what is predicted, `[B, 1, H, W]`; N classes, by index or by name, give a
+                mask for each, `[B, N, H, W]`, and so does "all" (N = K); a tensor `[B, N]` of indices asks each image
+                for its own. Each mask is the class's own map, normalized by itself: it says where the class would be,
+                `localizer_logits` say whether it is there.
 
         Returns:
             `WSLOutput` with `mask`, `localizer_logits` and `localizer_maps`.
+
+        Raises:
+            ValueError, TypeError: images of a wrong shape or dtype; a class that the model does not have.
         """
         self._check_images(images)
         localizer_logits, maps, mask = self._localize(images)
+        if classes is not None:
+            index = self._class_index(classes, len(images)).to(maps.device)  # [B, N]
+            chosen = maps.gather(1, index[:, :, None, None].expand(-1, -1, *maps.shape[2:]))  # [B, N, h, w]
+            mask = torch.cat([self._mask(part, images.shape[-2:]) for part in chosen.split(1, dim=1)], dim=1)
         return WSLOutput(mask=mask, localizer_logits=localizer_logits, localizer_maps=maps)
 
     def _localize(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -276,10 +306,15 @@ class WSLModel(nn.Module):
         features = self._features(self.backbone, images)  # [B, D, h, w]
         logits, maps = self._head(self.localizer, features)
         with torch.no_grad() if self.detach_mask else contextlib.nullcontext():
-            pool = expected_map if self.mask_source == "expected" else predicted_map
-            region = resize(pool(maps, logits), images.shape[-2:])  # [B, 1, H, W]
-            mask = soft_mask(min_max_normalize(region, self.mask_normalization), self.mask_sigma, self.mask_omega)
+            task = TASKS[self.task]
+            weights = task.probabilities(logits) if self.mask_source == "expected" else task.predicted(logits)
+            mask = self._mask(weighted_map(maps, weights), images.shape[-2:])
         return logits, maps, mask
+
+    def _mask(self, region: Tensor, size: tuple[int, int]) -> Tensor:
+        """From a map `[B, 1, h, w]` to a mask `[B, 1, *size]` in [0, 1]."""
+        region = min_max_normalize(resize(region, size), self.mask_normalization)
+        return soft_mask(region, self.mask_sigma, self.mask_omega)
 
     def _classify(self, region: Tensor) -> Tensor:
         """Classifier scores `[B, K]` of a region `[B, C, H, W]`, at the classifier's scale."""
@@ -298,7 +333,7 @@ class WSLModel(nn.Module):
             size = self.classifier_scale
         else:
             size = int(self.classifier_scale * height), int(self.classifier_scale * width)
-        return (self.classifier_backbone or self.backbone).nearest_size(*size)
+        return (self.classifier_backbone or self.backbone).sizes.nearest(*size)
 
     def _head(self, head: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:
         """Scores `[B, K]` and maps `[B, K, h, w]`. They leave autocast: ranges and losses need the precision."""
@@ -331,57 +366,50 @@ class WSLModel(nn.Module):
                 "layers in eval mode"
             ) from error
 
-    # Checks. Values of tensors on an accelerator are not looked at: that would make the host wait for it.
-
     def _check_images(self, images: Tensor) -> None:
-        if not isinstance(images, Tensor):
-            raise TypeError(f"images must be a tensor [B, {self.in_chans}, H, W], got {type(images).__name__}")
-        shape = tuple(images.shape)
-        if images.ndim != 4:
-            hint = "; add a batch dimension with images.unsqueeze(0)" if images.ndim == 3 else ""
-            raise ValueError(f"images must be [B, {self.in_chans}, H, W], got {images.ndim} dimensions {shape}{hint}")
-        if shape[1] != self.in_chans:
-            hint = "; channels come before height and width" if shape[3] == self.in_chans else ""
-            raise ValueError(f"images must have {self.in_chans} channels, got {shape[1]} in {shape}{hint}")
-        if not images.is_floating_point():
-            raise TypeError(f"images must be floating point, normalized with mean and std, got {images.dtype}")
-        dtype = next(self.parameters(), images).dtype
-        if images.dtype != dtype and not torch.is_autocast_enabled(images.device.type):
-            raise TypeError(f"images are {images.dtype}, the model is {dtype}: use images.to({dtype}), or autocast")
-        if shape[0] == 0:
-            raise ValueError("images is an empty batch")
-        fixed, stride = self.backbone.fixed_size, self.backbone.reduction
-        if fixed is not None and shape[2:] != fixed:
-            raise ValueError(
-                f"this backbone takes images of {fixed} only, got {shape[2:]}; build it with img_size={shape[2:]}"
-            )
-        if min(shape[2:]) < stride:
-            raise ValueError(
-                f"images of {shape[2]} x {shape[3]} are smaller than the backbone's stride of {stride} pixels"
-            )
-        nearest = self.backbone.nearest_size(*shape[2:])
-        if nearest != shape[2:]:
-            raise ValueError(
-                f"this backbone can't take images of {shape[2:]}; the nearest size that works is {nearest}"
-            )
-        if images.device.type == "cpu" and not torch.compiler.is_compiling() and not images.isfinite().all():
-            bad = (~images.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
-            raise ValueError(f"images hold NaN or infinite pixels, at batch index {bad}")
+        dtype = next(self.parameters(), torch.empty(())).dtype
+        check_images(images, self.in_chans, dtype, self.backbone.sizes)
 
-    def _check_target(self, target: Tensor, images: Tensor) -> None:
-        if not isinstance(target, Tensor):
-            raise TypeError(f"target must be a tensor of class indices [B], got {type(target).__name__}")
-        if target.dtype != torch.int64:
-            fix = "target.argmax(dim=1)" if target.ndim == 2 else "target.long()"
-            raise TypeError(f"target must hold class indices as torch.int64, got {target.dtype}; use {fix}")
-        if tuple(target.shape) != (images.shape[0],):
-            raise ValueError(f"target must be [{images.shape[0]}] as there are images, got {tuple(target.shape)}")
-        if target.device != images.device:
-            raise ValueError(f"target is on {target.device}, images are on {images.device}")
-        if target.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = int(target.min()), int(target.max())
-            if low < 0 or high >= self.num_classes:
-                raise ValueError(f"target must lie in [0, {self.num_classes}), got values in [{low}, {high}]")
+    def _class_index(self, classes: str | Sequence[int | str] | Tensor, batch: int) -> Tensor:
+        """Class indices `[B, N]`."""
+        if isinstance(classes, str) and classes == "all":
+            classes = range(self.num_classes)
+        if isinstance(classes, Tensor) and classes.ndim == 2:
+            index = classes
+        elif isinstance(classes, (str, int)) or (isinstance(classes, Tensor) and classes.ndim != 1):
+            raise TypeError(f'classes must be "all", a list of indices or names, or a tensor [B, N], got {classes!r}')
+        else:
+            names = {name: position for position, name in enumerate(self.class_names or [])}
+            unknown = [name for name in classes if isinstance(name, str) and name not in names]
+            if unknown:
+                raise ValueError(f"the model has no class {unknown[0]!r}; its class_names are {self.class_names}")
+            index = torch.tensor([[names[c] if isinstance(c, str) else int(c) for c in classes]]).expand(batch, -1)
+        if index.shape[0] != batch or not index.shape[1] or index.is_floating_point():
+            raise ValueError(
+                f"classes must be integers [{batch}, N] with N over 0, got {tuple(index.shape)} {index.dtype}"
+            )
+        if index.device.type == "cpu" and not (0 <= int(index.min()) and int(index.max()) < self.num_classes):
+            raise ValueError(
+                f"classes must lie in [0, {self.num_classes}), got {sorted(set(index.flatten().tolist()))}"
+            )
+        return index.long()
+
+    # What stays as it is.
+
+    def train(self, mode: bool = True) -> WSLModel:
+        """Training or evaluation mode; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        if mode:
+            for layer in self._frozen_layers():
+                layer.eval()
+        return self
+
+    def _frozen_layers(self) -> Iterator[nn.Module]:
+        for backbone in filter(None, (self.backbone, self.classifier_backbone)):
+            if self.freeze_backbone:
+                yield backbone.net
+            elif self.freeze_bn:
+                yield from (layer for layer in backbone.net.modules() if isinstance(layer, _BatchNorm))
 
     # What users of timm expect.
 
@@ -428,11 +456,51 @@ class WSLModel(nn.Module):
         self.class_names = None
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """timm's own checkpointing inside the backbones; see `checkpoint_passes` for that of whole passes."""
+        """timm's own checkpointing inside the backbones; see `checkpoint_passes` for that of whole passes.
+
+        Raises:
+            ValueError: the backbone has none.
+        """
         for backbone in filter(None, (self.backbone, self.classifier_backbone)):
-            if not hasattr(backbone.net, "set_grad_checkpointing"):
-                raise ValueError(f"{type(backbone.net).__name__} has no gradient checkpointing of its own")
-            backbone.net.set_grad_checkpointing(enable)
+            try:
+                backbone.net.set_grad_checkpointing(enable)
+            except (AttributeError, AssertionError) as error:  # timm's families without it assert that it stays off
+                raise ValueError(
+                    f"{type(backbone.net).__name__} has no gradient checkpointing of its own; checkpoint_passes=True "
+                    "works with every backbone"
+                ) from error
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
+        """Layers by depth, for timm's `param_groups_layer_decay`, `create_optimizer_v2(model, layer_decay=0.75)`, ...
+
+        Args:
+            coarse: stages instead of blocks.
+
+        Returns:
+            A function from a parameter's name to the number of its layer: those of the backbone as timm has them
+            (0 for the stem), neck and heads after all of them.
+
+        Raises:
+            ValueError: the backbone has no `group_matcher`.
+        """
+        layers: dict[str, float] = {}
+        for name in ("backbone", "classifier_backbone"):
+            backbone = getattr(self, name)
+            if backbone is None:
+                continue
+            if not hasattr(backbone.net, "group_matcher"):
+                raise ValueError(f"{type(backbone.net).__name__} has no group_matcher: its layers have no known order")
+            groups = group_parameters(backbone.net, backbone.net.group_matcher(coarse=coarse), reverse=True)
+            layers.update({f"{name}.net.{parameter}": float(layer) for parameter, layer in groups.items()})
+        return lambda parameter: layers.get(parameter, float("inf"))
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that timm keeps from weight decay (position embeddings, class tokens, ...)."""
+        names = set()
+        for name in ("backbone", "classifier_backbone"):
+            listed = getattr(getattr(getattr(self, name), "net", None), "no_weight_decay", set)
+            names |= {f"{name}.net.{parameter}" for parameter in listed()}
+        return names
 
 
 # Everything that rebuilds a model; weights and the preset's name are not part of that.

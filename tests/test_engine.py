@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import minmax_entropy as mme
+from minmax_entropy.backbones.sizes import ImageSizes
 from minmax_entropy.data import DamagedFileError, ImageFiles, LabelledImages, Record, SyntheticShapes
 from minmax_entropy.engine import (
     RECIPES,
@@ -596,7 +597,7 @@ def test_preprocess_for():
     preprocess = preprocess_for(model)
     assert preprocess.mean == (0.1, 0.2, 0.3) and preprocess.short_side == SIZE and preprocess.multiple == 32
     assert preprocess_for(model, 100).short_side == 100
-    model.backbone.fixed_size = (48, 80)
+    model.backbone.sizes = ImageSizes(32, fixed=(48, 80))
     assert preprocess_for(model)(Image.new("RGB", (7, 5))).shape == (3, 48, 80)
 
 

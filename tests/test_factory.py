@@ -85,7 +85,7 @@ UNLISTED = {
 def test_any_timm_name(name):
     assert name not in mme.list_models() and mme.is_model(name)
     model = mme.create_model(name, num_classes=2, **UNLISTED[name]).eval()
-    height, width = model.backbone.nearest_size(64, 64)
+    height, width = model.backbone.sizes.nearest(64, 64)
     with torch.no_grad():
         assert model(torch.randn(1, 3, height, width)).logits.shape == (1, 2)
 
@@ -105,7 +105,7 @@ def test_any_timm_name(name):
 def test_sizes_that_a_family_takes(name, size, nearest):
     with torch.device("meta"):
         backbone = mme.create_backbone(name)
-    assert backbone.nearest_size(*size) == nearest
+    assert backbone.sizes.nearest(*size) == nearest
     if name != "deepseek_vit_412m":  # half a billion weights
         assert mme.create_backbone(name).eval()(torch.zeros(1, 3, *nearest)).shape[1] == backbone.num_features
 
@@ -282,7 +282,11 @@ def test_unknown_names(name, message):
         (dict(preset="refrence"), ValueError, "unknown preset 'refrence'; did you mean reference"),
         (dict(localizer="wildcad"), ValueError, "unknown head 'wildcad'; did you mean wildcat"),
         (dict(classifier=dict(name="lse", q=1)), TypeError, r"'q'; its options are \['modalities', 'r'\]"),
-        (dict(out_index=9), ValueError, r"test_resnet has 5 feature levels, out_index must be in \[-5, 5\)"),
+        (
+            dict(out_index=9),
+            ValueError,
+            r"test_resnet has 5 feature levels \(strides .*\), out_index must be in \[-5, 5\)",
+        ),
     ],
 )
 def test_bad_keywords(keywords, error, message):

@@ -23,7 +23,7 @@ from minmax_entropy.engine.recipes import step_decay
 from minmax_entropy.erasing import ErasingPass
 from minmax_entropy.heads.pooling import ClassMapHead
 from minmax_entropy.heads.wildcat import pooled_positions, wildcat_pool
-from minmax_entropy.mask import expected_map, min_max_normalize, resize, soft_mask, split_regions
+from minmax_entropy.mask import min_max_normalize, resize, soft_mask, split_regions, weighted_map
 from minmax_entropy.metrics import dice
 from minmax_entropy.reference import reference_key
 
@@ -185,7 +185,7 @@ def forward_quantities(model: mme.WSLModel, images: Tensor, target: Tensor) -> d
         "maps_pos": maps_pos,
         "maps_neg": maps_neg,
         "mask": output.mask,
-        "mask_cont": resize(expected_map(output.localizer_maps, output.localizer_logits), images.shape[-2:]),
+        "mask_cont": resize(weighted_map(output.localizer_maps, output.localizer_logits.softmax(1)), images.shape[-2:]),
         "mask_minmax": torch.stack([output.mask.min(), output.mask.max()]),
         "x_pos": x_pos,
         "x_neg": x_neg,

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from minmax_entropy.mask import expected_map, min_max_normalize, predicted_map, resize, soft_mask, split_regions
+from minmax_entropy.mask import min_max_normalize, resize, soft_mask, split_regions, weighted_map
+from minmax_entropy.tasks import Multiclass, Multilabel
 
 
 def random(*shape, dtype=torch.float64, seed=0):
@@ -19,18 +20,27 @@ def test_expected_map():
         total = sum(math.exp(v) for v in logits[b].tolist())
         for k in range(3):
             expected[b, 0] += math.exp(logits[b, k].item()) / total * maps[b, k]
-    torch.testing.assert_close(expected_map(maps, logits), expected)
+    torch.testing.assert_close(weighted_map(maps, Multiclass.probabilities(logits)), expected)
 
 
 def test_predicted_map():
     maps = random(2, 3, 4, 5)
-    picked = predicted_map(maps, torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]]))
+    logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]], dtype=torch.float64)
+    picked = weighted_map(maps, Multiclass.predicted(logits))
     torch.testing.assert_close(picked, torch.stack([maps[0, 1], maps[1, 0]]).unsqueeze(1))
+
+
+def test_predicted_map_of_several_classes():
+    maps = random(3, 3, 4, 5)
+    logits = torch.tensor([[0.5, -2.0, 1.0], [-3.0, -1.0, -2.0], [-1.0, -1.0, 0.0]], dtype=torch.float64)
+    picked = weighted_map(maps, Multilabel.predicted(logits))
+    torch.testing.assert_close(picked[:, 0], torch.stack([maps[0, 0] + maps[0, 2], maps[1, 1], maps[2, 2]]))
 
 
 def test_maps_agree_for_a_certain_prediction():
     maps, logits = random(2, 3, 4, 5), torch.tensor([[0.0, 200.0, 0.0], [200.0, 0.0, 0.0]], dtype=torch.float64)
-    torch.testing.assert_close(expected_map(maps, logits), predicted_map(maps, logits))
+    expected, predicted = Multiclass.probabilities(logits), Multiclass.predicted(logits)
+    torch.testing.assert_close(weighted_map(maps, expected), weighted_map(maps, predicted))
 
 
 def test_resize_aligns_corners():
@@ -106,7 +116,7 @@ def test_split_regions():
 
 def test_gradient_through_the_whole_mask():
     def chain(maps, logits):
-        return soft_mask(min_max_normalize(resize(expected_map(maps, logits), (5, 7))))
+        return soft_mask(min_max_normalize(resize(weighted_map(maps, logits.softmax(dim=1)), (5, 7))))
 
     inputs = random(2, 3, 3, 4).requires_grad_(), random(2, 3, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(chain, inputs)

@@ -35,36 +35,48 @@ def create_backbone(
     """Build a backbone.
 
     Args:
-        backbone: a name of `list_backbones()` (timm's with or without a tag), or a module that maps
+        backbone: a name of `list_backbones()` (timm's with or without a tag), a timm model, or a module that maps
             `[B, in_chans, H, W]` to `[B, D, h, w]`.
         pretrained: load the backbone's weights; for timm names from timm's repository on the Hugging Face Hub.
         in_chans: channels of the images.
         img_size: image size the architecture is built for, where it needs one; it becomes `data_config`'s input size.
-        kwargs: passed to the backbone's factory.
+        kwargs: `out_index` and `neck` of `TimmBackbone`; all others are passed to the backbone's factory.
 
     Returns:
-        A module with `num_features` (D), `reduction` (stride), `data_config`, `fixed_size` and `nearest_size`.
+        A module with `net` (what was wrapped), `num_features` (D), `reduction` (stride of the features in pixels),
+        `feature_info`, `data_config` (mean, std, input size, interpolation, crop) and `sizes` (the image sizes it
+        takes).
 
     Raises:
         ValueError: unknown name, or a module that does not give a feature map.
         TypeError: a keyword that the backbone does not know, or a backbone that is neither a name nor a module.
     """
     if isinstance(backbone, nn.Module):
-        if kwargs:
-            raise TypeError(f"a backbone given as a module takes no keywords, got {sorted(kwargs)}")
-        if isinstance(backbone, (TimmBackbone, ModuleBackbone)):
-            return backbone
-        return ModuleBackbone(backbone, in_chans, img_size)
+        return _wrap(backbone, in_chans, img_size, kwargs)
     if not isinstance(backbone, str):
         given = backbone.__name__ + " itself" if isinstance(backbone, type) else type(backbone).__name__
         raise TypeError(f"a backbone is a name or a module (an instance of nn.Module), got {given}")
     if backbone in _BACKBONES:
         factory = _BACKBONES[backbone]
         size = {"img_size": img_size} if "img_size" in inspect.signature(factory).parameters else {}
-        return ModuleBackbone(factory(pretrained=pretrained, in_chans=in_chans, **size, **kwargs), in_chans, img_size)
+        own = {key: kwargs.pop(key) for key in ("out_index", "neck") if key in kwargs}
+        return _wrap(factory(pretrained=pretrained, in_chans=in_chans, **size, **kwargs), in_chans, img_size, own)
     if not timm.is_model(backbone):
         raise unknown_name("backbone", backbone, _BACKBONES.names() + timm.list_models())
     return TimmBackbone(backbone, pretrained=pretrained, in_chans=in_chans, img_size=img_size, **kwargs)
+
+
+def _wrap(module: nn.Module, in_chans: int, img_size: int | tuple[int, int] | None, options: dict) -> nn.Module:
+    """A module behind the interface of a backbone; `options` are those of `TimmBackbone`, for timm's models."""
+    if isinstance(module, (TimmBackbone, ModuleBackbone)):
+        wrapped = module
+    elif hasattr(module, "forward_intermediates") and hasattr(module, "feature_info"):
+        return TimmBackbone(module, in_chans=in_chans, img_size=img_size, **options)
+    else:
+        wrapped = ModuleBackbone(module, in_chans, img_size)
+    if options:
+        raise TypeError(f"the backbone {type(module).__name__} takes no keywords, got {sorted(options)}")
+    return wrapped
 
 
 __all__ = ["ModuleBackbone", "TimmBackbone", "create_backbone", "is_backbone", "list_backbones", "register_backbone"]

@@ -6,7 +6,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from minmax_entropy.backbones.timm_backbone import as_pair
+from minmax_entropy.backbones.sizes import ImageSizes, as_pair
 
 PROBE_SIZE = 128
 
@@ -25,7 +25,6 @@ class ModuleBackbone(nn.Module):
         super().__init__()
         self.net = net
         self.in_chans = in_chans
-        self.fixed_size: tuple[int, int] | None = None
         self.data_config = {
             "input_size": (in_chans, 224, 224),
             "mean": tuple(IMAGENET_DEFAULT_MEAN),
@@ -41,7 +40,8 @@ class ModuleBackbone(nn.Module):
             channels, side = self._probe()
             self.num_features = channels
             self.reduction = max(1, round(PROBE_SIZE / side))
-        self.size_multiple = self.reduction
+        self.feature_info = [{"num_chs": self.num_features, "reduction": self.reduction, "module": ""}]
+        self.sizes = ImageSizes(self.reduction)
 
     @torch.no_grad()
     def _probe(self) -> tuple[int, int]:
@@ -60,16 +60,12 @@ class ModuleBackbone(nn.Module):
             for module, mode in modes.items():
                 module.training = mode
         if not isinstance(features, Tensor) or features.ndim != 4:
-            shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            shape = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
             raise ValueError(
                 f"the backbone {type(self.net).__name__} must map images [B, C, H, W] to features [B, D, h, w], "
                 f"it gave {shape} for {tuple(blank.shape)}"
             )
         return features.shape[1], features.shape[3]
-
-    def nearest_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size closest to `(height, width)` that the module takes: at least its stride."""
-        return max(height, self.reduction), max(width, self.reduction)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)

@@ -2,122 +2,238 @@
 
 from __future__ import annotations
 
-import math
-
 import timm
+import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
+
+from minmax_entropy.backbones.neck import NECKS
+from minmax_entropy.backbones.sizes import FLEXIBLE, Size, as_pair, sizes_of
+from minmax_entropy.backbones.unused import unused_parameters
+from minmax_entropy.checks import check_choice
+
+NECK_STRIDE = 8  # the neck's finest level by default: the first of this stride or more
+PROBE_SIDE = 128  # pixels; enough for every family that takes any size
+NECK_LEVELS = 4  # of a model whose levels are all of one stride
 
 
 class TimmBackbone(nn.Module):
     """A timm model, cut off after one feature level: images `[B, C, H, W]` to features `[B, D, h, w]`.
 
     Convolutional networks, channels-last ones and token sequences are all read through timm's
-    `forward_intermediates`; what comes after the level is pruned where timm can do so.
+    `forward_intermediates`. What comes after the level is pruned where timm can do so; parameters that still take no
+    part in the result are frozen, so that distributed training waits for none of them.
 
     Args:
-        name: timm model name, with or without a tag.
+        model: timm model name, with or without a tag, or a timm model.
         pretrained: load timm's weights from the Hugging Face Hub.
         in_chans: channels of the images; timm adapts the pretrained first convolution.
         img_size: size the architecture is built for, `(height, width)` or a number, where it takes one (transformers).
-        out_index: feature level, an index into timm's `feature_info`.
+        out_index: feature level, an index into timm's `feature_info`; with a neck the finest of its levels.
+        neck: None, or "fpn" (a name or a dictionary of options with its `name`): a light top-down feature pyramid over
+            the levels from `out_index` (by default the first of stride 8 or more) to the deepest; of a model whose
+            levels are all of one stride it merges four, evenly spaced in depth.
         kwargs: passed to `timm.create_model` (`output_stride`, `drop_path_rate`, ...).
 
     Attributes:
+        net: the timm model.
         num_features: channels D.
         reduction: stride of the features in pixels.
+        feature_info: timm's levels, a list of dictionaries with `num_chs`, `reduction` and `module`.
         data_config: mean, std, input size, interpolation and crop of the weights.
-        size_multiple: pixels; image sides that are multiples of it suit the architecture.
-        fixed_size: the one `(height, width)` the architecture takes, or None where it takes any.
+        sizes: the image sizes that the architecture takes.
+
+    Raises:
+        ValueError: an image size, level or output stride that the architecture doesn't have; the message names those
+            that it has.
+        TypeError: a keyword that timm does not know.
     """
 
     def __init__(
         self,
-        name: str,
+        model: str | nn.Module,
         pretrained: bool = False,
         in_chans: int = 3,
-        img_size: int | tuple[int, int] | None = None,
-        out_index: int = -1,
+        img_size: int | Size | None = None,
+        out_index: int | None = None,
+        neck: str | dict | None = None,
         **kwargs,
     ) -> None:
         super().__init__()
         size = None if img_size is None else as_pair(img_size)
-        self.net, takes_any_size = _create(
-            name, size, dict(pretrained=pretrained, in_chans=in_chans, num_classes=0, **kwargs)
-        )
+        if isinstance(model, nn.Module):
+            if kwargs:
+                raise TypeError(f"a timm model that is built already takes no keywords, got {sorted(kwargs)}")
+            self.net = model
+            if size is not None and hasattr(model, "set_input_size"):
+                model.set_input_size(img_size=size)
+        else:
+            self.net = _create(model, size, dict(pretrained=pretrained, in_chans=in_chans, num_classes=0, **kwargs))
+        self.name = model if isinstance(model, str) else type(model).__name__
         self.in_chans = in_chans
+        self.feature_info = [dict(level) for level in self.net.feature_info]
         self.data_config = resolve_model_data_config(self.net)
         if size is not None:
             self.data_config["input_size"] = (in_chans, *size)
-        levels = len(self.net.feature_info)
-        if not -levels <= out_index < levels:
-            raise ValueError(f"{name} has {levels} feature levels, out_index must be in [{-levels}, {levels})")
-        self.level = out_index % levels
-        is_last = self.level == levels - 1
-        info = self.net.feature_info[self.level]
-        self.num_features = info.get("num_chs_norm", info["num_chs"]) if is_last else info["num_chs"]
-        self.reduction = info["reduction"]
-        self._norm = {"norm": True} if is_last else {}
-        if hasattr(self.net, "prune_intermediate_layers"):
-            self.net.prune_intermediate_layers([self.level], prune_norm=not is_last, prune_head=True)
-        self._multiple = _side_multiple(self.net, self.reduction)
-        self.size_multiple = math.lcm(self.reduction, *(self._multiple or ()))
-        self.fixed_size = None if takes_any_size else tuple(self.data_config["input_size"][-2:])
 
-    def nearest_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size closest to `(height, width)` that the architecture takes."""
-        if self.fixed_size is not None:
-            return self.fixed_size
-        if self._multiple is None:
-            return max(height, self.reduction), max(width, self.reduction)
-        rows, columns = self._multiple
-        return max(round(height / rows), 1) * rows, max(round(width / columns), 1) * columns
+        self.levels = _levels(self.name, [level["reduction"] for level in self.feature_info], out_index, neck)
+        used = [self.feature_info[level] for level in self.levels]
+        has_last = self.levels[-1] == len(self.feature_info) - 1
+        if hasattr(self.net, "prune_intermediate_layers"):
+            self.net.prune_intermediate_layers(list(self.levels), prune_norm=not has_last, prune_head=True)
+        self._norm = {"norm": True} if has_last else {}  # of the last level only: norms fit its channels
+        self.reduction = used[0]["reduction"]
+        family = type(self.net).__module__.rsplit(".", 1)[-1]
+        built_for = tuple(self.data_config["input_size"][-2:])
+        self.sizes = sizes_of(
+            self.net, family, max(level["reduction"] for level in used), built_for, _follows(self.net)
+        )
+        if size is not None and self.sizes.nearest(*size) != size:
+            raise ValueError(
+                f"{self.name} can't be built for img_size={size}; the nearest size that works is "
+                f"{self.sizes.nearest(*size)}"
+            )
+
+        channels = [level["num_chs"] for level in used]
+        if has_last:
+            channels[-1] = used[-1].get("num_chs_norm", channels[-1])
+        self.neck = None if neck is None else _create_neck(neck, channels)
+        self.num_features = channels[-1] if self.neck is None else self.neck.channels
+        try:
+            self._freeze_unused(built_for)
+        except (AssertionError, RuntimeError) as error:
+            if size is None:
+                raise
+            raise _not_buildable(self.name, size, error) from error
 
     def forward(self, images: Tensor) -> Tensor:
-        options = dict(indices=[self.level], output_fmt="NCHW", intermediates_only=True)
+        options = dict(indices=list(self.levels), output_fmt="NCHW", intermediates_only=True)
         try:
-            return self.net.forward_intermediates(images, **options, **self._norm)[0]
-        except AssertionError:  # a few families (hiera) refuse to normalize intermediate features
+            levels = self.net.forward_intermediates(images, **options, **self._norm)  # [B, D_i, h_i, w_i] each
+        except (AssertionError, RuntimeError) as error:
+            size = tuple(images.shape[-2:])
+            is_own = size == tuple(self.data_config["input_size"][-2:])
+            if is_own or images.is_meta or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"{self.name} fails on images of {size[0]} x {size[1]} ({error}); it takes {self.sizes}"
+            ) from error
+        return levels[0] if self.neck is None else self.neck(levels)
+
+    def _freeze_unused(self, built_for: Size) -> None:
+        """Find out what takes no part in the result, and whether the family normalizes intermediate features."""
+        size = built_for if self.sizes.fixed else self.sizes.nearest(*(min(side, PROBE_SIDE) for side in built_for))
+        try:
+            features, unused = unused_parameters(self, self.in_chans, size)
+        except AssertionError:
             if not self._norm:
                 raise
-            self._norm = {}
-            return self.net.forward_intermediates(images, **options)[0]
+            self._norm = {}  # hiera refuses to
+            features, unused = unused_parameters(self, self.in_chans, size)
+        self.num_features = features.shape[1]
+        for name in unused:
+            self.get_parameter(name).requires_grad_(False)
 
 
-def _create(name: str, size: tuple[int, int] | None, options: dict) -> tuple[nn.Module, bool]:
-    """A timm model, and whether it takes images of other sizes than it is built for.
+def _levels(name: str, strides: list[int], out_index: int | None, neck: str | dict | None) -> tuple[int, ...]:
+    """Indices of the feature levels that are read, finest first."""
+    count = len(strides)
+    if out_index is not None and (isinstance(out_index, bool) or not isinstance(out_index, int)):
+        raise ValueError(f"out_index must be an integer, got {out_index!r}")
+    if out_index is not None and not -count <= out_index < count:
+        raise ValueError(
+            f"{name} has {count} feature levels (strides {strides}), out_index must be in [{-count}, {count}), "
+            f"got {out_index}"
+        )
+    if neck is None:
+        return (count - 1 if out_index is None else out_index % count,)
+    if out_index is None:
+        first = next((index for index, stride in enumerate(strides) if stride >= NECK_STRIDE), count - 1)
+    else:
+        first = out_index % count
+    last_of = {stride: index for index, stride in enumerate(strides) if index >= first}
+    if len(last_of) > 1:
+        return tuple(sorted(last_of.values()))
+    if out_index is None:
+        first = max(count // NECK_LEVELS - 1, 0)  # the last of each quarter of the depth
+    return tuple(torch.linspace(first, count - 1, min(NECK_LEVELS, count - first)).round().int().tolist())
 
-    Families differ in the keywords they know: a position embedding that follows the image (`dynamic_img_size`) is
-    asked for first, then a size at construction (`img_size`), then neither (convolutional networks).
-    """
+
+def _create_neck(spec: str | dict, in_channels: list[int]) -> nn.Module:
+    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = options.pop("name", None)
+    check_choice("neck", name, tuple(NECKS))
+    return NECKS[name](in_channels, **options)
+
+
+def _follows(net: nn.Module) -> bool:
+    """Whether a transformer's position embedding (or its windows) follows the image, by timm's own switches."""
+    embedding = getattr(net, "patch_embed", None)
+    return bool(getattr(net, "dynamic_img_size", False)) or getattr(embedding, "strict_img_size", True) is False
+
+
+def _create(name: str, size: Size | None, options: dict) -> nn.Module:
+    """A timm model that takes as many image sizes as it can; refusals are said in the words of this library."""
+    try:
+        return _first_accepted(name, size, options)
+    except TypeError as error:
+        if "output_stride" in options and "'output_stride'" in str(error):
+            raise _no_output_stride(name, options["output_stride"]) from error
+        raise
+    except (AssertionError, NotImplementedError) as refused:
+        if size is not None and _working_size(name, size) != size:
+            raise _not_buildable(name, size, refused) from refused
+        if "output_stride" in options:
+            raise _no_output_stride(name, options["output_stride"]) from refused
+        raise ValueError(f"timm's {name} refuses {options}: {refused}") from refused
+    except RuntimeError as mismatch:  # weights of another size, in a family that does not resize them at loading
+        if size is None or "size mismatch" not in str(mismatch):
+            raise
+        raise ValueError(
+            f"the weights of {name} can't be brought to img_size={size}; leave img_size out and resize the images to "
+            "the size of the weights, or start with pretrained=False"
+        ) from mismatch
+
+
+def _first_accepted(name: str, size: Size | None, options: dict) -> nn.Module:
+    """Families differ in the keywords they know: a position embedding that follows the image (`dynamic_img_size`) is
+    asked for first, then a size at construction (`img_size`), then neither (convolutional networks)."""
+    family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
     dynamic = {} if "dynamic_img_size" in options else {"dynamic_img_size": True}
-    sized = {} if size is None else {"img_size": size}
+    sized = {} if size is None or family in FLEXIBLE else {"img_size": size}
+    error: TypeError
     for extra in ({**dynamic, **sized}, sized, {}):
         try:
-            net = timm.create_model(name, **options, **extra)
+            return timm.create_model(name, **options, **extra)
         except TypeError as unknown_keyword:
             error = unknown_keyword
-            continue
-        except AssertionError as refused:
-            raise ValueError(f"timm's {name} refuses {extra | options}: {refused}") from refused
-        return net, "dynamic_img_size" in {**options, **extra} or not net.pretrained_cfg.get("fixed_input_size", False)
     raise error
 
 
-def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    pair = (size, size) if isinstance(size, int) else size
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(s, int) and s > 0 for s in pair):
-        raise ValueError(f"img_size must be a number of pixels or (height, width), got {size!r}")
-    return tuple(pair)
+def _working_size(name: str, size: Size) -> Size | None:
+    """The first size near `size` that a model can be built for and run at, tried without values."""
+    steps = (1, 16, 32, 64, 96, 128, 224)
+    near = [tuple(max(round(side / step), 1) * step for side in size) for step in steps]
+    for candidate in [*near, *((max(pair),) * 2 for pair in near)]:
+        try:
+            with torch.device("meta"), torch.no_grad():
+                net = _first_accepted(name, candidate, {"num_classes": 0}).eval()
+                net.forward_intermediates(torch.empty(1, 3, *candidate), indices=1, intermediates_only=True)
+        except (AssertionError, RuntimeError, ValueError):
+            continue
+        return candidate
+    return None
 
 
-def _side_multiple(net: nn.Module, reduction: int) -> tuple[int, int] | None:
-    """What image sides must be a multiple of: patches, whole strides where levels are fused, blocks of attention."""
-    embedding = getattr(net, "patch_embed", None) or getattr(getattr(net, "encoder", None), "patch_embed", None)
-    patch = getattr(embedding, "patch_size", None)
-    if patch is not None and not getattr(embedding, "dynamic_img_pad", False):
-        return as_pair(patch)
-    if isinstance(net, (timm.models.DLA, timm.models.HighResolutionNet)):
-        return as_pair(reduction)
-    blocked = [layer for layer in net.modules() if type(layer).__name__ in ("HaloAttn", "BilinearAttnTransform")]
-    return as_pair(reduction * max(layer.block_size for layer in blocked)) if blocked else None
+def _not_buildable(name: str, size: Size, reason: Exception) -> ValueError:
+    working = _working_size(name, size)
+    instead = f"the nearest size found to work is {working}" if working else "leave img_size out"
+    said = f" ({reason})" if str(reason) else ""
+    return ValueError(f"{name} can't be built for img_size={size}{said}; {instead}")
+
+
+def _no_output_stride(name: str, stride: int) -> ValueError:
+    return ValueError(
+        f"timm's {name} can't be built with output_stride={stride!r}; for finer maps use out_index (an earlier level), "
+        'neck="fpn", or larger images'
+    )

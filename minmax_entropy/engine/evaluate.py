@@ -28,8 +28,8 @@ def preprocess_for(model: WSLModel, short_side: int | None = None) -> Preprocess
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         short_side=short_side or min(config["input_size"][-2:]),
-        multiple=model.backbone.size_multiple,
-        fixed_size=model.backbone.fixed_size,
+        multiple=model.backbone.sizes.multiple,
+        fixed_size=model.backbone.sizes.fixed,
     )
 
 

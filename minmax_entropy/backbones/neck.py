@@ -1,0 +1,52 @@
+"""Necks: several feature levels become one map at the stride of the finest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minmax_entropy.checks import check_count
+
+GROUP_CHANNELS = 16  # a group of GroupNorm (Wu and He, ECCV 2018, table 3)
+
+
+class FeaturePyramidNeck(nn.Module):
+    """A light feature pyramid: the top-down path of Lin et al. (CVPR 2017), its finest level alone.
+
+    Each level passes a 1x1 convolution; from the coarsest on, the sum so far is brought to the size of the next finer
+    level and added to it; a 3x3 convolution smoothes the result. Normalized by groups, so that no image's features
+    depend on its batch.
+
+    Args:
+        in_channels: of the levels, finest first.
+        channels: D of the result.
+
+    Shapes: levels `[B, D_i, h_i, w_i]`, finest first, to `[B, channels, h_0, w_0]`.
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: int = 256) -> None:
+        super().__init__()
+        self.channels = check_count("channels", channels)
+        self.laterals = nn.ModuleList(_conv_norm(count, self.channels, 1) for count in in_channels)
+        self.smooth = nn.Sequential(_conv_norm(self.channels, self.channels, 3), nn.ReLU(inplace=True))
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        *finer, coarsest = [lateral(level) for lateral, level in zip(self.laterals, levels, strict=True)]
+        merged = coarsest
+        for level in reversed(finer):
+            merged = level + F.interpolate(merged, size=level.shape[-2:], mode="bilinear", align_corners=True)
+        return self.smooth(merged)
+
+
+def _conv_norm(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    return nn.Sequential(
+        conv, nn.GroupNorm(math.gcd(out_channels, max(out_channels // GROUP_CHANNELS, 1)), out_channels)
+    )
+
+
+NECKS = {"fpn": FeaturePyramidNeck}

@@ -1,0 +1,102 @@
+"""Which image sizes an architecture takes: one, or whole multiples of a step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from timm.layers import HybridEmbed, PatchEmbed
+from torch import nn
+
+Size = tuple[int, int]
+
+# timm modules whose cards say "fixed input size" though their models take others: convolutional position codes, none
+# at all, or (crossvit) a resize of their own. tests/test_backbones.py and benchmarks/sweep.py run each of them.
+FLEXIBLE = frozenset(
+    {"byobnet", "crossvit", "efficientvit_msra", "sequencer", "swiftformer", "twins", "vision_transformer_sam", "xcit"}
+)
+# Levels are added to one another, or the image is cut into patches: sides must be multiples of the deepest stride.
+WHOLE_STRIDES = frozenset({"deepseek_vit", "dla", "gemma4_vit", "hrnet", "naflexvit", "qwen3_vit"})
+# Convolutions without padding: what is smaller leaves no position.
+SMALLEST = {"inception_v3": 75, "inception_v4": 75, "inception_resnet_v2": 75}
+
+
+def as_pair(size: int | Size) -> Size:
+    """`(height, width)` from a number of pixels or a pair.
+
+    Raises:
+        ValueError: anything else.
+    """
+    pair = (size, size) if isinstance(size, int) else size
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(s, int) and s > 0 for s in pair):
+        raise ValueError(f"img_size must be a number of pixels or (height, width), got {size!r}")
+    return tuple(pair)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSizes:
+    """The sizes `(height, width)` in pixels that an architecture takes.
+
+    Args:
+        stride: of its deepest features; no side may be shorter.
+        step: what height and width must be whole multiples of.
+        fixed: the one size it takes, or None.
+        smallest: shortest side.
+    """
+
+    stride: int
+    step: Size = (1, 1)
+    fixed: Size | None = None
+    smallest: int = 1
+
+    def nearest(self, height: int, width: int) -> Size:
+        """The size closest to `(height, width)` that the architecture takes."""
+        if self.fixed is not None:
+            return self.fixed
+        floor = max(self.smallest, self.stride)
+        return tuple(
+            max(round(side / step), math.ceil(floor / step)) * step
+            for side, step in zip((height, width), self.step, strict=True)
+        )
+
+    @property
+    def multiple(self) -> int:
+        """Pixels; sides that are multiples of it leave no partial position on the feature map."""
+        return math.lcm(self.stride, *self.step)
+
+    def __str__(self) -> str:
+        if self.fixed is not None:
+            return f"{self.fixed[0]} x {self.fixed[1]} only"
+        floor = self.nearest(1, 1)
+        if self.step == (1, 1):
+            return f"any size from {floor[0]} x {floor[1]}"
+        steps = str(self.step[0]) if self.step[0] == self.step[1] else f"{self.step[0]} x {self.step[1]}"
+        return f"multiples of {steps} from {floor[0]} x {floor[1]}"
+
+
+def sizes_of(net: nn.Module, family: str, stride: int, built_for: Size, is_dynamic: bool) -> ImageSizes:
+    """The sizes a timm model takes.
+
+    Args:
+        net: the model.
+        family: its timm module ("vision_transformer").
+        stride: of its deepest features, in pixels.
+        built_for: the size it was built for.
+        is_dynamic: its position embedding follows the image.
+    """
+    card = getattr(net, "pretrained_cfg", None) or {}
+    says_fixed = bool(card.get("fixed_input_size", False))
+    is_fixed = says_fixed and not is_dynamic and family not in FLEXIBLE
+    smallest = SMALLEST.get(family, 1)
+    return ImageSizes(stride, _step(net, family, stride, says_fixed), built_for if is_fixed else None, smallest)
+
+
+def _step(net: nn.Module, family: str, stride: int, says_fixed: bool) -> Size:
+    embedding = getattr(net, "patch_embed", None)
+    if isinstance(embedding, PatchEmbed) and not embedding.dynamic_img_pad:
+        return as_pair(embedding.patch_size)
+    is_clip = family == "byobnet" and says_fixed  # CLIP's ResNets pool in their shortcuts
+    if is_clip or family in WHOLE_STRIDES or isinstance(embedding, HybridEmbed):
+        return as_pair(stride)
+    blocked = [layer for layer in net.modules() if type(layer).__name__ in ("HaloAttn", "BilinearAttnTransform")]
+    return as_pair(stride * max(layer.block_size for layer in blocked)) if blocked else (1, 1)

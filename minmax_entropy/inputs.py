@@ -1,0 +1,79 @@
+"""Checks of images and targets at the model's door."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minmax_entropy.backbones.sizes import ImageSizes
+
+
+def check_images(images: Tensor, in_chans: int, dtype: torch.dtype, sizes: ImageSizes) -> None:
+    """Refuse what the model can't take. Values on an accelerator are not looked at: the host would wait for it.
+
+    Args:
+        images: `[B, C, H, W]`, floating point.
+        in_chans: channels C.
+        dtype: of the model.
+        sizes: that the backbone takes.
+
+    Raises:
+        ValueError, TypeError: with what was wrong, and what would work.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor [B, {in_chans}, H, W], got {type(images).__name__}")
+    shape = tuple(images.shape)
+    if images.ndim != 4:
+        hint = "; add a batch dimension with images.unsqueeze(0)" if images.ndim == 3 else ""
+        raise ValueError(f"images must be [B, {in_chans}, H, W], got {images.ndim} dimensions {shape}{hint}")
+    if shape[1] != in_chans:
+        hint = "; channels come before height and width" if shape[3] == in_chans else ""
+        raise ValueError(f"images must have {in_chans} channels, got {shape[1]} in {shape}{hint}")
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floating point, normalized with mean and std, got {images.dtype}")
+    if images.dtype != dtype and not torch.is_autocast_enabled(images.device.type):
+        raise TypeError(f"images are {images.dtype}, the model is {dtype}: use images.to({dtype}), or autocast")
+    if shape[0] == 0:
+        raise ValueError("images is an empty batch")
+    _check_size(shape[2], shape[3], sizes)
+    if images.device.type == "cpu" and not torch.compiler.is_compiling() and not images.isfinite().all():
+        bad = (~images.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
+        raise ValueError(f"images hold NaN or infinite pixels, at batch index {bad}")
+
+
+def _check_size(height: int, width: int, sizes: ImageSizes) -> None:
+    nearest = sizes.nearest(height, width)
+    if nearest == (height, width):
+        return
+    if sizes.fixed is not None:
+        raise ValueError(
+            f"this backbone takes images of {sizes.fixed} only, got {(height, width)}; build it with "
+            f"img_size={(height, width)}, or resize them"
+        )
+    if min(height, width) < sizes.stride:
+        raise ValueError(
+            f"images of {height} x {width} are smaller than the backbone's stride of {sizes.stride} pixels"
+        )
+    raise ValueError(
+        f"this backbone can't take images of {(height, width)}; the nearest size that works is {nearest} "
+        f"(it takes {sizes})"
+    )
+
+
+def check_target(target: Tensor, images: Tensor, num_classes: int, task: type) -> None:
+    """Refuse a target that does not fit the images.
+
+    Args:
+        target: as `task` asks for it.
+        images: `[B, C, H, W]`.
+        num_classes: K.
+        task: one of `minmax_entropy.tasks.TASKS`.
+
+    Raises:
+        ValueError, TypeError: with what was wrong, and what would work.
+    """
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a tensor, got {type(target).__name__}")
+    if target.device != images.device:
+        raise ValueError(f"target is on {target.device}, images are on {images.device}")
+    task.check(target, images.shape[0], num_classes)
