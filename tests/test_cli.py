@@ -371,7 +371,7 @@ def test_a_damaged_image_among_others(model, data, tmp_path, capsys):
         (("--epochs", "1.5"), "argument --epochs: expected a number of 1 or more, got '1.5'"),
         (("--batch-size", "0"), "argument --batch-size: expected a number of 1 or more, got '0'"),
         (("--size", "-5"), "argument --size: expected a number of 1 or more, got '-5'"),
-        (("--size", "16"), "images of 16 x 16 are smaller than the backbone's stride of 32 pixels"),
+        (("--size", "16"), "can't be built for img_size=(16, 16); the nearest size that works is (32, 32)"),
         (("--seed", "-1"), "argument --seed: expected a number of 0 or more, got '-1'"),
         (("--erasing-steps", "-1"), "erasing_steps must be 0 or more, got -1"),
         (("--workers", "-1"), "num_workers"),

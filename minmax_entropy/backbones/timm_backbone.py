@@ -125,6 +125,10 @@ class TimmBackbone(nn.Module):
         size = built_for if self.sizes.fixed else self.sizes.nearest(*(min(side, PROBE_SIDE) for side in built_for))
         try:
             features, unused = unused_parameters(self, self.in_chans, size)
+        except RuntimeError as error:
+            if "meta tensors" not in str(error):
+                raise
+            return  # built on the meta device, where gemma4_vit can't run
         except AssertionError:
             if not self._norm:
                 raise
@@ -199,6 +203,8 @@ def _first_accepted(name: str, size: Size | None, options: dict) -> nn.Module:
     """Families differ in the keywords they know: a position embedding that follows the image (`dynamic_img_size`) is
     asked for first, then a size at construction (`img_size`), then neither (convolutional networks)."""
     family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
+    if family == "gemma4_vit":
+        options = {"global_pool": "", **options}  # its pooling would ask for other multiples than the map needs
     dynamic = {} if "dynamic_img_size" in options else {"dynamic_img_size": True}
     sized = {} if size is None or family in FLEXIBLE else {"img_size": size}
     error: TypeError

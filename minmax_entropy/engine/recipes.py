@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 
 import torch
+from timm.models import group_parameters
 from torch import nn
 
 from minmax_entropy.registry import unknown_name
@@ -41,6 +42,8 @@ class Recipe:
         optimizer: "adamw" or "sgd" (Nesterov).
         lr: highest learning rate.
         head_lr_factor: learning rate of the heads, as a multiple of `lr`.
+        layer_decay: factor of the learning rate from each layer of the backbone to the one before it, in (0, 1]; 1
+            trains all of them alike. For backbones with timm's `group_matcher`.
         momentum: of SGD.
         weight_decay: on the weights.
         decay_all: weight decay on biases and normalization layers as well.
@@ -56,6 +59,7 @@ class Recipe:
     optimizer: str = "adamw"
     lr: float = 1e-3
     head_lr_factor: float = 1.0
+    layer_decay: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 0.01
     decay_all: bool = False
@@ -74,6 +78,8 @@ class Recipe:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr must be over 0, got {self.lr!r}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must be in (0, 1], got {self.layer_decay!r}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size!r}")
         if self.erasing_steps is not None and self.erasing_steps < 0:
@@ -89,14 +95,25 @@ class Recipe:
     def _groups(self, model: nn.Module) -> Iterator[dict]:
         """Parameter groups by learning rate and weight decay; each carries its `lr_factor`."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        scales = self._layer_scales(model)
+        no_decay = set() if self.decay_all else model.no_weight_decay()
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            factor = 1.0 if "backbone" in name.split(".")[0] else self.head_lr_factor
-            decay = self.weight_decay if self.decay_all or parameter.ndim > 1 else 0.0
-            groups.setdefault((factor, decay), []).append(parameter)
+            is_pretrained = ".net." in name  # a neck starts afresh, as the heads do
+            factor = scales.get(name, 1.0) if is_pretrained else self.head_lr_factor
+            decays = self.decay_all or (parameter.ndim > 1 and name not in no_decay)
+            groups.setdefault((factor, self.weight_decay if decays else 0.0), []).append(parameter)
         for (factor, decay), parameters in groups.items():
             yield {"params": parameters, "weight_decay": decay, "lr_factor": factor, "lr": self.lr * factor}
+
+    def _layer_scales(self, model: nn.Module) -> dict[str, float]:
+        """Factor of the learning rate by parameter: 1 for the last layer of the backbone."""
+        if self.layer_decay == 1:
+            return {}
+        layers = group_parameters(model, model.group_matcher(), reverse=True)
+        last = max(layer for name, layer in layers.items() if ".net." in name)
+        return {name: self.layer_decay ** max(last - layer, 0) for name, layer in layers.items()}
 
     def lr_at(self, epoch: int, progress: float) -> float:
         """Learning rate at an epoch (from 0) and a share of the training."""
