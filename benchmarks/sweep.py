@@ -106,10 +106,8 @@ def count_gflops(model: mme.WSLModel, size: tuple[int, int]) -> float | None:
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model.eval().localize(images_of(model, 1, size))
-    except RuntimeError as error:
-        if "meta tensors" not in str(error):
-            raise
-        return None
+    except RuntimeError:
+        return None  # runs with values, or fails there
     return round(counter.get_total_flops() / 1e9, 2)
 
 

@@ -17,6 +17,8 @@ FLEXIBLE = frozenset(
 )
 # Levels are added to one another, or the image is cut into patches: sides must be multiples of the deepest stride.
 WHOLE_STRIDES = frozenset({"deepseek_vit", "dla", "gemma4_vit", "hrnet", "naflexvit", "qwen3_vit"})
+# The image is cut into blocks first (csatv2: a discrete cosine transform).
+BLOCKS = {"csatv2": 8}
 # Convolutions without padding: what is smaller leaves no position.
 SMALLEST = {"inception_v3": 75, "inception_v4": 75, "inception_resnet_v2": 75}
 
@@ -96,6 +98,8 @@ def _step(net: nn.Module, family: str, stride: int, says_fixed: bool) -> Size:
     if isinstance(embedding, PatchEmbed) and not embedding.dynamic_img_pad:
         return as_pair(embedding.patch_size)
     is_clip = family == "byobnet" and says_fixed  # CLIP's ResNets pool in their shortcuts
+    if family in BLOCKS:
+        return as_pair(BLOCKS[family])
     if is_clip or family in WHOLE_STRIDES or isinstance(embedding, HybridEmbed):
         return as_pair(stride)
     blocked = [layer for layer in net.modules() if type(layer).__name__ in ("HaloAttn", "BilinearAttnTransform")]

@@ -83,7 +83,7 @@ class TimmBackbone(nn.Module):
             self.net.prune_intermediate_layers(list(self.levels), prune_norm=not has_last, prune_head=True)
         self._norm = {"norm": True} if has_last else {}  # of the last level only: norms fit its channels
         self.reduction = used[0]["reduction"]
-        family = type(self.net).__module__.rsplit(".", 1)[-1]
+        family = _family(self.net.pretrained_cfg.get("architecture", ""), type(self.net))
         built_for = tuple(self.data_config["input_size"][-2:])
         self.sizes = sizes_of(
             self.net, family, max(level["reduction"] for level in used), built_for, _follows(self.net)
@@ -125,10 +125,10 @@ class TimmBackbone(nn.Module):
         size = built_for if self.sizes.fixed else self.sizes.nearest(*(min(side, PROBE_SIDE) for side in built_for))
         try:
             features, unused = unused_parameters(self, self.in_chans, size)
-        except RuntimeError as error:
-            if "meta tensors" not in str(error):
+        except RuntimeError:
+            if not next(self.net.parameters()).is_meta:
                 raise
-            return  # built on the meta device, where gemma4_vit can't run
+            return  # coat and gemma4_vit can be built on the meta device, not run
         except AssertionError:
             if not self._norm:
                 raise
@@ -202,7 +202,7 @@ def _create(name: str, size: Size | None, options: dict) -> nn.Module:
 def _first_accepted(name: str, size: Size | None, options: dict) -> nn.Module:
     """Families differ in the keywords they know: a position embedding that follows the image (`dynamic_img_size`) is
     asked for first, then a size at construction (`img_size`), then neither (convolutional networks)."""
-    family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
+    family = _family(name)
     if family == "gemma4_vit":
         options = {"global_pool": "", **options}  # its pooling would ask for other multiples than the map needs
     dynamic = {} if "dynamic_img_size" in options else {"dynamic_img_size": True}
@@ -214,6 +214,12 @@ def _first_accepted(name: str, size: Size | None, options: dict) -> nn.Module:
         except TypeError as unknown_keyword:
             error = unknown_keyword
     raise error
+
+
+def _family(name: str, kind: type | None = None) -> str:
+    """The timm module that a model comes from; that of its class for a name that timm does not know."""
+    source = timm.model_entrypoint(name) if timm.is_model(name) else kind
+    return source.__module__.rsplit(".", 1)[-1]
 
 
 def _working_size(name: str, size: Size) -> Size | None:

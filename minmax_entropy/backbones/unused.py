@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 Size = tuple[int, int]
 
@@ -21,8 +23,8 @@ def unused_parameters(module: nn.Module, in_chans: int, size: Size) -> tuple[Ten
         size: `(height, width)`.
 
     Returns:
-        What the module gives (on the meta device: a shape without values), and the names of the parameters that no
-        gradient reaches, sorted.
+        What the module gives (on the meta device: a shape without values), and the sorted names of the parameters that
+        ask for a gradient and that none reaches.
 
     Raises:
         Whatever the module raises on that image.
@@ -39,27 +41,47 @@ def unused_parameters(module: nn.Module, in_chans: int, size: Size) -> tuple[Ten
 
 def _unused(module: nn.Module, in_chans: int, size: Size) -> tuple[Tensor, list[str]]:
     example = next(module.parameters())
-    if example.is_meta or not any(isinstance(part, SLOW_ON_META) for part in module.modules()):
+    is_slow = any(isinstance(part, SLOW_ON_META) for part in module.modules())
+    if not (example.is_meta or is_slow):
         try:
-            return _trace(module, torch.empty(1, in_chans, *size, device="meta", dtype=example.dtype), "meta")
+            with _without_values(module):
+                return _trace(module, torch.empty(1, in_chans, *size, device="meta", dtype=example.dtype))
         except (RuntimeError, NotImplementedError, AssertionError):
-            if example.is_meta:
-                raise
-    blank = torch.zeros(1, in_chans, *size, device=example.device, dtype=example.dtype)
-    return _trace(module, blank, None)
+            pass  # not a matter of the device, if it fails below as well
+    return _trace(module, torch.zeros(1, in_chans, *size, device=example.device, dtype=example.dtype))
 
 
-def _trace(module: nn.Module, image: Tensor, device: str | None) -> tuple[Tensor, list[str]]:
-    """Every parameter is replaced by one that asks for a gradient, so that the module's own are left alone."""
-    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
-    buffers = dict(module.named_buffers())
-    if device is not None:
-        parameters = {name: torch.empty_like(tensor, device=device) for name, tensor in parameters.items()}
-        buffers = {name: torch.empty_like(tensor, device=device) for name, tensor in buffers.items()}
-    parameters = {name: tensor.requires_grad_() for name, tensor in parameters.items()}
-    result = functional_call(module, {**parameters, **buffers}, (image,))
+def _trace(module: nn.Module, image: Tensor) -> tuple[Tensor, list[str]]:
+    result = module(image)
     used = _leaves(result)
-    return result.detach(), sorted(name for name, tensor in parameters.items() if id(tensor) not in used)
+    asking = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    return result.detach(), sorted(name for name, parameter in asking.items() if id(parameter) not in used)
+
+
+@contextlib.contextmanager
+def _without_values(module: nn.Module) -> Iterator[None]:
+    """Parameters and buffers are on the meta device for a while.
+
+    `torch.func.functional_call` would not do: where a module is part of several others (coat), it does not put the
+    parameters back.
+    """
+    parts = list(module.modules())
+    saved = [(tensors, dict(tensors)) for part in parts for tensors in (part._parameters, part._buffers)]
+    replaced: dict[int, Tensor] = {}
+    try:
+        for tensors, own in saved:
+            for name, tensor in own.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in replaced:
+                    empty = torch.empty_like(tensor, device="meta")
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    replaced[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+                tensors[name] = replaced[id(tensor)]
+        yield
+    finally:
+        for tensors, own in saved:
+            tensors.update(own)
 
 
 def _leaves(result: Tensor) -> set[int]:
