@@ -1,0 +1,738 @@
+"""Backbones: every timm family, features against timm's own, image sizes, levels and necks, unused parameters."""
+
+import copy
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import minmax_entropy as mme
+from minmax_entropy import backbones
+from minmax_entropy.backbones.neck import FeaturePyramidNeck
+from minmax_entropy.backbones.sizes import ImageSizes, as_pair
+from minmax_entropy.backbones.unused import unused_parameters
+
+ROOT = Path(__file__).resolve().parent.parent
+SWEEP = ROOT / "benchmarks/sweep.py"
+SWIN = dict(embed_dim=24, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8))
+SWIN_NAME = "swin_tiny_patch4_window7_224"
+
+
+def load_sweep():
+    spec = importlib.util.spec_from_file_location("sweep", SWEEP)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def own_backbones(monkeypatch):
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(backbones._BACKBONES, "_factories", dict(backbones._BACKBONES._factories))
+
+
+def swin(**kwargs):
+    return mme.create_backbone(SWIN_NAME, **{"img_size": 64, **SWIN, **kwargs})
+
+
+def build(name, **kwargs):
+    return swin(**kwargs) if name == SWIN_NAME else mme.create_backbone(name, **kwargs)
+
+
+def randomize(net):
+    """Parameters and BatchNorm statistics off their initial values, so that a layer left out shows."""
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        for layer in net.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.running_mean.normal_(std=0.1)
+                layer.running_var.uniform_(0.5, 1.5)
+    return net
+
+
+# Features are those of timm
+
+FEATURES = {
+    "test_resnet": {},
+    "test_convnext": {},
+    "test_mambaout": {},
+    SWIN_NAME: dict(SWIN, img_size=64),
+    "test_vit": {},
+    "test_vit3": {},
+    "vit_wee_patch16_reg1_gap_256": dict(depth=2),
+    "vit_medium_patch16_reg4_gap_256": dict(depth=1, class_token=True, global_pool="avg", no_embed_class=True),
+}
+
+
+def timms_map(net, images, height, width):
+    """timm's own `forward_features`, brought to NCHW by hand."""
+    features = net.forward_features(images)
+    if features.ndim == 3:  # [B, prefix + h * w, D]
+        tokens = features[:, net.num_prefix_tokens :]
+        assert tokens.shape[1] == height * width
+        return tokens.transpose(1, 2).reshape(len(images), -1, height, width)
+    return features.permute(0, 3, 1, 2) if features.shape[1:3] == (height, width) else features
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_features_equal_timms(name):
+    net = randomize(timm.create_model(name, num_classes=0, **FEATURES[name])).eval()
+    backbone = mme.create_backbone(name, **FEATURES[name]).eval()
+    assert not backbone.net.load_state_dict(net.state_dict(), strict=False).missing_keys  # timm's head is left out
+    images = torch.randn(2, 3, 64, 64) if "swin" in name else torch.randn(2, 3, *net.default_cfg["input_size"][1:])
+    height, width = images.shape[2] // backbone.reduction, images.shape[3] // backbone.reduction
+    with torch.no_grad():
+        features = backbone(images)
+        expected = timms_map(net, images, height, width)
+    assert features.shape == (2, backbone.num_features, height, width) and backbone.num_features == net.num_features
+    assert expected.std() > 0.1
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_features_of_tokens_are_normalized_and_in_place():
+    """A patch's features stand where the patch is, and the last level passes the final norm."""
+    backbone = mme.create_backbone("test_vit", img_size=(48, 80)).eval()
+    assert backbone.net.num_prefix_tokens == 1
+    for block in backbone.net.blocks:  # without attention a token sees its own patch alone
+        nn.init.zeros_(block.attn.proj.weight)
+    nn.init.constant_(backbone.net.norm.weight, 3.0)
+    nn.init.constant_(backbone.net.norm.bias, 0.5)
+    image = torch.zeros(1, 3, 48, 80)
+    marked = image.clone()
+    marked[:, :, 16:32, 48:64] = torch.randn(3, 16, 16)
+    with torch.no_grad():
+        changed = (backbone(marked) - backbone(image)).abs().sum(1)[0] > 1e-5
+        torch.testing.assert_close(backbone(marked).mean(1), torch.full((1, 3, 5), 0.5), atol=1e-4, rtol=0)
+    assert changed.nonzero().tolist() == [[1, 3]]
+
+
+def test_intermediate_features_equal_timms():
+    net = randomize(timm.create_model("test_resnet", num_classes=0)).eval()
+    backbone = mme.create_backbone("test_resnet", out_index=2).eval()
+    assert not backbone.net.load_state_dict(net.state_dict(), strict=False).missing_keys
+    images = torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        expected = net.layer2(net.layer1(net.maxpool(net.act1(net.bn1(net.conv1(images))))))
+        torch.testing.assert_close(backbone(images), expected)
+        assert expected.shape == (2, backbone.num_features, 96 // backbone.reduction, 64 // backbone.reduction)
+
+
+# Attributes
+
+
+@pytest.mark.parametrize(
+    ("name", "num_features", "reduction", "levels", "sizes"),
+    [
+        ("test_resnet", 96, 32, 5, "any size from 32 x 32"),
+        ("test_mambaout", 64, 32, 4, "any size from 32 x 32"),
+        ("test_vit", 64, 16, 6, "multiples of 16 from 16 x 16"),
+        (SWIN_NAME, 192, 32, 4, "multiples of 4 from 32 x 32"),
+    ],
+)
+def test_attributes(name, num_features, reduction, levels, sizes):
+    backbone = build(name).eval()
+    assert (backbone.num_features, backbone.reduction, backbone.in_chans) == (num_features, reduction, 3)
+    assert isinstance(backbone.net, nn.Module) and backbone.name == name
+    assert len(backbone.feature_info) == levels
+    assert all({"num_chs", "reduction", "module"} <= set(level) for level in backbone.feature_info)
+    assert backbone.feature_info[-1]["num_chs"] == num_features
+    assert backbone.feature_info[-1]["reduction"] == reduction
+    assert {"input_size", "mean", "std", "interpolation", "crop_pct"} <= set(backbone.data_config)
+    assert backbone.data_config["input_size"] == (3, 64, 64) if "swin" in name else (3, 160, 160)
+    assert str(backbone.sizes) == sizes
+    assert next(backbone.parameters()).requires_grad and backbone.neck is None
+    with torch.no_grad():
+        assert backbone(torch.randn(1, 3, 96, 64)).shape == (1, num_features, 96 // reduction, 64 // reduction)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_mambaout", SWIN_NAME])
+def test_a_partial_position_counts(name):
+    backbone = build(name).eval()
+    with torch.no_grad():
+        shape = backbone(torch.randn(1, 3, 100, 68)).shape  # of stride 32
+    assert shape == (1, backbone.num_features, 4, 3)
+
+
+# Unused parameters
+
+
+def gradient_free(backbone, size):
+    """Parameters that a real backward pass does not reach, with all of them unfrozen."""
+    backbone = copy.deepcopy(backbone).eval()
+    for parameter in backbone.parameters():
+        parameter.requires_grad_(True)
+    backbone(torch.randn(1, 3, *size)).square().sum().backward()
+    return {name for name, parameter in backbone.named_parameters() if parameter.grad is None}
+
+
+def frozen(module):
+    return {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "count", "kwargs"),
+    [
+        ("hrnet_w18_small", (64, 64), 66, {}),
+        ("hrnet_w18_small", (64, 64), None, dict(out_index=1)),
+        ("crossvit_tiny_240", (240, 240), 20, {}),
+        ("coat_lite_tiny", (224, 224), 0, {}),
+        ("test_resnet", (64, 64), 0, {}),
+        ("test_resnet", (64, 64), 0, dict(neck="fpn")),
+        ("test_vit", (64, 64), 0, dict(out_index=1)),
+    ],
+)
+def test_what_no_gradient_reaches_is_frozen(name, size, count, kwargs):
+    backbone = mme.create_backbone(name, **kwargs)
+    assert frozen(backbone) == gradient_free(backbone, size)
+    assert count is None or len(frozen(backbone)) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "later"),
+    [
+        ("test_resnet", ("layer2", "layer3", "layer4", "fc")),
+        ("test_vit", ("blocks.2.", "blocks.3.", "blocks.4.", "blocks.5.", "norm.", "head.")),
+        (SWIN_NAME, ("layers.2", "layers.3", "norm.", "head.")),
+    ],
+)
+def test_later_stages_are_not_trained(name, later):
+    whole = [n for n, parameter in timm.create_model(name).named_parameters()]
+    assert all(any(n.startswith(stage) for n in whole) for stage in later)
+    trained = [n for n, parameter in build(name, out_index=1).net.named_parameters() if parameter.requires_grad]
+    assert trained and not [n for n in trained if n.startswith(later)]
+
+
+class Odd(nn.Module):
+    """A part that no result depends on, a BatchNorm, dropout, and a weight that is used under its second name."""
+
+    def __init__(self, needs_values=False):
+        super().__init__()
+        self.needs_values, self.calls = needs_values, []
+        self.conv = nn.Conv2d(2, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.5)
+        self.spare = nn.Linear(4, 4)
+        self.tied = nn.Conv2d(4, 4, 1)
+        self.again = self.tied
+
+    def forward(self, x):
+        self.calls.append(str(x.device))
+        assert not self.training and not any(part.training for part in self.modules())
+        if self.needs_values and x.sum().item() > 1e9:
+            return x
+        self.spare(torch.zeros(1, 4, device=x.device))
+        return self.again(self.drop(self.norm(self.conv(x))))
+
+
+@pytest.mark.parametrize("needs_values", [False, True])
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_unused_parameters(needs_values, context):
+    module = Odd(needs_values).train()
+    module.drop.eval()
+    module.conv.weight.requires_grad_(False)
+    for parameter in module.parameters():
+        parameter.grad = torch.full_like(parameter, 7.0)
+    before = copy.deepcopy(module.state_dict())
+    modes = [part.training for part in module.modules()]
+    with context():
+        features, unused = unused_parameters(module, 2, (8, 9))
+        assert torch.is_grad_enabled() == (context is torch.enable_grad)
+    assert unused == ["spare.bias", "spare.weight"]
+    assert features.shape == (1, 4, 6, 7) and not features.requires_grad
+    assert module.calls == (["meta", "cpu"] if needs_values else ["meta"])
+    assert features.is_meta != needs_values
+    assert [part.training for part in module.modules()] == modes
+    assert not module.conv.weight.requires_grad and module.norm.weight.requires_grad
+    assert all(parameter.grad.eq(7).all() and not parameter.is_meta for parameter in module.parameters())
+    after = module.state_dict()
+    assert before.keys() == after.keys() and all(before[key].equal(after[key]) for key in before)
+
+
+def test_unused_parameters_restores_modes_after_an_error():
+    module = Odd().train()
+    with pytest.raises(RuntimeError):
+        unused_parameters(module, 5, (8, 8))  # 2 channels
+    assert module.training and module.norm.training
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_built_without_gradients(context):
+    with context():
+        backbone = mme.create_backbone("hrnet_w18_small")
+    assert len(frozen(backbone)) == 66
+
+
+# Image sizes
+
+
+@pytest.mark.parametrize(
+    ("sizes", "asked", "nearest"),
+    [
+        (ImageSizes(32), (201, 167), (201, 167)),
+        (ImageSizes(32), (31, 40), (32, 40)),
+        (ImageSizes(32, smallest=75), (31, 80), (75, 80)),
+        (ImageSizes(16, (16, 16)), (201, 167), (208, 160)),
+        (ImageSizes(16, (16, 16)), (1, 23), (16, 16)),
+        (ImageSizes(16, (16, 16)), (16, 25), (16, 32)),
+        (ImageSizes(32, (4, 4)), (5, 65), (32, 64)),
+        (ImageSizes(16, (16, 8)), (25, 25), (32, 24)),
+        (ImageSizes(14, (14, 14), smallest=30), (1, 1), (42, 42)),
+        (ImageSizes(32, (1, 1), (240, 240)), (1000, 3), (240, 240)),
+        (ImageSizes(32, (32, 32), (96, 64)), (96, 96), (96, 64)),
+    ],
+)
+def test_nearest(sizes, asked, nearest):
+    assert sizes.nearest(*asked) == nearest
+    assert sizes.nearest(*nearest) == nearest
+    assert all(isinstance(side, int) for side in sizes.nearest(*asked))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "multiple", "text"),
+    [
+        (ImageSizes(32), 32, "any size from 32 x 32"),
+        (ImageSizes(32, smallest=75), 32, "any size from 75 x 75"),
+        (ImageSizes(16, (16, 16)), 16, "multiples of 16 from 16 x 16"),
+        (ImageSizes(32, (4, 4)), 32, "multiples of 4 from 32 x 32"),
+        (ImageSizes(12, (8, 8)), 24, "multiples of 8 from 16 x 16"),
+        (ImageSizes(4, (6, 10)), 60, "multiples of 6 x 10 from 6 x 10"),
+        (ImageSizes(16, (16, 16), (96, 64)), 16, "96 x 64 only"),
+    ],
+)
+def test_multiple_and_words(sizes, multiple, text):
+    assert (sizes.multiple, str(sizes)) == (multiple, text)
+
+
+@pytest.mark.parametrize(("size", "pair"), [(7, (7, 7)), ((7, 9), (7, 9)), ([7, 9], (7, 9))])
+def test_as_pair(size, pair):
+    assert as_pair(size) == pair
+
+
+@pytest.mark.parametrize("size", [0, -1, (7, 0), (7,), (7, 8, 9), "77", 7.0, (7.0, 8), None])
+def test_as_pair_refuses(size):
+    with pytest.raises(ValueError, match=r"img_size must be a number of pixels or \(height, width\), got"):
+        as_pair(size)
+
+
+def run(backbone, *size, in_chans=3):
+    with torch.no_grad():
+        return backbone.eval()(torch.randn(1, in_chans, *size))
+
+
+@pytest.mark.parametrize("size", [(224, 224), (16, 16), (48, 112)])
+def test_a_vit_takes_multiples_of_its_patch(size):
+    assert run(mme.create_backbone("vit_tiny_patch16_224", depth=1), *size).shape[2:] == (size[0] // 16, size[1] // 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "size", "stride"),
+    [
+        ("vit_tiny_patch16_224", dict(depth=1), (320, 256), 16),
+        ("vit_tiny_patch16_224", dict(depth=1, dynamic_img_size=False), (64, 96), 16),
+        (SWIN_NAME, SWIN, (96, 64), 32),
+        (SWIN_NAME, SWIN, 128, 32),
+        ("nest_tiny", {}, (192, 192), 16),
+        ("gcvit_xxtiny", {}, (128, 128), 32),
+        ("cait_xxs24_224", dict(depth=1), (96, 64), 16),
+        ("resnet50_clip", {}, (64, 96), 32),
+        ("test_resnet", {}, (100, 201), 32),
+    ],
+)
+def test_img_size(name, kwargs, size, stride):
+    backbone = mme.create_backbone(name, img_size=size, **kwargs)
+    height, width = as_pair(size)
+    assert backbone.data_config["input_size"] == (3, height, width)
+    assert backbone.sizes.nearest(height, width) == (height, width)
+    assert run(backbone, height, width).shape == (1, backbone.num_features, -(-height // stride), -(-width // stride))
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "size", "named"),
+    [
+        ("vit_tiny_patch16_224", dict(depth=1), (321, 250), (320, 256)),
+        (SWIN_NAME, SWIN, (66, 90), (64, 88)),
+        ("gcvit_xxtiny", {}, (112, 112), (128, 128)),
+        ("gcvit_xxtiny", {}, (128, 112), (128, 128)),
+        ("nest_tiny", {}, (192, 224), (192, 192)),
+        ("mvitv2_tiny", {}, (96, 64), (96, 96)),
+        ("resnet50_clip", {}, (100, 64), (96, 64)),
+        ("test_resnet", {}, (20, 64), (32, 64)),
+    ],
+)
+def test_img_size_refused_names_one_that_works(name, kwargs, size, named):
+    with pytest.raises(ValueError) as error:
+        mme.create_backbone(name, img_size=size, **kwargs)
+    said = str(error.value)
+    assert f"{name} can't be built for img_size={size}" in said and said.endswith(str(named))
+    backbone = mme.create_backbone(name, img_size=named, **kwargs)
+    assert run(backbone, *named).isfinite().all()
+
+
+def test_a_fixed_family():
+    """The classifier's input is the one size that the family takes."""
+    model = mme.WSLModel("cait_xxs24_224", 3, img_size=(96, 64), backbone_kwargs=dict(depth=1))
+    assert str(model.backbone.sizes) == "96 x 64 only"
+    assert model.classifier_size(96, 64) == (96, 64)
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    output = model(torch.randn(2, 3, 96, 64), torch.tensor([0, 2]))
+    assert output.loss.isfinite() and output.mask.shape == (2, 1, 96, 64)
+    assert seen == [(96, 64)] * 3
+    with pytest.raises(ValueError, match=r"\(96, 64\) only"):
+        model(torch.randn(2, 3, 96, 96))
+    with pytest.raises(ValueError, match="96 x 64 only"):
+        model.backbone(torch.randn(2, 3, 96, 96))
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "size", "nearest"),
+    [
+        ("test_vit", {}, (201, 167), (208, 160)),
+        ("hrnet_w18_small", {}, (65, 90), (64, 96)),
+        ("resnet50_clip", {}, (65, 90), (64, 96)),
+    ],
+)
+def test_errors_at_call_time_name_the_nearest_size(name, kwargs, size, nearest):
+    model = mme.WSLModel(name, 2, backbone_kwargs=kwargs).eval()
+    with torch.no_grad():
+        with pytest.raises(ValueError) as error:
+            model(torch.randn(1, 3, *size))
+        assert f"{nearest[0]} x {nearest[1]}" in str(error.value) or str(nearest) in str(error.value)
+        assert model(torch.randn(1, 3, *nearest)).logits.isfinite().all()
+
+
+def test_images_smaller_than_the_stride():
+    model = mme.WSLModel("test_resnet", 2).eval()
+    with pytest.raises(ValueError, match="31 x 64 are smaller than the backbone's stride of 32"):
+        model(torch.randn(1, 3, 31, 64))
+    assert model(torch.randn(1, 3, 32, 64)).logits.isfinite().all()
+
+
+def test_a_backbone_alone_says_what_it_takes():
+    with pytest.raises(ValueError, match=r"test_vit fails on images of 65 x 64 \(.*\); it takes multiples of 16"):
+        run(mme.create_backbone("test_vit"), 65, 64)
+
+
+# Weights (in a file: nothing is downloaded)
+
+
+def saved(path, name, **kwargs):
+    net = randomize(timm.create_model(name, **kwargs))
+    torch.save(net.state_dict(), path)
+    return dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(path)))
+
+
+def test_position_embeddings_follow_the_image_size(tmp_path):
+    options = saved(tmp_path / "weights.pth", "test_vit")
+    backbone = mme.create_backbone("test_vit", img_size=(96, 64), **options).eval()
+    theirs = timm.create_model("test_vit", img_size=(96, 64), num_classes=0, **options).eval()
+    weights = torch.load(tmp_path / "weights.pth")
+    assert weights["pos_embed"].shape == (1, 1 + 10 * 10, 64)
+    assert backbone.net.pos_embed.shape == (1, 1 + 6 * 4, 64)
+    assert backbone.net.pos_embed.equal(theirs.pos_embed)
+    assert backbone.net.pos_embed[:, :1].equal(weights["pos_embed"][:, :1])  # of the class token
+    assert backbone.net.blocks[0].attn.qkv.weight.equal(weights["blocks.0.attn.qkv.weight"])
+    images = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(images), timms_map(theirs, images, 6, 4))
+
+
+def test_swin_weights_follow_the_image_size(tmp_path):
+    options = saved(tmp_path / "weights.pth", SWIN_NAME, **SWIN)
+    assert run(swin(img_size=(96, 64), **options), 96, 64).shape == (1, 192, 3, 2)
+
+
+@pytest.mark.parametrize(("name", "kwargs"), [("cait_xxs24_224", dict(depth=1)), ("levit_128s", {})])
+def test_weights_that_do_not_follow_the_image_size(name, kwargs, tmp_path):
+    options = saved(tmp_path / "weights.pth", name, **kwargs)
+    assert mme.create_backbone(name, **options, **kwargs).sizes.fixed == (224, 224)
+    with pytest.raises(ValueError) as error:
+        mme.create_backbone(name, img_size=(96, 64), **options, **kwargs)
+    assert f"the weights of {name} can't be brought to img_size=(96, 64)" in str(error.value)
+    assert "leave img_size out" in str(error.value) and "pretrained=False" in str(error.value)
+
+
+@pytest.mark.parametrize("in_chans", [1, 4, 13])
+@pytest.mark.parametrize(
+    ("name", "kwargs", "first"),
+    [
+        ("test_resnet", {}, "conv1.0.weight"),
+        ("test_vit", {}, "patch_embed.proj.weight"),
+        (SWIN_NAME, dict(SWIN, img_size=64), "patch_embed.proj.weight"),
+    ],
+)
+def test_channels(name, kwargs, first, in_chans, tmp_path):
+    plain = mme.create_backbone(name, in_chans=in_chans, **kwargs)
+    assert plain.in_chans == in_chans
+    assert run(plain, 64, 64, in_chans=in_chans).shape[1] == plain.num_features
+
+    options = saved(tmp_path / "weights.pth", name, **kwargs)
+    ours = mme.create_backbone(name, in_chans=in_chans, **options, **kwargs)
+    theirs = timm.create_model(name, in_chans=in_chans, num_classes=0, **options, **kwargs)
+    weight = torch.load(tmp_path / "weights.pth")[first]  # [D, 3, k, k]
+    if in_chans == 1:
+        expected = weight.sum(1, keepdim=True)
+    else:  # repeated, and the sum kept for an image of equal channels
+        expected = weight.repeat(1, -(-in_chans // 3), 1, 1)[:, :in_chans] * 3 / in_chans
+    torch.testing.assert_close(ours.net.get_parameter(first).data, expected)
+    states = ours.net.state_dict(), theirs.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(states[0][key].equal(states[1][key]) for key in states[0])
+
+
+# Resolution
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+@pytest.mark.parametrize("stride", [8, 16])
+def test_output_stride(name, stride):
+    backbone = mme.create_backbone(name, output_stride=stride)
+    assert backbone.reduction == stride and backbone.num_features == mme.create_backbone(name).num_features
+    assert run(backbone, 64, 96).shape == (1, backbone.num_features, 64 // stride, 96 // stride)
+    assert run(backbone, stride, stride).shape[2:] == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["test_vit", SWIN_NAME])
+def test_output_stride_refused(name):
+    with pytest.raises(ValueError, match=rf"{name} can't be built with output_stride=8; .*out_index.*neck=\"fpn\""):
+        mme.create_backbone(name, output_stride=8)
+
+
+@pytest.mark.parametrize(("name", "count"), [("test_resnet", 5), ("test_vit", 6)])
+@pytest.mark.parametrize("neck", [None, "fpn"])
+def test_out_index_range(name, count, neck):
+    for index in (count, -count - 1):
+        with pytest.raises(ValueError, match=rf"{name} has {count} feature levels.*\[-{count}, {count}\), got {index}"):
+            mme.create_backbone(name, out_index=index, neck=neck)
+    for index in (True, 1.0, "1", [1]):
+        with pytest.raises(ValueError, match="out_index must be an integer"):
+            mme.create_backbone(name, out_index=index, neck=neck)
+
+
+@pytest.mark.parametrize("index", range(-5, 5))
+def test_out_index(index):
+    backbone = mme.create_backbone("test_resnet", out_index=index)
+    channels, stride = [(32, 2), (32, 4), (48, 8), (192, 16), (96, 32)][index]
+    assert (backbone.num_features, backbone.reduction) == (channels, stride)
+    assert run(backbone, 64, 96).shape == (1, channels, 64 // stride, 96 // stride)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "levels", "reduction"),
+    [
+        ("test_resnet", {}, (2, 3, 4), 8),
+        ("test_resnet", dict(out_index=1), (1, 2, 3, 4), 4),
+        ("test_resnet", dict(out_index=-2), (3, 4), 16),
+        ("test_resnet", dict(out_index=4), (4,), 32),
+        ("test_resnet", dict(output_stride=16), (2, 4), 8),
+        ("test_mambaout", {}, (1, 2, 3), 8),
+        (SWIN_NAME, {}, (1, 2, 3), 8),
+        (SWIN_NAME, dict(out_index=0), (0, 1, 2, 3), 4),
+        ("test_vit", {}, (0, 2, 3, 5), 16),
+        ("test_vit", dict(out_index=4), (4, 5), 16),
+        ("test_vit3", {}, (1, 3, 6, 8), 16),
+    ],
+)
+def test_neck(name, kwargs, levels, reduction):
+    backbone = build(name, neck=dict(name="fpn", channels=24), **kwargs)
+    assert (backbone.levels, backbone.reduction, backbone.num_features) == (levels, reduction, 24)
+    assert len(backbone.neck.laterals) == len(levels)
+    for size in ((64, 96), (100, 68) if backbone.sizes.step[0] <= 4 else (80, 48)):
+        features = backbone.train()(torch.randn(2, 3, *size))
+        assert features.shape == (2, 24, -(-size[0] // reduction), -(-size[1] // reduction))
+    features.square().sum().backward()
+    without = [n for n, parameter in backbone.neck.named_parameters() if parameter.grad is None]
+    assert not without and not frozen(backbone)
+    assert all(parameter.grad.abs().sum() > 0 for parameter in backbone.neck.parameters())
+
+
+def test_neck_defaults():
+    backbone = mme.create_backbone("test_resnet", neck="fpn")
+    assert backbone.num_features == backbone.neck.channels == 256
+    assert run(backbone, 65, 99).shape == (1, 256, 9, 13)
+
+
+def test_neck_on_odd_sizes():
+    assert run(mme.create_backbone("test_resnet", neck="fpn", out_index=0), 97, 131).shape == (1, 256, 49, 66)
+
+
+def test_neck_knows_no_batch():
+    """An image's features, in training mode as well, do not depend on the other images of its batch."""
+    neck = FeaturePyramidNeck([8, 16], channels=32).train()
+    levels = torch.randn(3, 8, 9, 7), torch.randn(3, 16, 5, 4)
+    for index in range(3):
+        alone = neck([level[index : index + 1] for level in levels])
+        torch.testing.assert_close(neck(levels)[index : index + 1], alone)
+
+
+def test_neck_merges_top_down():
+    """By hand, with the norms off: the finest level plus the coarser ones, enlarged."""
+    neck = FeaturePyramidNeck([1, 1, 1], channels=1)
+    for layer in [*neck.laterals, neck.smooth[0]]:
+        layer[1] = nn.Identity()
+    for lateral in neck.laterals:
+        nn.init.ones_(lateral[0].weight)
+    nn.init.dirac_(neck.smooth[0][0].weight)
+    finest, middle, coarsest = (
+        torch.zeros(1, 1, 4, 4),
+        torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]),
+        torch.full((1,) * 4, 10),
+    )
+    finest[..., 0, 0] = 100
+    with torch.no_grad():
+        result = neck([finest, middle, coarsest.float()])[0, 0]
+    assert result[0, 0] == 111 and result[0, 3] == 12 and result[3, 0] == 13 and result[3, 3] == 14
+    torch.testing.assert_close(result[0, 1], torch.tensor(11 + 1 / 3))
+
+
+@pytest.mark.parametrize(
+    ("neck", "error", "message"),
+    [
+        ("fpm", ValueError, r"neck must be one of \('fpn',\), got 'fpm'"),
+        (dict(channels=32), ValueError, "neck must be one of"),
+        (dict(name="fpn", channels=0), ValueError, "channels"),
+        (dict(name="fpn", width=3), TypeError, "width"),
+    ],
+)
+def test_bad_necks(neck, error, message):
+    with pytest.raises(error, match=message):
+        mme.create_backbone("test_resnet", neck=neck)
+
+
+# timm models that are built already
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_mambaout"])
+def test_a_timm_model_as_backbone(name):
+    net = timm.create_model(name, num_classes=5)
+    model = mme.WSLModel(net, 3).eval()
+    assert model.backbone.net is net and isinstance(model.backbone, backbones.TimmBackbone)
+    named = mme.WSLModel(name, 3).eval()
+    named.load_state_dict(model.state_dict())
+    size = model.backbone.data_config["input_size"][1:]
+    assert model.data_config == named.data_config and model.backbone.sizes == named.backbone.sizes
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        assert model(images).logits.equal(named(images).logits)
+
+
+def test_a_timm_model_with_a_backbone_each():
+    model = mme.WSLModel(timm.create_model("test_resnet"), 3, shared_backbone=False, backbone_kwargs=dict(out_index=2))
+    assert model.backbone.reduction == model.classifier_backbone.reduction == 8
+    assert model.classifier_backbone.net is not model.backbone.net
+    model(torch.randn(2, 3, 64, 64), torch.tensor([0, 2])).loss.backward()
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_a_timm_models_frozen_and_checkpointed_parts():
+    """What its owner froze stays frozen; recomputed blocks are seen as used."""
+    net = timm.create_model("test_vit")
+    net.patch_embed.requires_grad_(False)
+    net.set_grad_checkpointing()
+    backbone = mme.create_backbone(net)
+    assert frozen(backbone) == {"net.patch_embed.proj.weight", "net.patch_embed.proj.bias"}
+
+
+def test_img_size_of_a_timm_model():
+    backbone = mme.create_backbone(timm.create_model(SWIN_NAME, **SWIN), img_size=(96, 64))
+    assert backbone.data_config["input_size"] == (3, 96, 64)
+    assert run(backbone, 96, 64).shape == (1, 192, 3, 2)
+
+
+def test_levels_of_a_timm_model():
+    backbone = mme.create_backbone(timm.create_model("test_resnet"), neck="fpn", out_index=1)
+    assert (backbone.levels, backbone.num_features, backbone.reduction) == ((1, 2, 3, 4), 256, 4)
+    assert run(backbone, 64, 64).shape == (1, 256, 16, 16)
+
+
+def test_a_timm_model_takes_no_keywords():
+    with pytest.raises(TypeError, match=r"built already takes no keywords, got \['output_stride'\]"):
+        mme.create_backbone(timm.create_model("test_resnet"), output_stride=8)
+    with pytest.raises(TypeError, match="takes no keywords"):
+        mme.WSLModel(timm.create_model("test_resnet"), 2, backbone_kwargs=dict(drop_rate=0.1))
+
+
+def test_a_module_takes_no_levels():
+    with pytest.raises(TypeError, match=r"Conv2d takes no keywords, got \['neck'\]"):
+        mme.create_backbone(nn.Conv2d(3, 8, 3, padding=1), neck="fpn")
+
+
+@pytest.mark.usefixtures("own_backbones")
+def test_a_registered_timm_model_with_a_neck():
+    seen = {}
+
+    @mme.register_backbone
+    def my_resnet(pretrained=False, in_chans=3, width=1, **kwargs):
+        seen.update(kwargs, width=width)
+        return timm.create_model("test_resnet", in_chans=in_chans, **kwargs)
+
+    model = mme.create_model(
+        "wsl_my_resnet", num_classes=2, in_chans=4, neck="fpn", width=3, output_stride=16, out_index=2
+    )
+    assert seen == dict(width=3, output_stride=16)  # the factory is not asked for levels
+    assert (model.backbone.levels, model.num_features, model.backbone.reduction) == ((2, 4), 256, 8)
+    output = model(torch.randn(2, 4, 64, 64), torch.tensor([0, 1]))
+    assert output.localizer_maps.shape == (2, 2, 8, 8)
+    output.loss.backward()
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+# The sweep
+
+
+def sweep(*arguments):
+    return subprocess.run(
+        [sys.executable, str(SWEEP), *map(str, arguments)], capture_output=True, text=True, timeout=24 * 3600
+    )
+
+
+def test_sweep_resumes_and_reports(tmp_path):
+    output, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
+    options = "--output", output, "--page", page, "--workers", 1
+    first = sweep("--filter", "test_resnet", "test_vit", *options)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "2 models, 0 of them done already" in first.stdout and "2 of 2 pass; failed: []" in first.stdout
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["name"] for row in rows] == ["test_resnet", "test_vit"]
+    expected = dict(status="pass", family="resnet", stride=32, features=96, frozen=0, device="cpu", map=[5, 5])
+    assert expected.items() <= rows[0].items()
+    assert (rows[0]["default"], rows[0]["odd"], rows[1]["odd"]) == ([160, 160], [201, 167], [208, 160])
+    assert (rows[1]["trained"], set(rows[1]["losses"])) == ([64, 64], {"localizer", "foreground", "background"})
+    text = page.read_text()
+    assert "2 of 2 pass" in text and "at 201 x 167 pixels" in text
+    assert "| test_resnet | 0.4 | 32 | 96 | 160 x 160 | any size from 32 x 32 | apache-2.0 | T |" in text
+    assert "| test_vit | 0.3 | 16 | 64 | 160 x 160 | multiples of 16 from 16 x 16 | apache-2.0 | T |" in text
+
+    lines = output.read_bytes()
+    again = sweep("--filter", "test_resnet", "test_vit", *options)
+    assert again.returncode == 0 and "2 models, 2 of them done already" in again.stdout
+    assert output.read_bytes() == lines and page.read_text() == text  # with the same "seconds": not run again
+
+    failing = sweep("--filter", "test_resnet", "test_vit", "test_mambaout", *options, "--timeout", 0)
+    assert failing.returncode == 1 and "2 of 3 pass; failed: ['test_mambaout']" in failing.stdout
+    rows = {row["name"]: row for row in map(json.loads, output.read_text().splitlines())}
+    assert len(rows) == 3 and rows["test_mambaout"]["status"] == "fail"
+    assert rows["test_mambaout"]["error"] == "more than 0 s"
+    assert "| test_mambaout | | | | | | - | **fails**: more than 0 s |" in page.read_text()
+    assert lines.splitlines()[0] in output.read_bytes().splitlines()
+
+
+@pytest.mark.slow
+def test_sweep_over_every_timm_model(tmp_path):
+    """An hour or more."""
+    result = sweep("--output", tmp_path / "rows.jsonl", "--page", tmp_path / "page.md")
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["name"] for row in rows] == sorted(timm.list_models())
