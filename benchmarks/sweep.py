@@ -44,10 +44,10 @@ GIB = 1 << 30
 def check_model(
     name: str,
     seed: int = 0,
-    odd_size: tuple[int, int] = (201, 167),
-    max_parameters: float = 120e6,
-    max_gflops: float = 150.0,
-    train_gflops: float = 200.0,
+    odd_size: tuple[int, int] = (131, 97),
+    max_parameters: float = 90e6,
+    max_gflops: float = 40.0,
+    train_gflops: float = 60.0,
 ) -> dict:
     """Build and run `wsl_<name>`; a row of the table.
 
@@ -79,9 +79,11 @@ def check_model(
     row["odd"] = list(nearest)
     evaluate(model, nearest)
 
-    side = default if model.backbone.sizes.fixed else smallest_training_size(model)
-    step_gflops = 2 * 3 * 3 * (row["gflops"] or 0) * math.prod(side) / math.prod(default)  # images, passes, backward
-    row["trained"] = list(side) if is_small and step_gflops <= train_gflops else None
+    step_gflops = 2 * 3 * 3 * (row["gflops"] or 0) / math.prod(default)  # a pixel: images, passes, backward
+    if is_small and model.backbone.sizes.fixed and step_gflops * math.prod(default) > train_gflops:
+        model = build_smaller(name, default) or model
+    side = smallest_training_size(model)
+    row["trained"] = list(side) if is_small and step_gflops * math.prod(side) <= train_gflops else None
     if row["trained"]:
         row["losses"] = train_step(model, side)
     row["seconds"] = round(time.perf_counter() - started, 1)
@@ -95,8 +97,16 @@ def describe(name: str) -> dict:
     return {"name": name, "family": family, "licence": card.license if card and card.has_weights else None}
 
 
-def create(name: str) -> mme.WSLModel:
-    return mme.create_model(f"wsl_{name}", num_classes=CLASSES)
+def create(name: str, **options) -> mme.WSLModel:
+    return mme.create_model(f"wsl_{name}", num_classes=CLASSES, **options)
+
+
+def build_smaller(name: str, default: tuple[int, int]) -> mme.WSLModel | None:
+    """The model built for half its default size, where that works."""
+    try:
+        return create(name, img_size=(default[0] // 2, default[1] // 2))
+    except ValueError:
+        return None
 
 
 def count_gflops(model: mme.WSLModel, size: tuple[int, int]) -> float | None:
@@ -139,9 +149,9 @@ def require_named(model: mme.WSLModel, size: tuple[int, int], nearest: tuple[int
 
 
 def smallest_training_size(model: mme.WSLModel) -> tuple[int, int]:
-    """So large that the classifier's smaller input leaves two positions a side."""
+    """So large that the classifier's smaller input is one that the model takes."""
     sizes = model.backbone.sizes
-    side = max(TRAIN_SIDE, 4 * sizes.stride, 2 * sizes.smallest)
+    side = max(TRAIN_SIDE, 2 * sizes.stride, 2 * sizes.smallest)
     return sizes.nearest(side, side)
 
 
@@ -275,10 +285,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--filter", nargs="*", default=[""], help="shell-style patterns of timm names")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=int, nargs=2, default=(201, 167), metavar=("HEIGHT", "WIDTH"), help="odd size")
-    parser.add_argument("--max-parameters", type=float, default=120e6, help="largest model that runs with values")
-    parser.add_argument("--max-gflops", type=float, default=150.0, help="largest forward pass that runs with values")
-    parser.add_argument("--train-gflops", type=float, default=200.0, help="largest training step")
+    parser.add_argument("--size", type=int, nargs=2, default=(131, 97), metavar=("HEIGHT", "WIDTH"), help="odd size")
+    parser.add_argument("--max-parameters", type=float, default=90e6, help="largest model that runs with values")
+    parser.add_argument("--max-gflops", type=float, default=40.0, help="largest forward pass that runs with values")
+    parser.add_argument("--train-gflops", type=float, default=60.0, help="largest training step")
     parser.add_argument("--workers", type=int, default=2, help="models at a time, a thread each")
     parser.add_argument("--memory", type=float, default=9.0, help="limit for a model, in GiB")
     parser.add_argument("--timeout", type=float, default=600.0, help="limit for a model, in seconds")
