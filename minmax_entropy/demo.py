@@ -30,15 +30,15 @@ MODEL = dict(name="wsl_test_resnet", img_size=SIZE, out_index=1, stem_type="deep
 
 @dataclasses.dataclass
 class Method:
-    """A row of the table."""
+    """A row of the table; `settings` are keywords of `create_model`."""
 
     title: str
     settings: dict
     erasing_steps: int = 0
 
 
-CAM = Method("CAM baseline", dict(preset="cam"))
-OURS = Method("min-max entropy", dict(preset="area", localizer="average", classifier_scale=0.75))
+CAM = Method("CAM baseline", dict(MODEL, preset="cam"))
+OURS = Method("min-max entropy", dict(MODEL, preset="area", localizer="average", classifier_scale=0.75))
 ERASING = dataclasses.replace(OURS, title="min-max entropy + erasing", erasing_steps=ERASING_STEPS)
 
 
@@ -69,7 +69,7 @@ def run_demo(output: Path, seed: int = 0, epochs: int = EPOCHS, train_images: in
     models: dict[str, WSLModel] = {}
     seconds = None
     for method in (OURS, ERASING, CAM):
-        models[method.title], table[method.title], trained = _train(method, train, test, seed, epochs, seconds)
+        models[method.title], table[method.title], trained = train_method(method, train, test, seed, epochs, seconds)
         seconds = seconds or trained
     rows = {name: table[name] for name in ("all-ones", CAM.title, OURS.title, ERASING.title)}
     print()
@@ -86,12 +86,12 @@ def run_demo(output: Path, seed: int = 0, epochs: int = EPOCHS, train_images: in
     return rows
 
 
-def _train(
+def train_method(
     method: Method, train: SyntheticShapes, test: SyntheticShapes, seed: int, epochs: int, seconds: float | None
 ) -> tuple[WSLModel, dict, float]:
     """Train for `epochs`, or for `seconds` where they are given, and evaluate."""
     torch.manual_seed(seed)
-    model = create_model(num_classes=len(train.class_names), **MODEL, **method.settings)
+    model = create_model(num_classes=len(train.class_names), **method.settings)
     preprocess = preprocess_for(model)
     tensors: dict[int, Tensor] = {}  # the data set keeps its images, and every epoch asks for them again
 

@@ -62,6 +62,63 @@ def randomize(net):
     return net
 
 
+# One model of each timm family
+
+# The smallest of each timm module (`timm.model_entrypoint(name).__module__`), by parameters.
+FAST = (
+    """
+    test_byobnet test_convnext cpubone_nano cs3darknet_focus_s cspnext_tiny deit_tiny_patch16_224 dla46x_c dpn48b
+    edgenext_xx_small test_efficientnet efficientvim_m1 efficientvit_b0 efficientvit_m0 vit_tiny_patch16_dinov3_qkvb
+    fasternet_t0 fastvit_t8 ghostnet_050 hardcorenas_b hgnetv2_b0 sam2_hiera_tiny hrnet_w18_small iformer_t
+    inception_next_atto lcnetv2_small levit_128s lowformer_b0 test_mambaout test_coatnet poolformerv2_s12
+    gmlp_ti16_224 lcnet_035 mobilevit_xxs test_nfnet pit_ti_224 pvt_v2_b0 qwen3_vit_88m regnetx_002 repghostnet_050
+    resnest14d test_resnet resnetv2_18 rexnet_100 legacy_seresnet18 shvit_s1 skresnet18 starnet_s050 swiftformer_xs
+    tresnet_m test_vit vit_tiny_r_s16_p8_224 test_vit_relpos ese_vovnet19b_slim_dw
+    """
+).split()
+# Likewise: those that take seconds, or more than a gigabyte.
+SLOW = (
+    """
+    beit_base_patch16_224 halonet_h1 cait_xxs24_224 coat_tiny convit_tiny convmixer_768_32 crossvit_tiny_240 csatv2
+    davit_tiny deepseek_vit_412m densenet121 efficientformer_l1 efficientformerv2_s0 focalnet_tiny_srf gcvit_xxtiny
+    gemma4_vit_167m hiera_tiny_224 inception_resnet_v2 inception_v3 inception_v4 mobilenetv5_base mvitv2_tiny
+    naflexvit_base_patch16_parfac_gap nasnetalarge nest_tiny nextvit_small pnasnet5large rdnet_tiny repvit_m1
+    res2next50 selecsls42 sequencer2d_s swin_tiny_patch4_window7_224 swinv2_tiny_window16_256 swinv2_cr_tiny_224
+    tiny_vit_5m_224 tnt_s_legacy_patch16_224 twins_svt_small vgg11 visformer_tiny samvit_base_patch16_224
+    vitamin_small_224 volo_d1_224 legacy_xception xception41p xcit_nano_12_p8_224
+    """
+).split()
+LIMITS = dict(seed=3, odd_size=(131, 97), max_parameters=90e6, max_gflops=40.0, train_gflops=60.0)
+LIMITS_SLOW = dict(seed=3, odd_size=(201, 167), max_parameters=180e6, max_gflops=150.0, train_gflops=200.0)
+WITHOUT_VALUES = {"deepseek_vit_412m", "qwen3_vit_88m"}  # over 500 GFLOPs: shapes alone
+
+
+def family_of(name):
+    return timm.model_entrypoint(name).__module__.removeprefix("timm.models.")
+
+
+def test_every_timm_family_is_covered():
+    families = {family_of(name) for name in timm.list_models()}
+    covered = [family_of(name) for name in [*FAST, *SLOW]]
+    new = sorted(families - set(covered))
+    assert not new, f"timm has families without a model in FAST or SLOW above, add the smallest of each: {new}"
+    assert len(covered) == len(set(covered)) == len(families)
+
+
+@pytest.fixture(scope="module")
+def check_model():
+    return load_sweep().check_model
+
+
+@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_family(name, check_model):
+    """Built, evaluated at its default and at an odd size, trained for a step: every parameter gets a gradient."""
+    row = check_model(name, **(LIMITS_SLOW if name in SLOW else LIMITS))
+    assert row["device"] == ("meta" if name in WITHOUT_VALUES else "cpu")
+    assert (row["trained"] is None) == (name in WITHOUT_VALUES)
+    assert row["family"] == family_of(name)
+
+
 # Features are those of timm
 
 FEATURES = {
@@ -188,6 +245,8 @@ def frozen(module):
         ("hrnet_w18_small", (64, 64), None, dict(out_index=1)),
         ("crossvit_tiny_240", (240, 240), 20, {}),
         ("coat_lite_tiny", (224, 224), 0, {}),
+        ("coat_tiny", (224, 224), 8, {}),
+        ("efficientvim_m1", (128, 128), 1, {}),
         ("test_resnet", (64, 64), 0, {}),
         ("test_resnet", (64, 64), 0, dict(neck="fpn")),
         ("test_vit", (64, 64), 0, dict(out_index=1)),
@@ -700,7 +759,7 @@ def sweep(*arguments):
 
 def test_sweep_resumes_and_reports(tmp_path):
     output, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
-    options = "--output", output, "--page", page, "--workers", 1
+    options = "--output", output, "--page", page, "--workers", 1, "--size", 201, 167
     first = sweep("--filter", "test_resnet", "test_vit", *options)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "2 models, 0 of them done already" in first.stdout and "2 of 2 pass; failed: []" in first.stdout

@@ -1,5 +1,6 @@
 """Several classes an image, or none: the task, its terms, its models, and masks of chosen classes."""
 
+import functools
 import math
 
 import numpy as np
@@ -511,6 +512,13 @@ def test_autocast(images, target, steps):
 NAMES = ["ant", "bee", "cat", "dog"]
 
 
+@functools.cache
+def named_model(task, normalization):
+    model = create(task=task, mask_normalization=normalization, mask_sigma=0.3, mask_omega=5.0).eval()
+    model.class_names = NAMES
+    return model
+
+
 def by_hand(model, maps, index):
     """Masks `[B, N]` of the classes `index`, from the class maps: each map by itself."""
     columns = []
@@ -542,8 +550,7 @@ CHOICES = {
 @pytest.mark.parametrize("choice", CHOICES)
 def test_masks_of_classes(images, task, choice, normalization):
     classes, index = CHOICES[choice]
-    model = create(task=task, mask_normalization=normalization, mask_sigma=0.3, mask_omega=5.0).eval()
-    model.class_names = NAMES
+    model = named_model(task, normalization)
     plain, output = model.localize(images), model.localize(images, classes=classes)
     torch.testing.assert_close(output.mask, by_hand(model, plain.localizer_maps, index))
     torch.testing.assert_close(output.localizer_maps, plain.localizer_maps)
@@ -599,8 +606,7 @@ def test_what_a_mask_of_a_class_depends_on(images, normalization):
     ],
 )
 def test_classes_that_are_refused(images, classes, error, message):
-    model = create()
-    model.class_names = NAMES
+    model = named_model("multilabel", "image")
     with pytest.raises(error, match=message):
         model.localize(images, classes=classes)
 
