@@ -65,13 +65,13 @@ def check_model(
     row["stride"], row["features"] = backbone.reduction, backbone.num_features
     row["default"], row["sizes"] = list(backbone.data_config["input_size"][-2:]), str(backbone.sizes)
     default = tuple(row["default"])
+    row["frozen"] = sum(not parameter.requires_grad for parameter in backbone.parameters())
     row["gflops"], row["map"] = evaluate_without_values(model, default)
     is_small = row["parameters"] <= max_parameters and (row["gflops"] or 0) <= max_gflops
     is_small = is_small or row["gflops"] is None  # no other way to run it
 
     if is_small:
         model = create(name)
-    row["frozen"] = sum(not parameter.requires_grad for parameter in model.backbone.parameters())
     row["device"] = "cpu" if is_small else "meta"
     if is_small:
         row["map"] = evaluate(model, default)
@@ -120,6 +120,7 @@ def evaluate_without_values(model: mme.WSLModel, size: tuple[int, int]) -> tuple
     if any(isinstance(layer, nn.LSTM) for layer in model.modules()):
         return None, None  # minutes without values
     try:
+        model.requires_grad_(False)  # pit's tokens and the counter don't go together otherwise
         with FlopCounterMode(display=False) as counter:
             found = evaluate(model, size)
     except RuntimeError:

@@ -47,12 +47,13 @@ def _check_size(height: int, width: int, sizes: ImageSizes) -> None:
         return
     if sizes.fixed is not None:
         raise ValueError(
-            f"this backbone takes images of {sizes.fixed} only, got {(height, width)}; build it with "
+            f"this backbone takes images of {sizes.fixed} only, got {(height, width)}; build the model "
             f"img_size={(height, width)}, or resize them"
         )
     if min(height, width) < sizes.stride:
         raise ValueError(
-            f"images of {height} x {width} are smaller than the backbone's stride of {sizes.stride} pixels"
+            f"images of {height} x {width} are smaller than the backbone's stride of {sizes.stride} pixels; the "
+            f"nearest size that works is {nearest}"
         )
     raise ValueError(
         f"this backbone can't take images of {(height, width)}; the nearest size that works is {nearest} "

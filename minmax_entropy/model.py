@@ -8,7 +8,8 @@ import functools
 import inspect
 import itertools
 import numbers
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,7 +93,8 @@ class WSLModel(nn.Module):
         shared_backbone: localizer and classifier share one backbone; False gives the classifier one of its own.
         freeze_backbone: keep the backbone as it is, in evaluation mode and without gradients for its parameters; a neck
             and the heads are trained.
-        freeze_bn: keep the BatchNorm layers of the backbone as they are: their statistics, scale and shift.
+        freeze_bn: keep the BatchNorm layers of the backbone as they are: their statistics, scale and shift. Meant for
+            pretrained weights: in a fresh ResNet of timm's the scale of each residual branch is 0, which would stay.
         data_config: `mean`, `std`, ... that replace the backbone's own.
         localizer: head of the localizer: a name, a dictionary of options with its `name`, or a module.
         classifier: head of the classifier, likewise; None leaves the classifier out, and every term but
@@ -298,6 +300,7 @@ class WSLModel(nn.Module):
         if classes is not None:
             index = self._class_index(classes, len(images)).to(maps.device)  # [B, N]
             chosen = maps.gather(1, index[:, :, None, None].expand(-1, -1, *maps.shape[2:]))  # [B, N, h, w]
+            chosen = chosen.detach() if self.detach_mask else chosen
             mask = torch.cat([self._mask(part, images.shape[-2:]) for part in chosen.split(1, dim=1)], dim=1)
         return WSLOutput(mask=mask, localizer_logits=localizer_logits, localizer_maps=maps)
 
@@ -372,27 +375,32 @@ class WSLModel(nn.Module):
 
     def _class_index(self, classes: str | Sequence[int | str] | Tensor, batch: int) -> Tensor:
         """Class indices `[B, N]`."""
+        wanted = 'classes must be "all", a list of indices or names, or a tensor of indices [N] or [B, N]'
         if isinstance(classes, str) and classes == "all":
             classes = range(self.num_classes)
-        if isinstance(classes, Tensor) and classes.ndim == 2:
-            index = classes
-        elif isinstance(classes, (str, int)) or (isinstance(classes, Tensor) and classes.ndim != 1):
-            raise TypeError(f'classes must be "all", a list of indices or names, or a tensor [B, N], got {classes!r}')
+        if isinstance(classes, Tensor):
+            index = classes.expand(batch, -1) if classes.ndim == 1 else classes
+        elif isinstance(classes, str) or not isinstance(classes, Iterable):
+            raise TypeError(f"{wanted}, got {classes!r}")
         else:
-            names = {name: position for position, name in enumerate(self.class_names or [])}
-            unknown = [name for name in classes if isinstance(name, str) and name not in names]
-            if unknown:
-                raise ValueError(f"the model has no class {unknown[0]!r}; its class_names are {self.class_names}")
-            index = torch.tensor([[names[c] if isinstance(c, str) else int(c) for c in classes]]).expand(batch, -1)
-        if index.shape[0] != batch or not index.shape[1] or index.is_floating_point():
-            raise ValueError(
-                f"classes must be integers [{batch}, N] with N over 0, got {tuple(index.shape)} {index.dtype}"
-            )
+            index = torch.tensor([[self._class_number(each, wanted) for each in classes]], dtype=torch.long)
+            index = index.expand(batch, -1)
+        if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
+            raise TypeError(f"{wanted}, got a tensor of {index.dtype}")
+        if index.ndim != 2 or index.shape[0] != batch or not index.shape[1]:
+            raise ValueError(f"{wanted} with B = {batch} and N over 0, got shape {tuple(index.shape)}")
         if index.device.type == "cpu" and not (0 <= int(index.min()) and int(index.max()) < self.num_classes):
-            raise ValueError(
-                f"classes must lie in [0, {self.num_classes}), got {sorted(set(index.flatten().tolist()))}"
-            )
+            raise ValueError(f"classes must lie in [0, {self.num_classes}), got {index.unique().tolist()}")
         return index.long()
+
+    def _class_number(self, each: int | str, wanted: str) -> int:
+        if isinstance(each, str):
+            if each not in (self.class_names or []):
+                raise ValueError(f"the model has no class {each!r}; its class_names are {self.class_names}")
+            return self.class_names.index(each)
+        if isinstance(each, bool) or not hasattr(each, "__index__"):
+            raise TypeError(f"{wanted}, got {each!r} in it")
+        return operator.index(each)
 
     # What stays as it is.
 

@@ -41,7 +41,8 @@ class Multiclass:
                 + ('; for several classes an image use task="multilabel"' if target.ndim == 2 else "")
             )
         if tuple(target.shape) != (batch,):
-            raise ValueError(f"target must be [{batch}] as there are images, got {tuple(target.shape)}")
+            hint = '; for several classes an image use task="multilabel"' if target.ndim == 2 else ""
+            raise ValueError(f"target must be [{batch}] as there are images, got {tuple(target.shape)}{hint}")
         if _has_readable_values(target):
             low, high = int(target.min()), int(target.max())
             if low < 0 or high >= num_classes:

@@ -16,9 +16,11 @@ FLEXIBLE = frozenset(
     {"byobnet", "crossvit", "efficientvit_msra", "sequencer", "swiftformer", "twins", "vision_transformer_sam", "xcit"}
 )
 # Levels are added to one another, or the image is cut into patches: sides must be multiples of the deepest stride.
-WHOLE_STRIDES = frozenset({"deepseek_vit", "dla", "gemma4_vit", "hrnet", "naflexvit", "qwen3_vit"})
-# The image is cut into blocks first (csatv2: a discrete cosine transform).
-BLOCKS = {"csatv2": 8}
+WHOLE_STRIDES = frozenset(
+    {"deepseek_vit", "dla", "gemma4_vit", "hieradet_sam2", "hrnet", "mvitv2", "naflexvit", "qwen3_vit"}
+)
+# The image is cut into blocks first: a discrete cosine transform, or space to depth.
+BLOCKS = {"csatv2": 8, "tresnet": 4}
 # Convolutions without padding: what is smaller leaves no position.
 SMALLEST = {"inception_v3": 75, "inception_v4": 75, "inception_resnet_v2": 75}
 

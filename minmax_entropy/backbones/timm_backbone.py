@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import timm
 import torch
 from timm.data import resolve_model_data_config
@@ -13,6 +15,7 @@ from minmax_entropy.backbones.unused import unused_parameters
 from minmax_entropy.checks import check_choice
 
 NECK_STRIDE = 8  # the neck's finest level by default: the first of this stride or more
+SIZE_ERRORS = (AssertionError, IndexError, RuntimeError)  # what families raise on a size that they can't take
 PROBE_SIDE = 128  # pixels; enough for every family that takes any size
 NECK_LEVELS = 4  # of a model whose levels are all of one stride
 
@@ -73,8 +76,7 @@ class TimmBackbone(nn.Module):
         self.in_chans = in_chans
         self.feature_info = [dict(level) for level in self.net.feature_info]
         self.data_config = resolve_model_data_config(self.net)
-        if size is not None:
-            self.data_config["input_size"] = (in_chans, *size)
+        self.data_config["input_size"] = (in_chans, *(size or self.data_config["input_size"][-2:]))
 
         self.levels = _levels(self.name, [level["reduction"] for level in self.feature_info], out_index, neck)
         used = [self.feature_info[level] for level in self.levels]
@@ -83,15 +85,16 @@ class TimmBackbone(nn.Module):
             self.net.prune_intermediate_layers(list(self.levels), prune_norm=not has_last, prune_head=True)
         self._norm = {"norm": True} if has_last else {}  # of the last level only: norms fit its channels
         self.reduction = used[0]["reduction"]
-        family = _family(self.net.pretrained_cfg.get("architecture", ""), type(self.net))
+        card = getattr(self.net, "pretrained_cfg", {})
+        family = _family(card.get("architecture", ""), type(self.net))
         built_for = tuple(self.data_config["input_size"][-2:])
         self.sizes = sizes_of(
             self.net, family, max(level["reduction"] for level in used), built_for, _follows(self.net)
         )
-        if size is not None and self.sizes.nearest(*size) != size:
+        nearest = size and dataclasses.replace(self.sizes, fixed=None).nearest(*size)
+        if nearest != size:
             raise ValueError(
-                f"{self.name} can't be built for img_size={size}; the nearest size that works is "
-                f"{self.sizes.nearest(*size)}"
+                f"{self.name} can't be built for img_size={size}; the nearest size that works is {nearest}"
             )
 
         channels = [level["num_chs"] for level in used]
@@ -101,30 +104,34 @@ class TimmBackbone(nn.Module):
         self.num_features = channels[-1] if self.neck is None else self.neck.channels
         try:
             self._freeze_unused(built_for)
-        except (AssertionError, RuntimeError) as error:
-            if size is None:
-                raise
-            raise _not_buildable(self.name, size, error) from error
+        except SIZE_ERRORS as error:
+            if size is not None and isinstance(model, str):
+                raise _not_buildable(model, size, error) from error
+            shape = (1, in_chans, *built_for)
+            raise ValueError(f"{self.name} fails on a blank image of shape {shape}: {error}") from error
 
     def forward(self, images: Tensor) -> Tensor:
-        options = dict(indices=list(self.levels), output_fmt="NCHW", intermediates_only=True)
         try:
-            levels = self.net.forward_intermediates(images, **options, **self._norm)  # [B, D_i, h_i, w_i] each
-        except (AssertionError, RuntimeError) as error:
+            return self._features(images)
+        except SIZE_ERRORS as error:
             size = tuple(images.shape[-2:])
-            is_own = size == tuple(self.data_config["input_size"][-2:])
-            if is_own or images.is_meta or isinstance(error, torch.OutOfMemoryError):
+            if size == tuple(self.data_config["input_size"][-2:]) or isinstance(error, torch.OutOfMemoryError):
                 raise
             raise ValueError(
                 f"{self.name} fails on images of {size[0]} x {size[1]} ({error}); it takes {self.sizes}"
             ) from error
+
+    def _features(self, images: Tensor) -> Tensor:
+        options = dict(indices=list(self.levels), output_fmt="NCHW", intermediates_only=True)
+        levels = self.net.forward_intermediates(images, **options, **self._norm)  # [B, D_i, h_i, w_i] each
         return levels[0] if self.neck is None else self.neck(levels)
 
     def _freeze_unused(self, built_for: Size) -> None:
         """Find out what takes no part in the result, and whether the family normalizes intermediate features."""
         size = built_for if self.sizes.fixed else self.sizes.nearest(*(min(side, PROBE_SIDE) for side in built_for))
+        arguments = (self, self.in_chans, size, self._features)
         try:
-            features, unused = unused_parameters(self, self.in_chans, size)
+            features, unused = unused_parameters(*arguments)
         except RuntimeError:
             if not next(self.net.parameters()).is_meta:
                 raise
@@ -133,7 +140,7 @@ class TimmBackbone(nn.Module):
             if not self._norm:
                 raise
             self._norm = {}  # hiera refuses to
-            features, unused = unused_parameters(self, self.in_chans, size)
+            features, unused = unused_parameters(*arguments)
         self.num_features = features.shape[1]
         for name in unused:
             self.get_parameter(name).requires_grad_(False)
@@ -160,11 +167,12 @@ def _levels(name: str, strides: list[int], out_index: int | None, neck: str | di
         return tuple(sorted(last_of.values()))
     if out_index is None:
         first = max(count // NECK_LEVELS - 1, 0)  # the last of each quarter of the depth
-    return tuple(torch.linspace(first, count - 1, min(NECK_LEVELS, count - first)).round().int().tolist())
+    number = min(NECK_LEVELS, count - first)
+    return tuple(round(first + step * (count - 1 - first) / max(number - 1, 1)) for step in range(number))
 
 
 def _create_neck(spec: str | dict, in_channels: list[int]) -> nn.Module:
-    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    options = dict(spec) if isinstance(spec, dict) else {"name": spec}
     name = options.pop("name", None)
     check_choice("neck", name, tuple(NECKS))
     return NECKS[name](in_channels, **options)
@@ -224,14 +232,13 @@ def _family(name: str, kind: type | None = None) -> str:
 
 def _working_size(name: str, size: Size) -> Size | None:
     """The first size near `size` that a model can be built for and run at, tried without values."""
-    steps = (1, 16, 32, 64, 96, 128, 224)
-    near = [tuple(max(round(side / step), 1) * step for side in size) for step in steps]
-    for candidate in [*near, *((max(pair),) * 2 for pair in near)]:
+    near = [tuple(max(round(side / step), 1) * step for side in size) for step in (32, 64, 96, 128, 224)]
+    for candidate in [size, *near, *((max(pair),) * 2 for pair in near)]:
         try:
             with torch.device("meta"), torch.no_grad():
                 net = _first_accepted(name, candidate, {"num_classes": 0}).eval()
                 net.forward_intermediates(torch.empty(1, 3, *candidate), indices=1, intermediates_only=True)
-        except (AssertionError, RuntimeError, ValueError):
+        except (*SIZE_ERRORS, ValueError):
             continue
         return candidate
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,16 @@ Size = tuple[int, int]
 SLOW_ON_META = (nn.LSTM, nn.GRU, nn.RNN)
 
 
-def unused_parameters(module: nn.Module, in_chans: int, size: Size) -> tuple[Tensor, list[str]]:
+def unused_parameters(
+    module: nn.Module, in_chans: int, size: Size, run: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, list[str]]:
     """Run `module` on one blank image, without values where that is possible, and follow the graph of its gradient.
 
     Args:
         module: maps `[B, C, H, W]` to a tensor.
         in_chans: channels C.
         size: `(height, width)`.
+        run: what is called with the image, in place of `module` itself.
 
     Returns:
         What the module gives (on the meta device: a shape without values), and the sorted names of the parameters that
@@ -33,26 +36,26 @@ def unused_parameters(module: nn.Module, in_chans: int, size: Size) -> tuple[Ten
     module.eval()
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            return _unused(module, in_chans, size)
+            return _unused(module, in_chans, size, run or module)
     finally:
         for part, mode in modes.items():
             part.training = mode
 
 
-def _unused(module: nn.Module, in_chans: int, size: Size) -> tuple[Tensor, list[str]]:
+def _unused(module: nn.Module, in_chans: int, size: Size, run: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[str]]:
     example = next(module.parameters())
     is_slow = any(isinstance(part, SLOW_ON_META) for part in module.modules())
     if not (example.is_meta or is_slow):
         try:
             with _without_values(module):
-                return _trace(module, torch.empty(1, in_chans, *size, device="meta", dtype=example.dtype))
+                return _trace(module, run, torch.empty(1, in_chans, *size, device="meta", dtype=example.dtype))
         except (RuntimeError, NotImplementedError, AssertionError):
             pass  # not a matter of the device, if it fails below as well
-    return _trace(module, torch.zeros(1, in_chans, *size, device=example.device, dtype=example.dtype))
+    return _trace(module, run, torch.zeros(1, in_chans, *size, device=example.device, dtype=example.dtype))
 
 
-def _trace(module: nn.Module, image: Tensor) -> tuple[Tensor, list[str]]:
-    result = module(image)
+def _trace(module: nn.Module, run: Callable[[Tensor], Tensor], image: Tensor) -> tuple[Tensor, list[str]]:
+    result = run(image)
     used = _leaves(result)
     asking = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     return result.detach(), sorted(name for name, parameter in asking.items() if id(parameter) not in used)

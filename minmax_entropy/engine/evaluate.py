@@ -33,6 +33,19 @@ def preprocess_for(model: WSLModel, short_side: int | None = None) -> Preprocess
     )
 
 
+def require_multiclass(model: WSLModel) -> None:
+    """Refuse models of other tasks: data sets and predictions here have one class an image.
+
+    Raises:
+        ValueError: the model's task is another.
+    """
+    if model.task != "multiclass":
+        raise ValueError(
+            f'one class an image is expected here, the model has task="{model.task}": call the model itself, '
+            "`model(images, target)` in a training loop and `model(images)` for scores and mask"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Prediction:
     """What a model says of one image."""
@@ -59,7 +72,11 @@ def predict_images(
         preprocess: by default `preprocess_for(model)`.
         batch_size: largest number of images in one forward pass; 1 for a model whose mask depends on the batch.
         full_size: masks at the images' own sizes; False leaves them at the network's, padding included.
+
+    Raises:
+        ValueError: the model's task is not "multiclass".
     """
+    require_multiclass(model)
     if model.mask_normalization == "batch":
         batch_size = 1
     preprocess = preprocess or preprocess_for(model)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from minmax_entropy.data import DamagedFileError, LabelledImages, Preprocess, TrainingBatch, TrainingImages, collate
-from minmax_entropy.engine.evaluate import evaluate
+from minmax_entropy.engine.evaluate import evaluate, require_multiclass
 from minmax_entropy.engine.progress import progress_bar
 from minmax_entropy.engine.recipes import Recipe
 from minmax_entropy.model import WSLModel
@@ -85,8 +85,9 @@ def fit(
     Raises:
         DamagedFileError: a file can't be read, unless `skip_damaged`.
         TrainingError: the loss is not finite.
-        ValueError: neither or both of `epochs` and `seconds`, or not over 0.
+        ValueError: a model of another task than "multiclass"; neither or both of `epochs` and `seconds`, or not over 0.
     """
+    require_multiclass(model)
     if (epochs is None) == (seconds is None):
         raise ValueError("give either epochs or seconds")
     if not (epochs if seconds is None else seconds) > 0:
