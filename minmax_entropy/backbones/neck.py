@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minmax_entropy.checks import check_count
+from minmax_entropy.checks import check_choice, check_count
 
+FINEST_STRIDE = 8  # of the neck by default: the first level of this stride or more
+DEPTHS = 4  # levels that are read where all are of one stride
 GROUP_CHANNELS = 16  # a group of GroupNorm (Wu and He, ECCV 2018, table 3)
 
 
@@ -50,3 +52,35 @@ def _conv_norm(in_channels: int, out_channels: int, kernel: int) -> nn.Sequentia
 
 
 NECKS = {"fpn": FeaturePyramidNeck}
+
+
+def create_neck(spec: str | dict, in_channels: list[int]) -> nn.Module:
+    options = dict(spec) if isinstance(spec, dict) else {"name": spec}
+    name = options.pop("name", None)
+    check_choice("neck", name, tuple(NECKS))
+    return NECKS[name](in_channels, **options)
+
+
+def choose_levels(name: str, strides: list[int], out_index: int | None, neck: str | dict | None) -> tuple[int, ...]:
+    """Indices of the feature levels that are read, finest first."""
+    count = len(strides)
+    if out_index is not None and (isinstance(out_index, bool) or not isinstance(out_index, int)):
+        raise ValueError(f"out_index must be an integer, got {out_index!r}")
+    if out_index is not None and not -count <= out_index < count:
+        raise ValueError(
+            f"{name} has {count} feature levels (strides {strides}), out_index must be in [{-count}, {count}), "
+            f"got {out_index}"
+        )
+    if neck is None:
+        return (count - 1 if out_index is None else out_index % count,)
+    if out_index is None:
+        first = next((index for index, stride in enumerate(strides) if stride >= FINEST_STRIDE), count - 1)
+    else:
+        first = out_index % count
+    last_of = {stride: index for index, stride in enumerate(strides) if index >= first}
+    if len(last_of) > 1:
+        return tuple(sorted(last_of.values()))
+    if out_index is None:
+        first = max(count // DEPTHS - 1, 0)  # the last of each quarter of the depth
+    number = min(DEPTHS, count - first)
+    return tuple(round(first + step * (count - 1 - first) / max(number - 1, 1)) for step in range(number))

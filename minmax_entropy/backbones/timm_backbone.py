@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
-import timm
 import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from minmax_entropy.backbones.neck import NECKS
-from minmax_entropy.backbones.sizes import FLEXIBLE, Size, as_pair, sizes_of
+from minmax_entropy.backbones.creation import SIZE_ERRORS, create_timm_model, family_of, not_buildable
+from minmax_entropy.backbones.neck import choose_levels, create_neck
+from minmax_entropy.backbones.sizes import Size, as_pair, sizes_of
 from minmax_entropy.backbones.unused import unused_parameters
-from minmax_entropy.checks import check_choice
 
-NECK_STRIDE = 8  # the neck's finest level by default: the first of this stride or more
-SIZE_ERRORS = (AssertionError, IndexError, RuntimeError)  # what families raise on a size that they can't take
 PROBE_SIDE = 128  # pixels; enough for every family that takes any size
-NECK_LEVELS = 4  # of a model whose levels are all of one stride
 
 
 class TimmBackbone(nn.Module):
@@ -71,14 +67,16 @@ class TimmBackbone(nn.Module):
             if size is not None and hasattr(model, "set_input_size"):
                 model.set_input_size(img_size=size)
         else:
-            self.net = _create(model, size, dict(pretrained=pretrained, in_chans=in_chans, num_classes=0, **kwargs))
+            self.net = create_timm_model(
+                model, size, dict(pretrained=pretrained, in_chans=in_chans, num_classes=0, **kwargs)
+            )
         self.name = model if isinstance(model, str) else type(model).__name__
         self.in_chans = in_chans
         self.feature_info = [dict(level) for level in self.net.feature_info]
         self.data_config = resolve_model_data_config(self.net)
         self.data_config["input_size"] = (in_chans, *(size or self.data_config["input_size"][-2:]))
 
-        self.levels = _levels(self.name, [level["reduction"] for level in self.feature_info], out_index, neck)
+        self.levels = choose_levels(self.name, [level["reduction"] for level in self.feature_info], out_index, neck)
         used = [self.feature_info[level] for level in self.levels]
         has_last = self.levels[-1] == len(self.feature_info) - 1
         if hasattr(self.net, "prune_intermediate_layers"):
@@ -86,7 +84,7 @@ class TimmBackbone(nn.Module):
         self._norm = {"norm": True} if has_last else {}  # of the last level only: norms fit its channels
         self.reduction = used[0]["reduction"]
         card = getattr(self.net, "pretrained_cfg", {})
-        family = _family(card.get("architecture", ""), type(self.net))
+        family = family_of(card.get("architecture", ""), type(self.net))
         built_for = tuple(self.data_config["input_size"][-2:])
         self.sizes = sizes_of(
             self.net, family, max(level["reduction"] for level in used), built_for, _follows(self.net)
@@ -100,13 +98,13 @@ class TimmBackbone(nn.Module):
         channels = [level["num_chs"] for level in used]
         if has_last:
             channels[-1] = used[-1].get("num_chs_norm", channels[-1])
-        self.neck = None if neck is None else _create_neck(neck, channels)
+        self.neck = None if neck is None else create_neck(neck, channels)
         self.num_features = channels[-1] if self.neck is None else self.neck.channels
         try:
             self._freeze_unused(built_for)
         except SIZE_ERRORS as error:
             if size is not None and isinstance(model, str):
-                raise _not_buildable(model, size, error) from error
+                raise not_buildable(model, size, error) from error
             shape = (1, in_chans, *built_for)
             raise ValueError(f"{self.name} fails on a blank image of shape {shape}: {error}") from error
 
@@ -146,113 +144,7 @@ class TimmBackbone(nn.Module):
             self.get_parameter(name).requires_grad_(False)
 
 
-def _levels(name: str, strides: list[int], out_index: int | None, neck: str | dict | None) -> tuple[int, ...]:
-    """Indices of the feature levels that are read, finest first."""
-    count = len(strides)
-    if out_index is not None and (isinstance(out_index, bool) or not isinstance(out_index, int)):
-        raise ValueError(f"out_index must be an integer, got {out_index!r}")
-    if out_index is not None and not -count <= out_index < count:
-        raise ValueError(
-            f"{name} has {count} feature levels (strides {strides}), out_index must be in [{-count}, {count}), "
-            f"got {out_index}"
-        )
-    if neck is None:
-        return (count - 1 if out_index is None else out_index % count,)
-    if out_index is None:
-        first = next((index for index, stride in enumerate(strides) if stride >= NECK_STRIDE), count - 1)
-    else:
-        first = out_index % count
-    last_of = {stride: index for index, stride in enumerate(strides) if index >= first}
-    if len(last_of) > 1:
-        return tuple(sorted(last_of.values()))
-    if out_index is None:
-        first = max(count // NECK_LEVELS - 1, 0)  # the last of each quarter of the depth
-    number = min(NECK_LEVELS, count - first)
-    return tuple(round(first + step * (count - 1 - first) / max(number - 1, 1)) for step in range(number))
-
-
-def _create_neck(spec: str | dict, in_channels: list[int]) -> nn.Module:
-    options = dict(spec) if isinstance(spec, dict) else {"name": spec}
-    name = options.pop("name", None)
-    check_choice("neck", name, tuple(NECKS))
-    return NECKS[name](in_channels, **options)
-
-
 def _follows(net: nn.Module) -> bool:
     """Whether a transformer's position embedding (or its windows) follows the image, by timm's own switches."""
     embedding = getattr(net, "patch_embed", None)
     return bool(getattr(net, "dynamic_img_size", False)) or getattr(embedding, "strict_img_size", True) is False
-
-
-def _create(name: str, size: Size | None, options: dict) -> nn.Module:
-    """A timm model that takes as many image sizes as it can; refusals are said in the words of this library."""
-    try:
-        return _first_accepted(name, size, options)
-    except TypeError as error:
-        if "output_stride" in options and "'output_stride'" in str(error):
-            raise _no_output_stride(name, options["output_stride"]) from error
-        raise
-    except (AssertionError, NotImplementedError) as refused:
-        if size is not None and _working_size(name, size) != size:
-            raise _not_buildable(name, size, refused) from refused
-        if "output_stride" in options:
-            raise _no_output_stride(name, options["output_stride"]) from refused
-        raise ValueError(f"timm's {name} refuses {options}: {refused}") from refused
-    except RuntimeError as mismatch:  # weights of another size, in a family that does not resize them at loading
-        if size is None or "size mismatch" not in str(mismatch):
-            raise
-        raise ValueError(
-            f"the weights of {name} can't be brought to img_size={size}; leave img_size out and resize the images to "
-            "the size of the weights, or start with pretrained=False"
-        ) from mismatch
-
-
-def _first_accepted(name: str, size: Size | None, options: dict) -> nn.Module:
-    """Families differ in the keywords they know: a position embedding that follows the image (`dynamic_img_size`) is
-    asked for first, then a size at construction (`img_size`), then neither (convolutional networks)."""
-    family = _family(name)
-    if family == "gemma4_vit":
-        options = {"global_pool": "", **options}  # its pooling would ask for other multiples than the map needs
-    dynamic = {} if "dynamic_img_size" in options else {"dynamic_img_size": True}
-    sized = {} if size is None or family in FLEXIBLE else {"img_size": size}
-    error: TypeError
-    for extra in ({**dynamic, **sized}, sized, {}):
-        try:
-            return timm.create_model(name, **options, **extra)
-        except TypeError as unknown_keyword:
-            error = unknown_keyword
-    raise error
-
-
-def _family(name: str, kind: type | None = None) -> str:
-    """The timm module that a model comes from; that of its class for a name that timm does not know."""
-    source = timm.model_entrypoint(name) if timm.is_model(name) else kind
-    return source.__module__.rsplit(".", 1)[-1]
-
-
-def _working_size(name: str, size: Size) -> Size | None:
-    """The first size near `size` that a model can be built for and run at, tried without values."""
-    near = [tuple(max(round(side / step), 1) * step for side in size) for step in (32, 64, 96, 128, 224)]
-    for candidate in [size, *near, *((max(pair),) * 2 for pair in near)]:
-        try:
-            with torch.device("meta"), torch.no_grad():
-                net = _first_accepted(name, candidate, {"num_classes": 0}).eval()
-                net.forward_intermediates(torch.empty(1, 3, *candidate), indices=1, intermediates_only=True)
-        except (*SIZE_ERRORS, ValueError):
-            continue
-        return candidate
-    return None
-
-
-def _not_buildable(name: str, size: Size, reason: Exception) -> ValueError:
-    working = _working_size(name, size)
-    instead = f"the nearest size found to work is {working}" if working else "leave img_size out"
-    said = f" ({reason})" if str(reason) else ""
-    return ValueError(f"{name} can't be built for img_size={size}{said}; {instead}")
-
-
-def _no_output_stride(name: str, stride: int) -> ValueError:
-    return ValueError(
-        f"timm's {name} can't be built with output_stride={stride!r}; for finer maps use out_index (an earlier level), "
-        'neck="fpn", or larger images'
-    )

@@ -1,0 +1,85 @@
+"""timm models by name, built for as many image sizes as they can take; what timm refuses, said with what would work."""
+
+from __future__ import annotations
+
+import timm
+import torch
+from torch import nn
+
+from minmax_entropy.backbones.sizes import FLEXIBLE, Size
+
+SIZE_ERRORS = (AssertionError, IndexError, RuntimeError)  # what families raise on a size that they can't take
+
+
+def create_timm_model(name: str, size: Size | None, options: dict) -> nn.Module:
+    """A timm model that takes as many image sizes as it can; refusals are said in the words of this library."""
+    try:
+        return _first_accepted(name, size, options)
+    except TypeError as error:
+        if "output_stride" in options and "'output_stride'" in str(error):
+            raise _no_output_stride(name, options["output_stride"]) from error
+        raise
+    except (AssertionError, NotImplementedError) as refused:
+        if size is not None and _working_size(name, size) != size:
+            raise not_buildable(name, size, refused) from refused
+        if "output_stride" in options:
+            raise _no_output_stride(name, options["output_stride"]) from refused
+        raise ValueError(f"timm's {name} refuses {options}: {refused}") from refused
+    except RuntimeError as mismatch:  # weights of another size, in a family that does not resize them at loading
+        if size is None or "size mismatch" not in str(mismatch):
+            raise
+        raise ValueError(
+            f"the weights of {name} can't be brought to img_size={size}; leave img_size out and resize the images to "
+            "the size of the weights, or start with pretrained=False"
+        ) from mismatch
+
+
+def _first_accepted(name: str, size: Size | None, options: dict) -> nn.Module:
+    """Families differ in the keywords they know: a position embedding that follows the image (`dynamic_img_size`) is
+    asked for first, then a size at construction (`img_size`), then neither (convolutional networks)."""
+    family = family_of(name)
+    if family == "gemma4_vit":
+        options = {"global_pool": "", **options}  # its pooling would ask for other multiples than the map needs
+    dynamic = {} if "dynamic_img_size" in options else {"dynamic_img_size": True}
+    sized = {} if size is None or family in FLEXIBLE else {"img_size": size}
+    error: TypeError
+    for extra in ({**dynamic, **sized}, sized, {}):
+        try:
+            return timm.create_model(name, **options, **extra)
+        except TypeError as unknown_keyword:
+            error = unknown_keyword
+    raise error
+
+
+def family_of(name: str, kind: type | None = None) -> str:
+    """The timm module that a model comes from; that of its class for a name that timm does not know."""
+    source = timm.model_entrypoint(name) if timm.is_model(name) else kind
+    return source.__module__.rsplit(".", 1)[-1]
+
+
+def _working_size(name: str, size: Size) -> Size | None:
+    """The first size near `size` that a model can be built for and run at, tried without values."""
+    near = [tuple(max(round(side / step), 1) * step for side in size) for step in (32, 64, 96, 128, 224)]
+    for candidate in [size, *near, *((max(pair),) * 2 for pair in near)]:
+        try:
+            with torch.device("meta"), torch.no_grad():
+                net = _first_accepted(name, candidate, {"num_classes": 0}).eval()
+                net.forward_intermediates(torch.empty(1, 3, *candidate), indices=1, intermediates_only=True)
+        except (*SIZE_ERRORS, ValueError):
+            continue
+        return candidate
+    return None
+
+
+def not_buildable(name: str, size: Size, reason: Exception) -> ValueError:
+    working = _working_size(name, size)
+    instead = f"the nearest size found to work is {working}" if working else "leave img_size out"
+    said = f" ({reason})" if str(reason) else ""
+    return ValueError(f"{name} can't be built for img_size={size}{said}; {instead}")
+
+
+def _no_output_stride(name: str, stride: int) -> ValueError:
+    return ValueError(
+        f"timm's {name} can't be built with output_stride={stride!r}; for finer maps use out_index (an earlier level), "
+        'neck="fpn", or larger images'
+    )
