@@ -1,6 +1,9 @@
-"""Checks of images and targets at the model's door."""
+"""Checks of images, targets and classes at the model's door."""
 
 from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -78,3 +81,46 @@ def check_target(target: Tensor, images: Tensor, num_classes: int, task: type) -
     if target.device != images.device:
         raise ValueError(f"target is on {target.device}, images are on {images.device}")
     task.check(target, images.shape[0], num_classes)
+
+
+def class_index(
+    classes: str | Iterable[int | str] | Tensor, batch: int, num_classes: int, class_names: Sequence[str] | None
+) -> Tensor:
+    """Class indices `[B, N]` of the classes that `WSLModel.localize` is asked for.
+
+    Args:
+        classes: "all", N indices or names, or a tensor of indices `[N]` or `[B, N]`.
+        batch: B.
+        num_classes: K.
+        class_names: of the model, if it has any.
+
+    Raises:
+        ValueError, TypeError: with what was wrong, and what would work.
+    """
+    wanted = 'classes must be "all", a list of indices or names, or a tensor of indices [N] or [B, N]'
+    if isinstance(classes, str) and classes == "all":
+        classes = range(num_classes)
+    if isinstance(classes, Tensor):
+        index = classes.expand(batch, -1) if classes.ndim == 1 else classes
+    elif isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise TypeError(f"{wanted}, got {classes!r}")
+    else:
+        index = torch.tensor([[_class_number(each, class_names, wanted) for each in classes]], dtype=torch.long)
+        index = index.expand(batch, -1)
+    if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
+        raise TypeError(f"{wanted}, got a tensor of {index.dtype}")
+    if index.ndim != 2 or index.shape[0] != batch or not index.shape[1]:
+        raise ValueError(f"{wanted} with B = {batch} and N over 0, got shape {tuple(index.shape)}")
+    if index.device.type == "cpu" and not (0 <= int(index.min()) and int(index.max()) < num_classes):
+        raise ValueError(f"classes must lie in [0, {num_classes}), got {index.unique().tolist()}")
+    return index.long()
+
+
+def _class_number(each: int | str, class_names: Sequence[str] | None, wanted: str) -> int:
+    if isinstance(each, str):
+        if each not in (class_names or []):
+            raise ValueError(f"the model has no class {each!r}; its class_names are {class_names}")
+        return class_names.index(each)
+    if isinstance(each, bool) or not hasattr(each, "__index__"):
+        raise TypeError(f"{wanted}, got {each!r} in it")
+    return operator.index(each)

@@ -8,23 +8,21 @@ import functools
 import inspect
 import itertools
 import numbers
-import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from timm.models import group_parameters
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from minmax_entropy.backbones import create_backbone
 from minmax_entropy.backbones.init import INITIALIZATIONS
+from minmax_entropy.checkpointing import frozen_statistics
 from minmax_entropy.checks import check_choice, check_count, check_flag
+from minmax_entropy.conventions import TimmConventions
 from minmax_entropy.erasing import RecursiveErasing
 from minmax_entropy.heads import create_head
-from minmax_entropy.inputs import check_images, check_target
+from minmax_entropy.inputs import check_images, check_target, class_index
 from minmax_entropy.losses import MinMaxEntropyLoss
 from minmax_entropy.mask import (
     MASK_SOURCES,
@@ -72,7 +70,7 @@ def _with_preset(init: Callable) -> Callable:
     return wrapped
 
 
-class WSLModel(nn.Module):
+class WSLModel(TimmConventions):
     """A localizer finds the relevant region, a classifier decides on it; trained with image-level labels alone.
 
     "Min-max Entropy for Weakly Supervised Pointwise Localization" (Belharbi et al., arXiv 1907.12934).
@@ -298,7 +296,7 @@ class WSLModel(nn.Module):
         self._check_images(images)
         localizer_logits, maps, mask = self._localize(images)
         if classes is not None:
-            index = self._class_index(classes, len(images)).to(maps.device)  # [B, N]
+            index = class_index(classes, len(images), self.num_classes, self.class_names).to(maps.device)  # [B, N]
             chosen = maps.gather(1, index[:, :, None, None].expand(-1, -1, *maps.shape[2:]))  # [B, N, h, w]
             chosen = chosen.detach() if self.detach_mask else chosen
             mask = torch.cat([self._mask(part, images.shape[-2:]) for part in chosen.split(1, dim=1)], dim=1)
@@ -357,7 +355,7 @@ class WSLModel(nn.Module):
                     backbone,
                     images,
                     use_reentrant=False,
-                    context_fn=lambda: (contextlib.nullcontext(), _frozen_statistics(backbone)),
+                    context_fn=lambda: (contextlib.nullcontext(), frozen_statistics(backbone)),
                 )
             return backbone(images)
         except ValueError as error:
@@ -373,164 +371,14 @@ class WSLModel(nn.Module):
         dtype = next(self.parameters(), torch.empty(())).dtype
         check_images(images, self.in_chans, dtype, self.backbone.sizes)
 
-    def _class_index(self, classes: str | Sequence[int | str] | Tensor, batch: int) -> Tensor:
-        """Class indices `[B, N]`."""
-        wanted = 'classes must be "all", a list of indices or names, or a tensor of indices [N] or [B, N]'
-        if isinstance(classes, str) and classes == "all":
-            classes = range(self.num_classes)
-        if isinstance(classes, Tensor):
-            index = classes.expand(batch, -1) if classes.ndim == 1 else classes
-        elif isinstance(classes, str) or not isinstance(classes, Iterable):
-            raise TypeError(f"{wanted}, got {classes!r}")
-        else:
-            index = torch.tensor([[self._class_number(each, wanted) for each in classes]], dtype=torch.long)
-            index = index.expand(batch, -1)
-        if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
-            raise TypeError(f"{wanted}, got a tensor of {index.dtype}")
-        if index.ndim != 2 or index.shape[0] != batch or not index.shape[1]:
-            raise ValueError(f"{wanted} with B = {batch} and N over 0, got shape {tuple(index.shape)}")
-        if index.device.type == "cpu" and not (0 <= int(index.min()) and int(index.max()) < self.num_classes):
-            raise ValueError(f"classes must lie in [0, {self.num_classes}), got {index.unique().tolist()}")
-        return index.long()
-
-    def _class_number(self, each: int | str, wanted: str) -> int:
-        if isinstance(each, str):
-            if each not in (self.class_names or []):
-                raise ValueError(f"the model has no class {each!r}; its class_names are {self.class_names}")
-            return self.class_names.index(each)
-        if isinstance(each, bool) or not hasattr(each, "__index__"):
-            raise TypeError(f"{wanted}, got {each!r} in it")
-        return operator.index(each)
-
-    # What stays as it is.
-
-    def train(self, mode: bool = True) -> WSLModel:
-        """Training or evaluation mode; what is frozen stays in evaluation mode."""
-        super().train(mode)
-        if mode:
-            for layer in self._frozen_layers():
-                layer.eval()
-        return self
-
-    def _frozen_layers(self) -> Iterator[nn.Module]:
-        for backbone in filter(None, (self.backbone, self.classifier_backbone)):
-            if self.freeze_backbone:
-                yield backbone.net
-            elif self.freeze_bn:
-                yield from (layer for layer in backbone.net.modules() if isinstance(layer, _BatchNorm))
-
-    # What users of timm expect.
-
-    @property
-    def num_features(self) -> int:
-        """Channels D of the backbone's features."""
-        return self.backbone.num_features
-
-    @property
-    def pretrained_cfg(self) -> dict:
-        """timm's card of the backbone's weights (source, licence, mean, std, ...); empty where it is not timm's."""
-        return dict(getattr(self.backbone.net, "pretrained_cfg", {}))
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Features of the localizer's backbone: `[B, C, H, W]` to `[B, D, h, w]`."""
-        self._check_images(images)
-        return self.backbone(images)
-
     @staticmethod
     def config_keywords() -> frozenset[str]:
         """Keywords that rebuild a model; `model.config` holds their values."""
         return _MODEL_KEYWORDS
 
-    def save_pretrained(self, directory: str | Path, **kwargs) -> Path:
-        """Write the model to a directory for `create_model("local-dir:...")`; see `hub.save_pretrained`."""
-        from minmax_entropy import hub  # the model itself knows nothing of files
-
-        return hub.save_pretrained(self, directory, **kwargs)
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Fresh heads of the same kinds, both of them, for another number of classes (whose names are forgotten)."""
-        num_classes = check_count("num_classes", num_classes)
-        weight = next(self.localizer.parameters())
-        specs = {name: self.config[name] for name in ("localizer", "classifier") if self.config[name] is not None}
-        for name, spec in specs.items():
-            if isinstance(spec, nn.Module):
-                raise ValueError(
-                    f"the {name} was given as a module: set model.{name} to a new one, and model.num_classes"
-                )
-        for name, spec in specs.items():
-            head = create_head(spec, self.num_features, num_classes).to(weight.device, weight.dtype)
-            setattr(self, name, head.train(self.training))
-        self.num_classes = self.config["num_classes"] = num_classes
-        self.class_names = None
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """timm's own checkpointing inside the backbones; see `checkpoint_passes` for that of whole passes.
-
-        Raises:
-            ValueError: the backbone has none.
-        """
-        for backbone in filter(None, (self.backbone, self.classifier_backbone)):
-            try:
-                backbone.net.set_grad_checkpointing(enable)
-            except (AttributeError, AssertionError) as error:  # timm's families without it assert that it stays off
-                raise ValueError(
-                    f"{type(backbone.net).__name__} has no gradient checkpointing of its own; checkpoint_passes=True "
-                    "works with every backbone"
-                ) from error
-
-    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
-        """Layers by depth, for timm's `param_groups_layer_decay`, `create_optimizer_v2(model, layer_decay=0.75)`, ...
-
-        Args:
-            coarse: stages instead of blocks.
-
-        Returns:
-            A function from a parameter's name to the number of its layer: those of the backbone as timm has them
-            (0 for the stem), neck and heads after all of them.
-
-        Raises:
-            ValueError: the backbone has no `group_matcher`.
-        """
-        layers: dict[str, float] = {}
-        for name in ("backbone", "classifier_backbone"):
-            backbone = getattr(self, name)
-            if backbone is None:
-                continue
-            if not hasattr(backbone.net, "group_matcher"):
-                raise ValueError(f"{type(backbone.net).__name__} has no group_matcher: its layers have no known order")
-            groups = group_parameters(backbone.net, backbone.net.group_matcher(coarse=coarse), reverse=True)
-            layers.update({f"{name}.net.{parameter}": float(layer) for parameter, layer in groups.items()})
-        return lambda parameter: layers.get(parameter, float("inf"))
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that timm keeps from weight decay (position embeddings, class tokens, ...)."""
-        names = set()
-        for name in ("backbone", "classifier_backbone"):
-            listed = getattr(getattr(getattr(self, name), "net", None), "no_weight_decay", set)
-            names |= {f"{name}.net.{parameter}" for parameter in listed()}
-        return names
-
 
 # Everything that rebuilds a model; weights and the preset's name are not part of that.
 _MODEL_KEYWORDS = frozenset(inspect.signature(WSLModel.__init__).parameters) - {"self", "preset", "pretrained"}
-
-
-@contextlib.contextmanager
-def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Forward passes leave BatchNorm's running statistics alone, and give the same result.
-
-    They update copies instead: without statistics, a layer would save fewer tensors than in the first pass, which
-    activation checkpointing refuses.
-    """
-    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
-    buffers = [(layer, name, buffer) for layer in layers for name, buffer in layer.named_buffers(recurse=False)]
-    for layer, name, buffer in buffers:
-        setattr(layer, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for layer, name, buffer in buffers:
-            setattr(layer, name, buffer)
 
 
 def _per_channel(data_config: dict, in_chans: int) -> dict:

@@ -1,0 +1,121 @@
+"""What users of timm expect of a model: modes and frozen parts, heads to reset, layers in groups, saving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from timm.models import group_parameters
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from minmax_entropy.checks import check_count
+from minmax_entropy.heads import create_head
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class TimmConventions(nn.Module):
+    """timm's conventions for a model with a `backbone`, a `classifier_backbone` or None, and two heads."""
+
+    def _backbones(self) -> dict[str, nn.Module]:
+        names = ("backbone", "classifier_backbone")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        if mode:
+            for layer in self._frozen_layers():
+                layer.eval()
+        return self
+
+    def _frozen_layers(self) -> Iterator[nn.Module]:
+        for backbone in self._backbones().values():
+            if self.freeze_backbone:
+                yield backbone.net
+            elif self.freeze_bn:
+                yield from (layer for layer in backbone.net.modules() if isinstance(layer, _BatchNorm))
+
+    @property
+    def num_features(self) -> int:
+        """Channels D of the backbone's features."""
+        return self.backbone.num_features
+
+    @property
+    def pretrained_cfg(self) -> dict:
+        """timm's card of the backbone's weights (source, licence, mean, std, ...); empty where it is not timm's."""
+        return dict(getattr(self.backbone.net, "pretrained_cfg", {}))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Features of the localizer's backbone: `[B, C, H, W]` to `[B, D, h, w]`."""
+        self._check_images(images)
+        return self.backbone(images)
+
+    def save_pretrained(self, directory: str | Path, **kwargs) -> Path:
+        """Write the model to a directory for `create_model("local-dir:...")`; see `hub.save_pretrained`."""
+        from minmax_entropy import hub  # the model itself knows nothing of files
+
+        return hub.save_pretrained(self, directory, **kwargs)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Fresh heads of the same kinds, both of them, for another number of classes (whose names are forgotten)."""
+        num_classes = check_count("num_classes", num_classes)
+        weight = next(self.localizer.parameters())
+        specs = {name: self.config[name] for name in ("localizer", "classifier") if self.config[name] is not None}
+        for name, spec in specs.items():
+            if isinstance(spec, nn.Module):
+                raise ValueError(
+                    f"the {name} was given as a module: set model.{name} to a new one, and model.num_classes"
+                )
+        for name, spec in specs.items():
+            head = create_head(spec, self.num_features, num_classes).to(weight.device, weight.dtype)
+            setattr(self, name, head.train(self.training))
+        self.num_classes = self.config["num_classes"] = num_classes
+        self.class_names = None
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """timm's own checkpointing inside the backbones; see `checkpoint_passes` for that of whole passes.
+
+        Raises:
+            ValueError: the backbone has none.
+        """
+        for backbone in self._backbones().values():
+            try:
+                backbone.net.set_grad_checkpointing(enable)
+            except (AttributeError, AssertionError) as error:  # timm's families without it assert that it stays off
+                raise ValueError(
+                    f"{type(backbone.net).__name__} has no gradient checkpointing of its own; checkpoint_passes=True "
+                    "works with every backbone"
+                ) from error
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
+        """Layers by depth, for timm's `param_groups_layer_decay`, `create_optimizer_v2(model, layer_decay=0.75)`, ...
+
+        Args:
+            coarse: stages instead of blocks.
+
+        Returns:
+            A function from a parameter's name to the number of its layer: those of the backbone as timm has them
+            (0 for the stem), neck and heads after all of them.
+
+        Raises:
+            ValueError: the backbone has no `group_matcher`.
+        """
+        layers: dict[str, float] = {}
+        for name, backbone in self._backbones().items():
+            if not hasattr(backbone.net, "group_matcher"):
+                raise ValueError(f"{type(backbone.net).__name__} has no group_matcher: its layers have no known order")
+            groups = group_parameters(backbone.net, backbone.net.group_matcher(coarse=coarse), reverse=True)
+            layers.update({f"{name}.net.{parameter}": float(layer) for parameter, layer in groups.items()})
+        return lambda parameter: layers.get(parameter, float("inf"))
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that timm keeps from weight decay (position embeddings, class tokens, ...)."""
+        return {
+            f"{name}.net.{parameter}"
+            for name, backbone in self._backbones().items()
+            for parameter in getattr(backbone.net, "no_weight_decay", set)()
+        }
