@@ -119,6 +119,21 @@ def test_family(name, check_model):
     assert row["family"] == family_of(name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [dict(out_index=0), dict(neck="fpn"), dict(neck="fpn", out_index=0)], ids=str)
+@pytest.mark.parametrize("name", sorted({*FAST, *SLOW} - {"coat_tiny", "gemma4_vit_167m"}))
+def test_levels_of_every_family(name, options):
+    """Without values, which two families can't run without."""
+    with torch.device("meta"):
+        backbone = mme.create_backbone(name, **options).eval()
+        size = backbone.sizes.nearest(128, 160)
+        features = backbone(torch.zeros(1, 3, *size))
+    assert features.shape[1] == backbone.num_features
+    if "crossvit" not in name:  # resizes what it is given to a square of its own
+        strides = [side / found for side, found in zip(size, features.shape[2:], strict=True)]
+        assert all(0.6 < stride / backbone.reduction < 2.1 for stride in strides), strides
+
+
 # Features are those of timm
 
 FEATURES = {
