@@ -811,3 +811,14 @@ def test_sweep_over_every_timm_model(tmp_path):
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [row["name"] for row in rows] == sorted(timm.list_models())
+
+
+def test_values_of_shared_modules_are_put_back():
+    """coat has modules that are part of several others."""
+    net = mme.create_backbone("coat_lite_tiny").net
+    assert not any(tensor.is_meta for tensor in net.state_dict().values())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_data_config_has_the_channels(name):
+    assert mme.create_backbone(name, in_chans=4).data_config["input_size"][0] == 4

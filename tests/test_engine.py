@@ -730,3 +730,11 @@ def test_evaluation_does_not_depend_on_the_batch(preset, shapes):
     model = create(preset=preset)
     one, many = (evaluate(model, shapes, batch_size=size) for size in (1, 8))
     assert one.metrics == pytest.approx(many.metrics, abs=1e-4)
+
+
+def test_other_tasks_are_refused(shapes):
+    model = create(task="multilabel")
+    with pytest.raises(ValueError, match='one class an image is expected here, the model has task="multilabel"'):
+        fit(model, shapes, preprocess_for(model), Recipe(), epochs=1)
+    with pytest.raises(ValueError, match="one class an image is expected here"):
+        evaluate(model, shapes)

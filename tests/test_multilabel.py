@@ -597,12 +597,15 @@ def test_what_a_mask_of_a_class_depends_on(images, normalization):
         (["ant", "elk"], ValueError, r"the model has no class 'elk'; its class_names are \['ant', "),
         ("ant", TypeError, 'must be "all", a list of indices or names, or a tensor'),
         (2, TypeError, 'must be "all", a list of indices or names, or a tensor'),
-        (torch.tensor(2), TypeError, 'must be "all", a list of indices or names, or a tensor'),
-        (torch.zeros(3, 1, 1, dtype=torch.int64), TypeError, 'must be "all", a list of indices or names'),
-        ([], ValueError, r"classes must be integers \[3, N\] with N over 0, got \(3, 0\)"),
-        (torch.zeros(3, 0, dtype=torch.int64), ValueError, r"with N over 0, got \(3, 0\)"),
-        (torch.zeros(2, 1, dtype=torch.int64), ValueError, r"classes must be integers \[3, N\] .* got \(2, 1\)"),
-        (torch.zeros(3, 1), ValueError, r"classes must be integers \[3, N\] .* got \(3, 1\) torch.float32"),
+        (torch.tensor(2), ValueError, r"with B = 3 and N over 0, got shape \(\)"),
+        (torch.zeros(3, 1, 1, dtype=torch.int64), ValueError, r"got shape \(3, 1, 1\)"),
+        ([], ValueError, r"N over 0, got shape \(3, 0\)"),
+        (torch.zeros(3, 0, dtype=torch.int64), ValueError, r"N over 0, got shape \(3, 0\)"),
+        (torch.zeros(2, 1, dtype=torch.int64), ValueError, r"with B = 3 and N over 0, got shape \(2, 1\)"),
+        (torch.zeros(3, 1), TypeError, "got a tensor of torch.float32"),
+        (torch.ones(3, 4, dtype=torch.bool), TypeError, "got a tensor of torch.bool"),
+        ([1.7], TypeError, "got 1.7 in it"),
+        ([True], TypeError, "got True in it"),
     ],
 )
 def test_classes_that_are_refused(images, classes, error, message):
@@ -682,3 +685,9 @@ def test_training(steps):
     offset = torch.stack([row, column], dim=2) - corners
     inside = ((offset >= 0) & (offset < SQUARE)).all(dim=2)[target == 1]
     assert inside.float().mean() > 0.8  # seeds 0 to 2: at least 0.97; chance: (12 / 32)^2 = 0.14
+
+
+@pytest.mark.parametrize("detach_mask", [True, False])
+def test_masks_of_classes_follow_detach_mask(images, detach_mask):
+    model = create(detach_mask=detach_mask)
+    assert model.localize(images, classes="all").mask.requires_grad != detach_mask
