@@ -31,7 +31,6 @@ ROWS = {
     "CAM": {"preset": "cam"},
     "background term of the image's classes": AREA,
     "background term of all classes": AREA,
-    "background term of the image's classes, 2 erasing passes": {**AREA, "erasing_steps": 2},
 }
 
 
@@ -39,7 +38,7 @@ class EveryClass(mme.MinMaxEntropyLoss):
     """The background term of all classes, those that the image does not have included."""
 
     def _background(self, logits: Tensor, target: Tensor) -> Tensor:
-        return BINARY_BACKGROUND_LOSSES[self.background_loss](logits).mean(dim=1)
+        return BINARY_BACKGROUND_LOSSES[self.background_loss](logits).sum(dim=1)
 
 
 def draw(count: int, seed: int) -> tuple[Tensor, Tensor, np.ndarray]:

@@ -77,7 +77,8 @@ def save_pretrained(
     try:
         os.chmod(staging, 0o755)
         (staging / CONFIG_NAME).write_text(json.dumps(config, indent=2, default=_plain) + "\n")
-        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        # Copies: parameters that modules share are written once for each of their names.
+        state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
         safetensors.torch.save_file(state, staging / WEIGHTS_NAME, metadata={"format": "pt"})
         for item in earlier:
             if item.name not in (CONFIG_NAME, WEIGHTS_NAME):

@@ -49,9 +49,10 @@ def _check_size(height: int, width: int, sizes: ImageSizes) -> None:
     if nearest == (height, width):
         return
     if sizes.fixed is not None:
+        buildable = sizes.unfixed.nearest(height, width)
         raise ValueError(
-            f"this backbone takes images of {sizes.fixed} only, got {(height, width)}; build the model "
-            f"img_size={(height, width)}, or resize them"
+            f"this backbone takes images of {sizes.fixed} only, got {(height, width)}; resize them, or build it with "
+            f"img_size={buildable}"
         )
     if min(height, width) < sizes.stride:
         raise ValueError(

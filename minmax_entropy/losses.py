@@ -121,9 +121,9 @@ class MinMaxEntropyLoss(nn.Module):
     """`L = CE(s, y) + CE(logits+, y) + uniform(logits-)` and an optional size term (arXiv 1907.12934).
 
     With `task="multilabel"` (our extension; the model of the labels is that of `minmax_entropy.tasks.Multilabel`) both
-    CE are means over K binary cross-entropies, and the third term is, with y in {0, 1}^K,
-    `sum_k y_k u(logits-_k) / sum_k y_k` with u the binary form of "sem" or "eem", and 0 for an image without a class.
-    It is the paper's term for each class that the image has: where its region is hidden, that class must be undecided.
+    CE are sums of K binary cross-entropies, `-log p(y | x)`, and the third term is, with y in {0, 1}^K,
+    `sum_k y_k u(logits-_k)` with u the binary form of "sem" or "eem", and 0 for an image without a class. It is the
+    paper's term for each class that the image has: where its region is hidden, that class must be undecided.
     The classes that an image does not have are left out: no region shows their absence, so hiding one must not put it
     in doubt.
 
@@ -201,7 +201,7 @@ class MinMaxEntropyLoss(nn.Module):
             return BACKGROUND_LOSSES[self.background_loss](logits)
         labelled = target.to(logits.dtype)
         undecided = BINARY_BACKGROUND_LOSSES[self.background_loss](logits)  # [B, K]
-        return (undecided * labelled).sum(dim=1) / labelled.sum(dim=1).clamp(min=1)
+        return (undecided * labelled).sum(dim=1)
 
     def extra_repr(self) -> str:
         return (

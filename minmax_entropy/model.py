@@ -86,8 +86,8 @@ class WSLModel(TimmConventions):
         img_size: `(height, width)` or a number, for backbones that are built for one size.
         pretrained: load the backbone's weights (timm's, from the Hugging Face Hub).
         backbone_kwargs: passed to the backbone's factory (`output_stride`, `drop_path_rate`, ...).
-        backbone_init: "he_fan_out" draws the backbone's convolutions afresh where no weights are loaded; by default
-            timm's own initialization stays.
+        backbone_init: "he_fan_out" draws the convolutions of a backbone given by name afresh, where no weights are
+            loaded; by default timm's own initialization stays.
         shared_backbone: localizer and classifier share one backbone; False gives the classifier one of its own.
         freeze_backbone: keep the backbone as it is, in evaluation mode and without gradients for its parameters; a neck
             and the heads are trained.
@@ -201,9 +201,9 @@ class WSLModel(TimmConventions):
             self.classifier_backbone = create_backbone(own, **options)
         if backbone_init is not None:
             check_choice("backbone_init", backbone_init, tuple(INITIALIZATIONS))
-            if not pretrained:
-                for module in filter(None, (self.backbone, self.classifier_backbone)):
-                    INITIALIZATIONS[backbone_init](module)
+            if not pretrained and isinstance(backbone, str):
+                for module in self._backbones().values():
+                    INITIALIZATIONS[backbone_init](module.net)
         for layer in self._frozen_layers():
             layer.requires_grad_(False).eval()
         self.data_config = _per_channel({**self.backbone.data_config, **(data_config or {})}, in_chans)

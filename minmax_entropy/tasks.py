@@ -53,10 +53,11 @@ class Multilabel:
     """Any number of classes an image, or none: K binary decisions, each through a sigmoid. Our extension.
 
     The labels of an image are taken as independent given the image: `p(c | x) = prod_k p_k^c_k (1 - p_k)^(1 - c_k)`
-    with `p_k = sigmoid(s_k)`. Everything else follows from the paper's principle; sums over the classes are divided by
-    their number, so that no term grows with K:
+    with `p_k = sigmoid(s_k)`. Everything else follows from the paper's principle:
 
-    - cross-entropy: `-log p(y | x) / K`, the mean of the K binary cross-entropies;
+    - cross-entropy: `-log p(y | x)`, the sum of the K binary cross-entropies. (Their mean is K times smaller than what
+      one label an image weighs against the other terms; with it the area price won, and nothing was learned:
+      docs/results/multilabel.md);
     - mask: `T = sum_k p_k A_k`, the expected sum of the maps of the classes that are there;
     - a prediction is right for the erasing when every class that is labelled is found (`p_k >= 1/2`): erasing hides
       what is there, and can't bring in a class. Its confidence is the mean `p_k` of these classes. An image without a
@@ -75,8 +76,8 @@ class Multilabel:
 
     @staticmethod
     def loss(logits: Tensor, target: Tensor) -> Tensor:
-        """Mean binary cross-entropy: `[B, K]` and `[B, K]` to `[B]`."""
-        return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none").mean(dim=1)
+        """Sum of the binary cross-entropies: `[B, K]` and `[B, K]` to `[B]`."""
+        return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none").sum(dim=1)
 
     @staticmethod
     def agreement(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

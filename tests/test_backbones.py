@@ -822,3 +822,97 @@ def test_values_of_shared_modules_are_put_back():
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_data_config_has_the_channels(name):
     assert mme.create_backbone(name, in_chans=4).data_config["input_size"][0] == 4
+
+
+def test_neck_on_a_dilated_network():
+    backbone = mme.create_backbone("test_resnet", output_stride=8, neck="fpn")
+    assert backbone.levels == (2, 3, 4) and backbone.reduction == 8
+    assert run(backbone, 64, 64).shape[2:] == (8, 8)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_branches_need_the_deepest_stride(level):
+    """HRNet adds its branches to one another, whichever level is read."""
+    backbone = mme.create_backbone("hrnet_w18_small", out_index=level)
+    assert backbone.sizes.step == (32, 32)
+    assert backbone.sizes.nearest(100, 100) == (96, 96) and run(backbone, 96, 96).isfinite().all()
+
+
+def test_a_timm_model_is_copied():
+    net = timm.create_model("test_resnet", num_classes=5)
+    shallow, deep = mme.create_backbone(net, out_index=1), mme.create_backbone(net)
+    assert (shallow.reduction, deep.reduction) == (4, 32) and run(deep, 64, 64).shape[2:] == (2, 2)
+    assert net(torch.zeros(1, 3, 64, 64)).shape == (1, 5) and all(p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize("options", [dict(), dict(img_size=48), dict(dynamic_img_size=True)])
+def test_a_transformer_built_by_hand(options):
+    """It has no card: its own switches tell the sizes it takes."""
+    net = timm.models.VisionTransformer(img_size=64, patch_size=16, embed_dim=32, depth=1, num_heads=2)
+    if options.get("dynamic_img_size"):
+        net = timm.models.VisionTransformer(patch_size=16, embed_dim=32, depth=1, num_heads=2, **options)
+    side = options.get("img_size", 64)
+    backbone = mme.create_backbone(net, img_size=options.get("img_size"))
+    assert backbone.sizes.fixed == (None if options.get("dynamic_img_size") else (side, side))
+    model = mme.WSLModel(backbone, 2, img_size=options.get("img_size")).eval()
+    assert model(torch.randn(1, 3, side, side)).mask.shape[2:] == (side, side)
+
+
+def test_an_own_module():
+    """What takes no part is frozen; sizes and attributes are the module's where it has them."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 2)
+
+        def forward(self, images):
+            return self.conv(images)
+
+    backbone = mme.create_backbone(Own())
+    assert (backbone.num_features, backbone.reduction) == (8, 4)
+    assert {name for name, p in backbone.net.named_parameters() if not p.requires_grad} == {"fc.weight", "fc.bias"}
+    own = Own()
+    own.sizes, own.reduction = ImageSizes(4, fixed=(64, 64)), 4
+    model = mme.WSLModel(own, 2)
+    assert model.classifier_size(64, 64) == (64, 64) and model.num_features == 8
+
+
+def test_a_backbone_that_was_created_for_something_else():
+    backbone = mme.create_backbone("test_resnet", img_size=64)
+    with pytest.raises(ValueError, match=r"created for input \(3, 64, 64\) .* not for \(1, 64, 64\)"):
+        mme.WSLModel(backbone, 2, in_chans=1)
+    with pytest.raises(ValueError, match=r"not for \(3, 96, 96\)"):
+        mme.WSLModel(backbone, 2, img_size=96)
+
+
+def test_reference_preset_keeps_the_weights_of_a_model_passed_in():
+    net = timm.create_model("test_resnet")
+    model = mme.WSLModel(net, 2, preset="reference")
+    for key, value in model.backbone.net.state_dict().items():
+        assert torch.equal(value, net.state_dict()[key]), key
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (dict(features_only=True), TypeError, "features_only is not for a backbone: use out_index"),
+        (dict(patch_drop_rate=0.25), ValueError, "patch_drop_rate leaves holes"),
+        (dict(neck=dict(name="fpn", chanels=8)), TypeError, "neck 'fpn': .* 'chanels'"),
+        (dict(img_size=True), ValueError, "img_size must be a number of pixels"),
+    ],
+)
+def test_options_that_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        mme.create_backbone("test_vit", **options)
+
+
+def test_a_factory_keeps_the_options_it_knows(own_backbones):
+    seen = {}
+
+    @mme.register_backbone
+    def knows_levels(pretrained=False, in_chans=3, out_index=0):
+        seen["out_index"] = out_index
+        return nn.Conv2d(in_chans, 8, 4, 4)
+
+    assert mme.create_backbone("knows_levels", out_index=2).reduction == 4 and seen == {"out_index": 2}

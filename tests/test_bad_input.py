@@ -85,7 +85,7 @@ def test_images(model, images, call, change, error, message):
             "wsl_test_coatnet",
             {},
             (64, 96),
-            r"images of \(160, 160\) only, got \(64, 96\); build it with img_size=\(64, 96\)",
+            r"images of \(160, 160\) only, got \(64, 96\); resize them, or build it with img_size=\(64, 96\)",
         ),
     ],
 )

@@ -363,3 +363,11 @@ def test_missing_files(saved, remove, message):
 def test_missing_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights at"):
         mme.create_model("wsl_test_resnet", num_classes=K, checkpoint_path=tmp_path / "nothing.pt")
+
+
+def test_modules_that_share_parameters(tmp_path):
+    """coat has modules that are part of several others."""
+    model = mme.create_model("wsl_coat_lite_tiny", num_classes=2, img_size=64)
+    loaded = mme.create_model(f"local-dir:{model.save_pretrained(tmp_path / 'coat')}")
+    for (key, value), other in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
+        assert torch.equal(value, other), key

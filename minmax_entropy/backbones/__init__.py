@@ -8,6 +8,7 @@ import timm
 from torch import nn
 
 from minmax_entropy.backbones.module import ModuleBackbone
+from minmax_entropy.backbones.sizes import as_pair
 from minmax_entropy.backbones.timm_backbone import TimmBackbone
 from minmax_entropy.registry import Registry, unknown_name
 
@@ -58,8 +59,9 @@ def create_backbone(
         raise TypeError(f"a backbone is a name or a module (an instance of nn.Module), got {given}")
     if backbone in _BACKBONES:
         factory = _BACKBONES[backbone]
-        size = {"img_size": img_size} if "img_size" in inspect.signature(factory).parameters else {}
-        own = {key: kwargs.pop(key) for key in ("out_index", "neck") if key in kwargs}
+        known = inspect.signature(factory).parameters
+        size = {"img_size": img_size} if "img_size" in known else {}
+        own = {key: kwargs.pop(key) for key in ("out_index", "neck") if key in kwargs and key not in known}
         return _wrap(factory(pretrained=pretrained, in_chans=in_chans, **size, **kwargs), in_chans, img_size, own)
     if not timm.is_model(backbone):
         raise unknown_name("backbone", backbone, _BACKBONES.names() + timm.list_models())
@@ -70,6 +72,10 @@ def _wrap(module: nn.Module, in_chans: int, img_size: int | tuple[int, int] | No
     """A module behind the interface of a backbone; `options` are those of `TimmBackbone`, for timm's models."""
     if isinstance(module, (TimmBackbone, ModuleBackbone)):
         wrapped = module
+        own = tuple(wrapped.data_config["input_size"])
+        asked = (in_chans, *as_pair(img_size or own[1:]))
+        if asked != own:
+            raise ValueError(f"the backbone was created for input {own} (channels, height, width), not for {asked}")
     elif hasattr(module, "forward_intermediates") and hasattr(module, "feature_info"):
         return TimmBackbone(module, in_chans=in_chans, img_size=img_size, **options)
     else:

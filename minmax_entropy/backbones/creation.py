@@ -6,13 +6,17 @@ import timm
 import torch
 from torch import nn
 
-from minmax_entropy.backbones.sizes import FLEXIBLE, Size
+from minmax_entropy.backbones.sizes import FLEXIBLE, Size, family_of
 
 SIZE_ERRORS = (AssertionError, IndexError, RuntimeError)  # what families raise on a size that they can't take
 
 
 def create_timm_model(name: str, size: Size | None, options: dict) -> nn.Module:
     """A timm model that takes as many image sizes as it can; refusals are said in the words of this library."""
+    if options.get("features_only"):
+        raise TypeError("features_only is not for a backbone: use out_index for the level, or neck for several")
+    if options.get("patch_drop_rate"):
+        raise ValueError("patch_drop_rate leaves holes in the feature map: it must be 0")
     try:
         return _first_accepted(name, size, options)
     except TypeError as error:
@@ -51,14 +55,8 @@ def _first_accepted(name: str, size: Size | None, options: dict) -> nn.Module:
     raise error
 
 
-def family_of(name: str, kind: type | None = None) -> str:
-    """The timm module that a model comes from; that of its class for a name that timm does not know."""
-    source = timm.model_entrypoint(name) if timm.is_model(name) else kind
-    return source.__module__.rsplit(".", 1)[-1]
-
-
 def _working_size(name: str, size: Size) -> Size | None:
-    """The first size near `size` that a model can be built for and run at, tried without values."""
+    """A size near `size` that a model can be built for and run at, tried without values."""
     near = [tuple(max(round(side / step), 1) * step for side in size) for step in (32, 64, 96, 128, 224)]
     for candidate in [size, *near, *((max(pair),) * 2 for pair in near)]:
         try:
@@ -73,7 +71,7 @@ def _working_size(name: str, size: Size) -> Size | None:
 
 def not_buildable(name: str, size: Size, reason: Exception) -> ValueError:
     working = _working_size(name, size)
-    instead = f"the nearest size found to work is {working}" if working else "leave img_size out"
+    instead = f"a size that works is {working}" if working else "leave img_size out"
     said = f" ({reason})" if str(reason) else ""
     return ValueError(f"{name} can't be built for img_size={size}{said}; {instead}")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from minmax_entropy.backbones.sizes import ImageSizes, as_pair
+from minmax_entropy.backbones.unused import unused_parameters
 
 PROBE_SIZE = 128
 
@@ -14,8 +14,9 @@ PROBE_SIZE = 128
 class ModuleBackbone(nn.Module):
     """Wrap a module that maps `[B, C, H, W]` to `[B, D, h, w]`.
 
-    `num_features` and `reduction` are taken from the module's attributes of that name, or else measured with one
-    forward pass of a blank 128 x 128 image. `data_config` (mean, std, ...) is ImageNet's unless the module has one.
+    `num_features` and `reduction` are the module's attributes of that name, or else measured on a blank 128 x 128
+    image; parameters that take no part in its result are then frozen, as `TimmBackbone` does. `data_config` (mean, std,
+    ...) is ImageNet's unless the module has one, and `sizes` (an `ImageSizes`) is any size unless the module has one.
 
     Raises:
         ValueError: the module does not give a feature map `[B, D, h, w]`.
@@ -30,6 +31,7 @@ class ModuleBackbone(nn.Module):
             "mean": tuple(IMAGENET_DEFAULT_MEAN),
             "std": tuple(IMAGENET_DEFAULT_STD),
             "interpolation": "bilinear",
+            "crop_pct": DEFAULT_CROP_PCT,
             **getattr(net, "data_config", {}),
         }
         if img_size is not None:
@@ -37,35 +39,32 @@ class ModuleBackbone(nn.Module):
         self.num_features = getattr(net, "num_features", None)
         self.reduction = getattr(net, "reduction", None)
         if self.num_features is None or self.reduction is None:
-            channels, side = self._probe()
-            self.num_features = channels
-            self.reduction = max(1, round(PROBE_SIZE / side))
+            channels, stride = self._probe()
+            self.num_features = self.num_features or channels
+            self.reduction = self.reduction or stride
         self.feature_info = [{"num_chs": self.num_features, "reduction": self.reduction, "module": ""}]
-        self.sizes = ImageSizes(self.reduction)
+        self.sizes = getattr(net, "sizes", None) or ImageSizes(self.reduction)
 
-    @torch.no_grad()
     def _probe(self) -> tuple[int, int]:
-        modes = {module: module.training for module in self.net.modules()}
-        weight = next(self.net.parameters(), torch.zeros(()))
-        blank = torch.zeros(1, self.in_chans, PROBE_SIZE, PROBE_SIZE, dtype=weight.dtype, device=weight.device)
-        self.net.eval()
+        """Channels and stride of the features; freezes what takes no part in them."""
+        shape = (1, self.in_chans, PROBE_SIZE, PROBE_SIZE)
+        name = type(self.net).__name__
         try:
-            features = self.net(blank)
+            features, unused = unused_parameters(self.net, self.in_chans, (PROBE_SIZE, PROBE_SIZE))
         except Exception as error:
             raise ValueError(
-                f"the backbone {type(self.net).__name__} fails on an image of shape {tuple(blank.shape)}: {error}; "
+                f"the backbone {name} fails on an image of shape {shape}: {error}; "
                 "give the module the attributes num_features and reduction if it needs another size"
             ) from error
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
         if not isinstance(features, Tensor) or features.ndim != 4:
-            shape = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
+            found = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
             raise ValueError(
-                f"the backbone {type(self.net).__name__} must map images [B, C, H, W] to features [B, D, h, w], "
-                f"it gave {shape} for {tuple(blank.shape)}"
+                f"the backbone {name} must map images [B, C, H, W] to features [B, D, h, w], "
+                f"it gave {found} for {shape}"
             )
-        return features.shape[1], features.shape[3]
+        for parameter in unused:
+            self.net.get_parameter(parameter).requires_grad_(False)
+        return features.shape[1], max(1, round(PROBE_SIZE / features.shape[3]))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)

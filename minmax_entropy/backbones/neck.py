@@ -58,7 +58,10 @@ def create_neck(spec: str | dict, in_channels: list[int]) -> nn.Module:
     options = dict(spec) if isinstance(spec, dict) else {"name": spec}
     name = options.pop("name", None)
     check_choice("neck", name, tuple(NECKS))
-    return NECKS[name](in_channels, **options)
+    try:
+        return NECKS[name](in_channels, **options)
+    except TypeError as error:
+        raise TypeError(f"neck {name!r}: {error}") from error
 
 
 def choose_levels(name: str, strides: list[int], out_index: int | None, neck: str | dict | None) -> tuple[int, ...]:
@@ -80,7 +83,7 @@ def choose_levels(name: str, strides: list[int], out_index: int | None, neck: st
     last_of = {stride: index for index, stride in enumerate(strides) if index >= first}
     if len(last_of) > 1:
         return tuple(sorted(last_of.values()))
-    if out_index is None:
+    if out_index is None and len(set(strides)) == 1:
         first = max(count // DEPTHS - 1, 0)  # the last of each quarter of the depth
     number = min(DEPTHS, count - first)
     return tuple(round(first + step * (count - 1 - first) / max(number - 1, 1)) for step in range(number))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 
+import timm
 from timm.layers import HybridEmbed, PatchEmbed
 from torch import nn
 
@@ -31,10 +33,10 @@ def as_pair(size: int | Size) -> Size:
     Raises:
         ValueError: anything else.
     """
-    pair = (size, size) if isinstance(size, int) else size
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(s, int) and s > 0 for s in pair):
+    pair = size if isinstance(size, (tuple, list)) else (size, size)
+    if len(pair) != 2 or any(isinstance(s, bool) or not hasattr(s, "__index__") or s < 1 for s in pair):
         raise ValueError(f"img_size must be a number of pixels or (height, width), got {size!r}")
-    return tuple(pair)
+    return operator.index(pair[0]), operator.index(pair[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,11 @@ class ImageSizes:
         )
 
     @property
+    def unfixed(self) -> ImageSizes:
+        """The sizes that a model of the architecture may be built for."""
+        return dataclasses.replace(self, fixed=None)
+
+    @property
     def multiple(self) -> int:
         """Pixels; sides that are multiples of it leave no partial position on the feature map."""
         return math.lcm(self.stride, *self.step)
@@ -78,21 +85,30 @@ class ImageSizes:
         return f"multiples of {steps} from {floor[0]} x {floor[1]}"
 
 
-def sizes_of(net: nn.Module, family: str, stride: int, built_for: Size, is_dynamic: bool) -> ImageSizes:
+def family_of(name: str, kind: type | None = None) -> str:
+    """The timm module that a model comes from ("vision_transformer"); that of its class for an unknown name."""
+    source = timm.model_entrypoint(name) if timm.is_model(name) else kind
+    return source.__module__.rsplit(".", 1)[-1]
+
+
+def sizes_of(net: nn.Module, stride: int, built_for: Size) -> ImageSizes:
     """The sizes a timm model takes.
 
     Args:
         net: the model.
-        family: its timm module ("vision_transformer").
-        stride: of its deepest features, in pixels.
+        stride: of the deepest features that are read, in pixels.
         built_for: the size it was built for.
-        is_dynamic: its position embedding follows the image.
     """
     card = getattr(net, "pretrained_cfg", None) or {}
-    says_fixed = bool(card.get("fixed_input_size", False))
+    family = family_of(card.get("architecture") or "", type(net))
+    embedding = getattr(net, "patch_embed", None)
+    is_strict = getattr(embedding, "strict_img_size", None)
+    is_dynamic = getattr(net, "dynamic_img_size", False) or is_strict is False  # timm's own switches
+    says_fixed = bool(card.get("fixed_input_size", False) if card else is_strict)
     is_fixed = says_fixed and not is_dynamic and family not in FLEXIBLE
-    smallest = SMALLEST.get(family, 1)
-    return ImageSizes(stride, _step(net, family, stride, says_fixed), built_for if is_fixed else None, smallest)
+    deepest = max(level["reduction"] for level in net.feature_info)
+    step = _step(net, family, deepest if family in WHOLE_STRIDES else stride, says_fixed)
+    return ImageSizes(stride, step, tuple(built_for) if is_fixed else None, SMALLEST.get(family, 1))
 
 
 def _step(net: nn.Module, family: str, stride: int, says_fixed: bool) -> Size:

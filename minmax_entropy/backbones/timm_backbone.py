@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 
-import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from minmax_entropy.backbones.creation import SIZE_ERRORS, create_timm_model, family_of, not_buildable
+from minmax_entropy.backbones.creation import SIZE_ERRORS, create_timm_model, not_buildable
 from minmax_entropy.backbones.neck import choose_levels, create_neck
 from minmax_entropy.backbones.sizes import Size, as_pair, sizes_of
 from minmax_entropy.backbones.unused import unused_parameters
@@ -24,7 +23,7 @@ class TimmBackbone(nn.Module):
     part in the result are frozen, so that distributed training waits for none of them.
 
     Args:
-        model: timm model name, with or without a tag, or a timm model.
+        model: timm model name, with or without a tag, or a timm model, of which a copy is taken.
         pretrained: load timm's weights from the Hugging Face Hub.
         in_chans: channels of the images; timm adapts the pretrained first convolution.
         img_size: size the architecture is built for, `(height, width)` or a number, where it takes one (transformers).
@@ -63,9 +62,9 @@ class TimmBackbone(nn.Module):
         if isinstance(model, nn.Module):
             if kwargs:
                 raise TypeError(f"a timm model that is built already takes no keywords, got {sorted(kwargs)}")
-            self.net = model
+            self.net = copy.deepcopy(model)
             if size is not None and hasattr(model, "set_input_size"):
-                model.set_input_size(img_size=size)
+                self.net.set_input_size(img_size=size)
         else:
             self.net = create_timm_model(
                 model, size, dict(pretrained=pretrained, in_chans=in_chans, num_classes=0, **kwargs)
@@ -74,22 +73,18 @@ class TimmBackbone(nn.Module):
         self.in_chans = in_chans
         self.feature_info = [dict(level) for level in self.net.feature_info]
         self.data_config = resolve_model_data_config(self.net)
-        self.data_config["input_size"] = (in_chans, *(size or self.data_config["input_size"][-2:]))
+        built_for = size or _built_for(self.net, isinstance(model, nn.Module)) or self.data_config["input_size"][-2:]
+        self.data_config["input_size"] = (in_chans, *built_for)
 
         self.levels = choose_levels(self.name, [level["reduction"] for level in self.feature_info], out_index, neck)
         used = [self.feature_info[level] for level in self.levels]
         has_last = self.levels[-1] == len(self.feature_info) - 1
         if hasattr(self.net, "prune_intermediate_layers"):
             self.net.prune_intermediate_layers(list(self.levels), prune_norm=not has_last, prune_head=True)
-        self._norm = {"norm": True} if has_last else {}  # of the last level only: norms fit its channels
+        self._norm = {"norm": True} if has_last else {}  # the final norm fits the last level's channels
         self.reduction = used[0]["reduction"]
-        card = getattr(self.net, "pretrained_cfg", {})
-        family = family_of(card.get("architecture", ""), type(self.net))
-        built_for = tuple(self.data_config["input_size"][-2:])
-        self.sizes = sizes_of(
-            self.net, family, max(level["reduction"] for level in used), built_for, _follows(self.net)
-        )
-        nearest = size and dataclasses.replace(self.sizes, fixed=None).nearest(*size)
+        self.sizes = sizes_of(self.net, max(level["reduction"] for level in used), built_for)
+        nearest = size and self.sizes.unfixed.nearest(*size)
         if nearest != size:
             raise ValueError(
                 f"{self.name} can't be built for img_size={size}; the nearest size that works is {nearest}"
@@ -101,7 +96,7 @@ class TimmBackbone(nn.Module):
         self.neck = None if neck is None else create_neck(neck, channels)
         self.num_features = channels[-1] if self.neck is None else self.neck.channels
         try:
-            self._freeze_unused(built_for)
+            self._probe(built_for)
         except SIZE_ERRORS as error:
             if size is not None and isinstance(model, str):
                 raise not_buildable(model, size, error) from error
@@ -113,7 +108,7 @@ class TimmBackbone(nn.Module):
             return self._features(images)
         except SIZE_ERRORS as error:
             size = tuple(images.shape[-2:])
-            if size == tuple(self.data_config["input_size"][-2:]) or isinstance(error, torch.OutOfMemoryError):
+            if self.sizes.nearest(*size) == size:
                 raise
             raise ValueError(
                 f"{self.name} fails on images of {size[0]} x {size[1]} ({error}); it takes {self.sizes}"
@@ -124,8 +119,8 @@ class TimmBackbone(nn.Module):
         levels = self.net.forward_intermediates(images, **options, **self._norm)  # [B, D_i, h_i, w_i] each
         return levels[0] if self.neck is None else self.neck(levels)
 
-    def _freeze_unused(self, built_for: Size) -> None:
-        """Find out what takes no part in the result, and whether the family normalizes intermediate features."""
+    def _probe(self, built_for: Size) -> None:
+        """Find out, and freeze, what takes no part in the result; the channels; whether the family can normalize."""
         size = built_for if self.sizes.fixed else self.sizes.nearest(*(min(side, PROBE_SIDE) for side in built_for))
         arguments = (self, self.in_chans, size, self._features)
         try:
@@ -144,7 +139,7 @@ class TimmBackbone(nn.Module):
             self.get_parameter(name).requires_grad_(False)
 
 
-def _follows(net: nn.Module) -> bool:
-    """Whether a transformer's position embedding (or its windows) follows the image, by timm's own switches."""
-    embedding = getattr(net, "patch_embed", None)
-    return bool(getattr(net, "dynamic_img_size", False)) or getattr(embedding, "strict_img_size", True) is False
+def _built_for(net: nn.Module, is_instance: bool) -> Size | None:
+    """The size that a model which was passed in has its position embedding for; its card may say another."""
+    size = getattr(getattr(net, "patch_embed", None), "img_size", None)
+    return tuple(size) if is_instance and size is not None else None

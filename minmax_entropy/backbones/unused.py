@@ -43,19 +43,21 @@ def unused_parameters(
 
 
 def _unused(module: nn.Module, in_chans: int, size: Size, run: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[str]]:
-    example = next(module.parameters())
+    example = next(module.parameters(), torch.empty(()))
     is_slow = any(isinstance(part, SLOW_ON_META) for part in module.modules())
     if not (example.is_meta or is_slow):
         try:
             with _without_values(module):
                 return _trace(module, run, torch.empty(1, in_chans, *size, device="meta", dtype=example.dtype))
-        except (RuntimeError, NotImplementedError, AssertionError):
-            pass  # not a matter of the device, if it fails below as well
+        except Exception:  # of any kind, in anybody's module; if it is no matter of the device, it comes again below
+            pass
     return _trace(module, run, torch.zeros(1, in_chans, *size, device=example.device, dtype=example.dtype))
 
 
 def _trace(module: nn.Module, run: Callable[[Tensor], Tensor], image: Tensor) -> tuple[Tensor, list[str]]:
     result = run(image)
+    if not isinstance(result, Tensor):
+        return result, []
     used = _leaves(result)
     asking = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     return result.detach(), sorted(name for name, parameter in asking.items() if id(parameter) not in used)

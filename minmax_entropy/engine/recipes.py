@@ -13,7 +13,7 @@ from torch import nn
 from minmax_entropy.registry import unknown_name
 
 MIN_LR = 1e-7
-PRETRAINED = ("backbone.net.", "classifier_backbone.net.")  # a neck starts afresh, as the heads do
+BACKBONE_PREFIXES = ("backbone.net.", "classifier_backbone.net.")  # a neck starts afresh, as the heads do
 WARMUP_START = 0.01  # share of the learning rate at the very first step
 
 
@@ -101,7 +101,7 @@ class Recipe:
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            factor = scales.get(name, 1.0) if name.startswith(PRETRAINED) else self.head_lr_factor
+            factor = scales.get(name, 1.0) if name.startswith(BACKBONE_PREFIXES) else self.head_lr_factor
             decays = self.decay_all or (parameter.ndim > 1 and name not in no_decay)
             groups.setdefault((factor, self.weight_decay if decays else 0.0), []).append(parameter)
         for (factor, decay), parameters in groups.items():
@@ -112,7 +112,7 @@ class Recipe:
         if self.layer_decay == 1:
             return {}
         layers = group_parameters(model, model.group_matcher(), reverse=True)
-        last = max(layer for name, layer in layers.items() if name.startswith(PRETRAINED))
+        last = max(layer for name, layer in layers.items() if name.startswith(BACKBONE_PREFIXES))
         return {name: self.layer_decay ** max(last - layer, 0) for name, layer in layers.items()}
 
     def lr_at(self, epoch: int, progress: float) -> float:
