@@ -693,7 +693,7 @@ def test_bad_necks(neck, error, message):
 def test_a_timm_model_as_backbone(name):
     net = timm.create_model(name, num_classes=5)
     model = mme.WSLModel(net, 3).eval()
-    assert model.backbone.net is net and isinstance(model.backbone, backbones.TimmBackbone)
+    assert isinstance(model.backbone, backbones.TimmBackbone)
     named = mme.WSLModel(name, 3).eval()
     named.load_state_dict(model.state_dict())
     size = model.backbone.data_config["input_size"][1:]

@@ -90,7 +90,7 @@ def test_loss_of_several_classes(scores, dtype):
     Multilabel.check(target, 40, 5)
     loss = Multilabel.loss(scores, target)
     assert loss.shape == (40,)
-    torch.testing.assert_close(loss, -Bernoulli(logits=scores).log_prob(target.double()).mean(dim=1))
+    torch.testing.assert_close(loss, -Bernoulli(logits=scores).log_prob(target.double()).sum(dim=1))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -236,10 +236,10 @@ def entropy(p):
     return -p * math.log(p) - (1 - p) * math.log(1 - p)
 
 
-LOCALIZER = (nll(0.8, 0.5, 0.9) + nll(0.75, 0.75, 0.5) + nll(0.5, 0.8, 0.9)) / 9
+LOCALIZER = (nll(0.8, 0.5, 0.9) + nll(0.75, 0.75, 0.5) + nll(0.5, 0.8, 0.9)) / 3
 UNDECIDED = {
-    "sem": ((nll(0.5, 0.5) / 2 + nll(0.2, 0.8) / 2) / 2 + nll(0.25, 0.75) / 2 + 0) / 3,
-    "eem": -((entropy(0.5) + entropy(0.2)) / 2 + entropy(0.25) + 0) / 3,
+    "sem": (nll(0.5, 0.5) / 2 + nll(0.2, 0.8) / 2 + nll(0.25, 0.75) / 2 + 0) / 3,
+    "eem": -(entropy(0.5) + entropy(0.2) + entropy(0.25) + 0) / 3,
 }
 
 
@@ -248,7 +248,12 @@ def test_objective_by_hand(background):
     weights = dict(localizer_weight=0.5, foreground_weight=2.0, background_weight=3.0, size_weight=0.25)
     criterion = MinMaxEntropyLoss(background, "area", task="multilabel", **weights)
     loss, losses = criterion(**objective())
-    expected = {"localizer": LOCALIZER, "foreground": -math.log(0.9), "background": UNDECIDED[background], "size": 0.25}
+    expected = {
+        "localizer": LOCALIZER,
+        "foreground": -3 * math.log(0.9),
+        "background": UNDECIDED[background],
+        "size": 0.25,
+    }
     assert {name: value.item() for name, value in losses.items()} == pytest.approx(expected)
     assert loss.item() == pytest.approx(sum(weights[f"{name}_weight"] * value for name, value in expected.items()))
 
@@ -265,11 +270,12 @@ def test_background_term_is_of_the_labelled_classes(background):
     assert (logits.grad[decided] != 0).all() and decided.sum() == 2
 
 
-def test_objective_does_not_grow_with_the_number_of_classes():
+def test_terms_add_up_over_the_classes():
     arguments = {name: value for name, value in objective().items() if name != "mask"}
     twice = {name: torch.cat([value, value], dim=1) for name, value in arguments.items()}
     criterion = MinMaxEntropyLoss(task="multilabel")
-    torch.testing.assert_close(criterion(**twice)[1], criterion(**arguments)[1])
+    expected = {name: 2 * value for name, value in criterion(**arguments)[1].items()}
+    torch.testing.assert_close(criterion(**twice)[1], expected)
 
 
 @pytest.mark.parametrize("background", UNDECIDED)
@@ -321,7 +327,7 @@ def test_erasing_by_hand():
     torch.testing.assert_close(output.mask[1], masks[0, 1])
     trust = 0.8 * math.exp(-0.1)
     torch.testing.assert_close(output.mask[0], torch.maximum(0.7 / trust * masks[0, 0], masks[1, 0]))
-    losses = [nll(0.8, 0.6, 0.9, 0.7) / 2, nll(0.9, 0.7, 0.9, 0.4) / 2, nll(0.9, 0.9) / 2, nll(0.9, 0.4) / 2]
+    losses = [nll(0.8, 0.6, 0.9, 0.7), nll(0.9, 0.7, 0.9, 0.4), nll(0.9, 0.9), nll(0.9, 0.4)]
     torch.testing.assert_close(output.localizer_loss, tensor(losses))
 
 
@@ -404,9 +410,9 @@ def test_localize_mask_split_classify(images, target, source):
     labels = target.float()
     undecided = -0.5 * (F.logsigmoid(negative) + F.logsigmoid(-negative)) * labels
     terms = {
-        "localizer": F.binary_cross_entropy(scores.sigmoid(), labels),
-        "foreground": F.binary_cross_entropy(positive.sigmoid(), labels),
-        "background": (undecided[0].sum() / 2 + undecided[2].sum() / 2) / 3,
+        "localizer": K * F.binary_cross_entropy(scores.sigmoid(), labels),
+        "foreground": K * F.binary_cross_entropy(positive.sigmoid(), labels),
+        "background": (undecided[0].sum() + undecided[2].sum()) / 3,
     }
     torch.testing.assert_close(output.losses, terms, rtol=1e-4, atol=1e-5)
 
@@ -452,7 +458,7 @@ def test_presets(images, target, preset, steps):
     if preset == "reference" and steps:  # its fallback is blank
         assert output.mask[1].abs().max() == 0 and output.mask[0].abs().max() > 0
     if preset == "cam" and not steps:
-        expected = F.binary_cross_entropy(output.localizer_logits.sigmoid(), target.double())
+        expected = K * F.binary_cross_entropy(output.localizer_logits.sigmoid(), target.double())
         torch.testing.assert_close(output.loss, expected)
 
 
