@@ -779,7 +779,8 @@ def test_sweep_resumes_and_reports(tmp_path):
     first = sweep("--filter", "test_resnet", "test_vit", *options)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "2 models, 0 of them done already" in first.stdout and "2 of 2 pass; failed: []" in first.stdout
-    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    settings, *rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert settings["seed"] == 0 and settings["odd_size"] == [201, 167] and settings["timm"] == timm.__version__
     assert [row["name"] for row in rows] == ["test_resnet", "test_vit"]
     expected = dict(status="pass", family="resnet", stride=32, features=96, frozen=0, device="cpu", map=[5, 5])
     assert expected.items() <= rows[0].items()
@@ -797,11 +798,15 @@ def test_sweep_resumes_and_reports(tmp_path):
 
     failing = sweep("--filter", "test_resnet", "test_vit", "test_mambaout", *options, "--timeout", 0)
     assert failing.returncode == 1 and "2 of 3 pass; failed: ['test_mambaout']" in failing.stdout
-    rows = {row["name"]: row for row in map(json.loads, output.read_text().splitlines())}
+    rows = {row["name"]: row for row in map(json.loads, output.read_text().splitlines()[1:])}
     assert len(rows) == 3 and rows["test_mambaout"]["status"] == "fail"
     assert rows["test_mambaout"]["error"] == "more than 0 s"
     assert "| test_mambaout | | | | | | - | **fails**: more than 0 s |" in page.read_text()
-    assert lines.splitlines()[0] in output.read_bytes().splitlines()
+    assert lines.splitlines()[1] in output.read_bytes().splitlines()
+
+    other = sweep("--filter", "test_resnet", *options, "--seed", 1)
+    assert other.returncode == 0 and "1 models, 0 of them done already" in other.stdout
+    assert [json.loads(line).get("name") for line in output.read_text().splitlines()] == [None, "test_resnet"]
 
 
 @pytest.mark.slow
@@ -809,7 +814,7 @@ def test_sweep_over_every_timm_model(tmp_path):
     """An hour or more."""
     result = sweep("--output", tmp_path / "rows.jsonl", "--page", tmp_path / "page.md")
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()[1:]]
     assert [row["name"] for row in rows] == sorted(timm.list_models())
 
 
