@@ -843,6 +843,22 @@ def test_branches_need_the_deepest_stride(level):
     assert backbone.sizes.nearest(100, 100) == (96, 96) and run(backbone, 96, 96).isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["resnetaa34d", "resnet50_mlp", "lambda_resnet26t", "resnet50_clip_gap"])
+def test_shortcuts_that_round_need_whole_strides(name):
+    """Found by running odd sizes without values; 112 is odd at the last stage alone."""
+    backbone = mme.create_backbone(name)
+    assert backbone.sizes.step == (32, 32)
+    with pytest.raises(ValueError, match="it takes multiples of 32"):
+        run(backbone, 112, 112)
+    assert run(backbone, *backbone.sizes.nearest(112, 100)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["resnet18d", "test_resnet", "pvt_v2_b0"])
+def test_other_shortcuts_do_not(name):
+    backbone = mme.create_backbone(name)
+    assert backbone.sizes.step == (1, 1) and run(backbone, 112, 104).isfinite().all()
+
+
 def test_a_timm_model_is_copied():
     net = timm.create_model("test_resnet", num_classes=5)
     shallow, deep = mme.create_backbone(net, out_index=1), mme.create_backbone(net)

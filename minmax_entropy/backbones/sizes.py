@@ -107,18 +107,17 @@ def sizes_of(net: nn.Module, stride: int, built_for: Size) -> ImageSizes:
     says_fixed = bool(card.get("fixed_input_size", False) if card else is_strict)
     is_fixed = says_fixed and not is_dynamic and family not in FLEXIBLE
     deepest = max(level["reduction"] for level in net.feature_info)
-    step = _step(net, family, deepest if family in WHOLE_STRIDES else stride, says_fixed)
+    step = _step(net, family, deepest if family in WHOLE_STRIDES else stride)
     return ImageSizes(stride, step, tuple(built_for) if is_fixed else None, SMALLEST.get(family, 1))
 
 
-def _step(net: nn.Module, family: str, stride: int, says_fixed: bool) -> Size:
+def _step(net: nn.Module, family: str, stride: int) -> Size:
     embedding = getattr(net, "patch_embed", None)
     if isinstance(embedding, PatchEmbed) and not embedding.dynamic_img_pad:
         return as_pair(embedding.patch_size)
-    is_clip = family == "byobnet" and says_fixed  # CLIP's ResNets pool in their shortcuts
     if family in BLOCKS:
         return as_pair(BLOCKS[family])
-    if is_clip or family in WHOLE_STRIDES or isinstance(embedding, HybridEmbed):
+    if family in WHOLE_STRIDES or isinstance(embedding, HybridEmbed):
         return as_pair(stride)
     blocked = [layer for layer in net.modules() if type(layer).__name__ in ("HaloAttn", "BilinearAttnTransform")]
     return as_pair(stride * max(layer.block_size for layer in blocked)) if blocked else (1, 1)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from minmax_entropy.backbones.creation import SIZE_ERRORS, create_timm_model, not_buildable
 from minmax_entropy.backbones.neck import choose_levels, create_neck
-from minmax_entropy.backbones.sizes import Size, as_pair, sizes_of
-from minmax_entropy.backbones.unused import unused_parameters
+from minmax_entropy.backbones.sizes import ImageSizes, Size, as_pair, sizes_of
+from minmax_entropy.backbones.unused import runs_without_values, unused_parameters
 
 PROBE_SIDE = 128  # pixels; enough for every family that takes any size
 
@@ -137,6 +138,29 @@ class TimmBackbone(nn.Module):
         self.num_features = features.shape[1]
         for name in unused:
             self.get_parameter(name).requires_grad_(False)
+        if self.sizes.fixed is None and self.sizes.step == (1, 1):
+            self.sizes = self._with_step()
+
+    def _with_step(self) -> ImageSizes:
+        """The sizes, with the stride as a step where odd maps don't work: some shortcuts round where others don't."""
+
+        stride = self.sizes.stride
+        tried = [(3 * stride + 1, 4 * stride - 1)]  # halved, with a remainder rounded up or down, they stay odd
+        if any(isinstance(layer, nn.AvgPool2d) for layer in self.net.modules()):  # those that round, for the most part
+            halves = [side for side in (stride // 2, stride // 4, stride // 8, stride // 16) if side > 0]
+            tried += [(7 * side, 7 * side) for side in halves]  # odd after so many halvings
+
+        def all_run(sizes: ImageSizes) -> bool:
+            each = {sizes.nearest(*size) for size in tried}
+            return all(runs_without_values(self, self.in_chans, size, self._features) for size in each)
+
+        if all_run(self.sizes):
+            return self.sizes
+        for step in (stride, max(level["reduction"] for level in self.feature_info)):
+            stepped = dataclasses.replace(self.sizes, step=(step, step))
+            if all_run(stepped):
+                return stepped
+        return self.sizes
 
 
 def _built_for(net: nn.Module, is_instance: bool) -> Size | None:

@@ -42,10 +42,34 @@ def unused_parameters(
             part.training = mode
 
 
+def runs_without_values(module: nn.Module, in_chans: int, size: Size, run: Callable[[Tensor], Tensor]) -> bool:
+    """Whether a blank image of a size goes through, on the meta device; True where that would take minutes.
+
+    Args: as for `unused_parameters`.
+    """
+    if _is_slow(module):
+        return True
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        dtype = next(module.parameters()).dtype
+        with _without_values(module), torch.inference_mode(False), torch.no_grad():
+            run(torch.empty(1, in_chans, *size, device="meta", dtype=dtype))
+    except Exception:  # of any kind: it does not go through
+        return False
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    return True
+
+
+def _is_slow(module: nn.Module) -> bool:
+    return any(isinstance(part, SLOW_ON_META) for part in module.modules())
+
+
 def _unused(module: nn.Module, in_chans: int, size: Size, run: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[str]]:
     example = next(module.parameters(), torch.empty(()))
-    is_slow = any(isinstance(part, SLOW_ON_META) for part in module.modules())
-    if not (example.is_meta or is_slow):
+    if not (example.is_meta or _is_slow(module)):
         try:
             with _without_values(module):
                 return _trace(module, run, torch.empty(1, in_chans, *size, device="meta", dtype=example.dtype))
