@@ -75,7 +75,6 @@ class TimmBackbone(nn.Module):
         self.feature_info = [dict(level) for level in self.net.feature_info]
         self.data_config = resolve_model_data_config(self.net)
         built_for = size or _built_for(self.net, isinstance(model, nn.Module)) or self.data_config["input_size"][-2:]
-        self.data_config["input_size"] = (in_chans, *built_for)
 
         self.levels = choose_levels(self.name, [level["reduction"] for level in self.feature_info], out_index, neck)
         used = [self.feature_info[level] for level in self.levels]
@@ -85,11 +84,8 @@ class TimmBackbone(nn.Module):
         self._norm = {"norm": True} if has_last else {}  # the final norm fits the last level's channels
         self.reduction = used[0]["reduction"]
         self.sizes = sizes_of(self.net, max(level["reduction"] for level in used), built_for)
-        nearest = size and self.sizes.unfixed.nearest(*size)
-        if nearest != size:
-            raise ValueError(
-                f"{self.name} can't be built for img_size={size}; the nearest size that works is {nearest}"
-            )
+        self._require(size)
+        built_for = self.sizes.nearest(*built_for)  # some cards say 384 for patches of 14
 
         channels = [level["num_chs"] for level in used]
         if has_last:
@@ -103,6 +99,15 @@ class TimmBackbone(nn.Module):
                 raise not_buildable(model, size, error) from error
             shape = (1, in_chans, *built_for)
             raise ValueError(f"{self.name} fails on a blank image of shape {shape}: {error}") from error
+        self._require(size)  # more is known now
+        self.data_config["input_size"] = (in_chans, *self.sizes.nearest(*built_for))
+
+    def _require(self, size: Size | None) -> None:
+        nearest = size and self.sizes.unfixed.nearest(*size)
+        if nearest != size:
+            raise ValueError(
+                f"{self.name} can't be built for img_size={size}; the nearest size that works is {nearest}"
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         try:
