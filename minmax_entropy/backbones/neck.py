@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -12,15 +11,14 @@ from minmax_entropy.checks import check_choice, check_count
 
 FINEST_STRIDE = 8  # of the neck by default: the first level of this stride or more
 DEPTHS = 4  # levels that are read where all are of one stride
-GROUP_CHANNELS = 16  # a group of GroupNorm (Wu and He, ECCV 2018, table 3)
 
 
 class FeaturePyramidNeck(nn.Module):
     """A light feature pyramid: the top-down path of Lin et al. (CVPR 2017), its finest level alone.
 
     Each level passes a 1x1 convolution; from the coarsest on, the sum so far is brought to the size of the next finer
-    level and added to it; a 3x3 convolution smoothes the result. Normalized by groups, so that no image's features
-    depend on its batch.
+    level and added to it; a 3x3 convolution smoothes the result. BatchNorm follows each convolution: trained from
+    scratch, GroupNorm and no normalization were far worse (docs/results/resolution.md).
 
     Args:
         in_channels: of the levels, finest first.
@@ -46,9 +44,7 @@ class FeaturePyramidNeck(nn.Module):
 def _conv_norm(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
     nn.init.kaiming_uniform_(conv.weight, a=1)
-    return nn.Sequential(
-        conv, nn.GroupNorm(math.gcd(out_channels, max(out_channels // GROUP_CHANNELS, 1)), out_channels)
-    )
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
 
 NECKS = {"fpn": FeaturePyramidNeck}
