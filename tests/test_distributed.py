@@ -94,7 +94,6 @@ def gradients(model):
 GRADIENTS = {
     "vit": dict(backbone="test_vit"),
     "vit, area": dict(backbone="test_vit", preset="area"),
-    "neck": dict(backbone="test_vit", backbone_kwargs=dict(neck="fpn")),
     "swin": copy.deepcopy(SWIN),
 }
 for _config in GRADIENTS.values():  # noise of its own in each process

@@ -96,7 +96,8 @@ def test_frozen_backbone(kind, images, target):
     assert not any(parameter.requires_grad for net in nets(model) for parameter in net.parameters())
     changed = train_steps(model.train().eval().train(), images, target)
     assert not any(".net." in name for name in changed)
-    assert changed == {name for name, _ in model.named_parameters() if ".net." not in name}
+    parameters = {name for name, _ in model.named_parameters()}
+    assert changed & parameters == {name for name in parameters if ".net." not in name}
     if kind == "neck":
         assert any(name.startswith("backbone.neck.") for name in changed)
     assert len(nets(model)) == (2 if "two" in kind else 1)
@@ -154,8 +155,9 @@ def test_frozen_batch_norm(kind, images, target):
     assert frozen and any(name.endswith("running_var") for name in frozen)
     changed = train_steps(model.eval().train(), images, target)
     assert not changed & frozen
-    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == changed
-    assert {name for name, _ in model.named_parameters()} - frozen == changed
+    parameters = {name for name, _ in model.named_parameters()}
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == changed & parameters
+    assert parameters - frozen == changed & parameters
 
 
 def test_frozen_batch_norm_normalizes_with_its_statistics(images):
