@@ -1,7 +1,7 @@
 """Every timm model as a backbone: build, run in evaluation, train for a step; one row a model, and a page of them all.
 
     python benchmarks/sweep.py                             # every name; writes docs/backbones.md and its rows
-    python benchmarks/sweep.py --filter "vit_tiny*" --seed 7 --size 201 167 --output /tmp/rows.jsonl
+    python benchmarks/sweep.py --filter "vit_tiny*" --seed 7 --size 201 167 --output rows.jsonl
 
 A run that was stopped goes on where it was; one with another seed, size, limit or version of timm or torch starts anew.
 
