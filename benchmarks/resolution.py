@@ -32,7 +32,7 @@ CNN = [
     {"out_index": -4},
     {"neck": "fpn"},
     {"neck": "fpn", "out_index": 1},
-    {"neck": {"name": "fpn", "channels": 64}},
+    {"neck": {"name": "fpn", "channels": 256}},
 ]
 HIERARCHY = [{}, {"out_index": -2}, {"out_index": -3}, {"neck": "fpn"}, {"neck": "fpn", "out_index": 0}]
 VIT = [{}, {"out_index": -3}, {"neck": "fpn"}, {"patch_size": 8}, {"patch_size": 8, "neck": "fpn"}]

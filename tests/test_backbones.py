@@ -649,12 +649,12 @@ def test_neck(name, kwargs, levels, reduction):
 
 def test_neck_defaults():
     backbone = mme.create_backbone("test_resnet", neck="fpn")
-    assert backbone.num_features == backbone.neck.channels == 256
-    assert run(backbone, 65, 99).shape == (1, 256, 9, 13)
+    assert backbone.num_features == backbone.neck.channels == 64
+    assert run(backbone, 65, 99).shape == (1, 64, 9, 13)
 
 
 def test_neck_on_odd_sizes():
-    assert run(mme.create_backbone("test_resnet", neck="fpn", out_index=0), 97, 131).shape == (1, 256, 49, 66)
+    assert run(mme.create_backbone("test_resnet", neck="fpn", out_index=0), 97, 131).shape == (1, 64, 49, 66)
 
 
 def test_neck_in_evaluation_knows_no_batch():
@@ -741,8 +741,8 @@ def test_img_size_of_a_timm_model():
 
 def test_levels_of_a_timm_model():
     backbone = mme.create_backbone(timm.create_model("test_resnet"), neck="fpn", out_index=1)
-    assert (backbone.levels, backbone.num_features, backbone.reduction) == ((1, 2, 3, 4), 256, 4)
-    assert run(backbone, 64, 64).shape == (1, 256, 16, 16)
+    assert (backbone.levels, backbone.num_features, backbone.reduction) == ((1, 2, 3, 4), 64, 4)
+    assert run(backbone, 64, 64).shape == (1, 64, 16, 16)
 
 
 def test_a_timm_model_takes_no_keywords():
@@ -770,7 +770,7 @@ def test_a_registered_timm_model_with_a_neck():
         "wsl_my_resnet", num_classes=2, in_chans=4, neck="fpn", width=3, output_stride=16, out_index=2
     )
     assert seen == dict(width=3, output_stride=16)  # the factory is not asked for levels
-    assert (model.backbone.levels, model.num_features, model.backbone.reduction) == ((2, 4), 256, 8)
+    assert (model.backbone.levels, model.num_features, model.backbone.reduction) == ((2, 4), 64, 8)
     output = model(torch.randn(2, 4, 64, 64), torch.tensor([0, 1]))
     assert output.localizer_maps.shape == (2, 2, 8, 8)
     output.loss.backward()
