@@ -33,22 +33,11 @@ CNN = [
     {"neck": "fpn"},
     {"neck": "fpn", "out_index": 1},
     {"neck": {"name": "fpn", "channels": 256}},
+    {"neck": {"name": "fpn", "channels": 256}, "out_index": 1},
 ]
-HIERARCHY = [{}, {"out_index": -2}, {"out_index": -3}, {"neck": "fpn"}, {"neck": "fpn", "out_index": 0}]
 VIT = [{}, {"out_index": -3}, {"neck": "fpn"}, {"patch_size": 8}, {"patch_size": 8, "neck": "fpn"}]
 BACKBONES = {
     "resnet": ({"name": "wsl_test_resnet", "stem_type": "deep_tiered"}, CNN),
-    "swin": (
-        {
-            "name": "wsl_swin_tiny_patch4_window7_224",
-            "patch_size": 2,
-            "window_size": 4,
-            "embed_dim": 32,
-            "depths": (1, 1, 2, 1),
-            "num_heads": (1, 2, 4, 8),
-        },
-        HIERARCHY,
-    ),
     "vit": ({"name": "wsl_test_vit"}, VIT),
 }
 
