@@ -34,14 +34,11 @@ class Multiclass:
     @staticmethod
     def check(target: Tensor, batch: int, num_classes: int) -> None:
         """Refuse what is not class indices `[B]`."""
+        hint = '; for several classes an image use task="multilabel"' if target.ndim == 2 else ""
         if target.dtype != torch.int64:
             fix = "target.argmax(dim=1)" if target.ndim == 2 else "target.long()"
-            raise TypeError(
-                f"target must hold class indices as torch.int64, got {target.dtype}; use {fix}"
-                + ('; for several classes an image use task="multilabel"' if target.ndim == 2 else "")
-            )
+            raise TypeError(f"target must hold class indices as torch.int64, got {target.dtype}; use {fix}{hint}")
         if tuple(target.shape) != (batch,):
-            hint = '; for several classes an image use task="multilabel"' if target.ndim == 2 else ""
             raise ValueError(f"target must be [{batch}] as there are images, got {tuple(target.shape)}{hint}")
         if _has_readable_values(target):
             low, high = int(target.min()), int(target.max())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-Size = tuple[int, int]
+from minmax_entropy.backbones.sizes import Size
 
 # What torch takes apart into many small operations on the meta device, so slowly that a real pass is quicker.
 SLOW_ON_META = (nn.LSTM, nn.GRU, nn.RNN)
@@ -32,14 +32,8 @@ def unused_parameters(
     Raises:
         Whatever the module raises on that image.
     """
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            return _unused(module, in_chans, size, run or module)
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
+    with _in_evaluation(module), torch.inference_mode(False), torch.enable_grad():
+        return _unused(module, in_chans, size, run or module)
 
 
 def runs_without_values(module: nn.Module, in_chans: int, size: Size, run: Callable[[Tensor], Tensor]) -> bool:
@@ -49,17 +43,12 @@ def runs_without_values(module: nn.Module, in_chans: int, size: Size, run: Calla
     """
     if _is_slow(module):
         return True
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
+    dtype = next(module.parameters()).dtype
     try:
-        dtype = next(module.parameters()).dtype
-        with _without_values(module), torch.inference_mode(False), torch.no_grad():
+        with _in_evaluation(module), _without_values(module), torch.inference_mode(False), torch.no_grad():
             run(torch.empty(1, in_chans, *size, device="meta", dtype=dtype))
     except Exception:  # of any kind: it does not go through
         return False
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
     return True
 
 
@@ -85,6 +74,18 @@ def _trace(module: nn.Module, run: Callable[[Tensor], Tensor], image: Tensor) ->
     used = _leaves(result)
     asking = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     return result.detach(), sorted(name for name, parameter in asking.items() if id(parameter) not in used)
+
+
+@contextlib.contextmanager
+def _in_evaluation(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; each part then goes back to its own."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 @contextlib.contextmanager
