@@ -167,7 +167,7 @@ class HubServer:
 class DamagingProxy:
     """Passes requests on to a server, counts them, and damages the answers to those whose path fits a pattern.
 
-    Patterns are those of the shell, over the whole path: `*/org/name/*/model.safetensors`. The first that fits is taken.
+    Patterns are those of the shell, over the whole path (`*/org/name/*/config.json`). The first that fits is taken.
 
     The server answers 401 to whatever is missing; the proxy turns that into what huggingface.co says.
     """
