@@ -273,7 +273,7 @@ def test_offline(hub, loaded):
 
 
 def test_the_server_goes_and_comes_back(hub, loaded):
-    """What is cached is loaded; all else is an error that says which server did not answer, and is no obstacle later."""
+    """What is cached is loaded; all else is an error that says which server is gone, and is no obstacle later."""
     keys = ("backbone", "main", "first", "second")
     expressions = {key: loaded.expressions[key] for key in keys}
     later = LOAD.format("org/later")
