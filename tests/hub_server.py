@@ -357,6 +357,7 @@ def describe(model) -> dict:
     images = torch.randn(2, model.in_chans, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         output = model.eval()(images)
+    model.train(training)
     return {
         "weights": {key: tensor_hash(value) for key, value in model.state_dict().items()},
         "logits": output.logits.tolist(),
