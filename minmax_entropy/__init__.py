@@ -3,7 +3,14 @@
 from minmax_entropy import zoo  # noqa: F401  registers the curated models
 from minmax_entropy.backbones import create_backbone, is_backbone, list_backbones, register_backbone
 from minmax_entropy.erasing import RecursiveErasing
-from minmax_entropy.factory import create_model, is_model, list_models, model_entrypoint, register_model
+from minmax_entropy.factory import (
+    create_model,
+    is_model,
+    list_models,
+    model_entrypoint,
+    register_model,
+    register_pretrained,
+)
 from minmax_entropy.heads import create_head, list_heads, register_head
 from minmax_entropy.losses import MinMaxEntropyLoss
 from minmax_entropy.model import WSLModel, WSLOutput
@@ -31,4 +38,5 @@ __all__ = [
     "register_backbone",
     "register_head",
     "register_model",
+    "register_pretrained",
 ]

@@ -29,3 +29,35 @@ def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     """Refuse what is not one of the known values."""
     if value not in known:
         raise ValueError(f"{name} must be one of {known}, got {value!r}")
+
+
+MAX_SIDE = 2**14  # pixels
+_DATA_CONFIG = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+
+
+def check_data_config(config: dict) -> None:
+    """Refuse settings of the preprocessing that timm's `data_config` does not have, or values that can't be.
+
+    Raises:
+        ValueError, TypeError: with the key.
+    """
+    unknown = [key for key in config if key not in _DATA_CONFIG]
+    if unknown:
+        raise ValueError(f"data_config has no {', '.join(map(repr, unknown))}; its keys are {_DATA_CONFIG}")
+    for key in ("mean", "std"):
+        values = config.get(key, 1.0)
+        values = values if isinstance(values, (tuple, list)) else (values,)
+        for value in values:
+            check_number(f"data_config's {key}", value)
+        if not values or (key == "std" and min(values) <= 0):
+            raise ValueError(f"data_config's {key} must be a number for each channel, std over 0, got {config[key]!r}")
+    size = config.get("input_size", (1, 1, 1))
+    if not isinstance(size, (tuple, list)) or len(size) != 3:
+        raise ValueError(f"data_config's input_size must be (channels, height, width), got {size!r}")
+    for side in size:
+        if check_count("data_config's input_size", side) > MAX_SIDE:
+            raise ValueError(f"data_config's input_size has at most {MAX_SIDE} pixels a side, got {size!r}")
+    for key in ("interpolation", "crop_mode"):
+        if not isinstance(config.get(key, ""), str):
+            raise TypeError(f"data_config's {key} must be a text, got {config[key]!r}")
+    check_number("data_config's crop_pct", config.get("crop_pct", 1.0))

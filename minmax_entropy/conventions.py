@@ -1,9 +1,8 @@
-"""What users of timm expect of a model: modes and frozen parts, heads to reset, layers in groups, saving."""
+"""What users of timm expect of a model: modes and frozen parts, heads to reset, layers in groups."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from timm.models import group_parameters
@@ -53,12 +52,6 @@ class TimmConventions(nn.Module):
         """Features of the localizer's backbone: `[B, C, H, W]` to `[B, D, h, w]`."""
         self._check_images(images)
         return self.backbone(images)
-
-    def save_pretrained(self, directory: str | Path, **kwargs) -> Path:
-        """Write the model to a directory for `create_model("local-dir:...")`; see `hub.save_pretrained`."""
-        from minmax_entropy import hub  # the model itself knows nothing of files
-
-        return hub.save_pretrained(self, directory, **kwargs)
 
     def reset_classifier(self, num_classes: int) -> None:
         """Fresh heads of the same kinds, both of them, for another number of classes (whose names are forgotten)."""

@@ -8,11 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import timm
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from minmax_entropy import hub
 from minmax_entropy.backbones import is_backbone, list_backbones
+from minmax_entropy.configuration import CONFIG_NAME, read_config
 from minmax_entropy.model import WSLModel
-from minmax_entropy.registry import Registry, unknown_name
+from minmax_entropy.registry import Registry, matching, unknown_name
 
 _logger = logging.getLogger(__name__)
 
@@ -22,6 +25,9 @@ DEFAULT_IN_CHANS = 3
 
 _MODELS = Registry("model")
 register_model = _MODELS.register
+
+# Model name or name.tag -> source with weights of the whole model. Only what exists is registered.
+_PRETRAINED: dict[str, str] = {}
 
 
 def create_model(
@@ -39,10 +45,10 @@ def create_model(
     Args:
         name: `wsl_<backbone>` with any timm name (tags included, `wsl_resnet50.a1_in1k`) or any name of
             `register_backbone`; or `local-dir:PATH`, a directory written by `save_pretrained`; or
-            `hf-hub:ORG/NAME[@REVISION]`, such a directory on the Hugging Face Hub.
-        pretrained: for a name, load the weights registered for it, or else the backbone's from timm's repository on the
-            Hub, with fresh heads (False by default); for `local-dir:` and `hf-hub:`, load the model's weights (True by
-            default).
+            `hf-hub:ORG/NAME[@REVISION]`, such a directory on the Hugging Face Hub (branch, tag or commit).
+        pretrained: for a name, load the weights of `register_pretrained`, or else the backbone's from timm's repository
+            on the Hub, with fresh heads (False by default); for `local-dir:` and `hf-hub:`, load the model's weights
+            (True by default). Cache, token and offline mode are those of `huggingface_hub`.
         num_classes: 1000 by default, or that of the saved model.
         in_chans: 3 by default, or that of the saved model.
         preset: a name of `minmax_entropy.presets.PRESETS`.
@@ -53,8 +59,9 @@ def create_model(
         `WSLModel`, in training mode as any new module.
 
     Raises:
-        ValueError: unknown name or preset, or a value out of range.
+        ValueError: unknown name or preset, a value out of range, or weights that can't be read or do not fit.
         TypeError: unknown keyword.
+        FileNotFoundError, ConnectionError: no such weights, or no way to them.
     """
     if not isinstance(name, str):
         raise TypeError(
@@ -62,10 +69,10 @@ def create_model(
         )
     given = {"num_classes": num_classes, "in_chans": in_chans, "preset": preset}
     kwargs.update({key: value for key, value in given.items() if value is not None})
-    if pretrained and name in hub.PRETRAINED:
-        name = hub.PRETRAINED[name]
     if name.startswith(hub.SOURCES):
         model = hub.load_model(name, weights=pretrained is not False, **kwargs)
+    elif pretrained and name in _PRETRAINED:
+        model = _registered(name, kwargs)
     else:
         model = model_entrypoint(name)(pretrained=bool(pretrained), **_with_tag(name, kwargs))
     if checkpoint_path is not None:
@@ -80,11 +87,44 @@ def list_models(
 
     Args:
         filter: shell-style patterns, any of which a name must match.
-        pretrained: only models with registered weights of the whole model.
+        pretrained: names and tags of `register_pretrained`, those with weights of the whole model.
         exclude_filters: patterns that no name may match.
     """
-    names = _MODELS.names(filter, exclude_filters)
-    return [name for name in names if name in hub.PRETRAINED] if pretrained else names
+    return matching(_PRETRAINED if pretrained else _MODELS.names(), filter, exclude_filters)
+
+
+def register_pretrained(
+    name: str, hf_hub_id: str | None = None, *, revision: str | None = None, local_dir: str | Path | None = None
+) -> None:
+    """Make weights of a whole model known: `create_model(name, pretrained=True)` loads them from then on.
+
+    Args:
+        name: of a model, `wsl_resnet50`, or with a tag of your own, `wsl_resnet50.glas`.
+        hf_hub_id: repository "ORG/NAME" on the Hugging Face Hub, as `WSLModel.push_to_hub` writes it.
+        revision: its branch, tag or commit; a commit keeps the weights what they are.
+        local_dir: a directory of `save_pretrained` instead.
+
+    Raises:
+        ValueError: unknown model, a name that can't be a repository's, or other weights registered for the name.
+        FileNotFoundError: no saved model in the directory.
+    """
+    base = name.split(".")[0]
+    if not is_model(base):
+        model_entrypoint(base)  # raises, with the closest names
+    if (hf_hub_id is None) == (local_dir is None):
+        raise ValueError(f"weights of {name} are in a repository or in a directory: give hf_hub_id or local_dir")
+    if hf_hub_id is not None:
+        try:
+            validate_repo_id(hf_hub_id)
+        except HFValidationError as error:
+            raise ValueError(f"{hf_hub_id!r} is not the name of a repository, ORG/NAME: {error}") from error
+        source = f"{hub.HUB}{hf_hub_id}@{revision}" if revision else f"{hub.HUB}{hf_hub_id}"
+    else:
+        directory = Path(local_dir).expanduser().absolute()
+        read_config(directory / CONFIG_NAME)
+        source = f"{hub.LOCAL}{directory}"
+    if _PRETRAINED.setdefault(name, source) != source:
+        raise ValueError(f"{name} has weights already, at {_PRETRAINED[name]}; give these a tag, {base}.TAG")
 
 
 def is_model(name: str) -> bool:
@@ -142,9 +182,19 @@ def build_model(backbone: str, pretrained: bool = False, *, tag: str = "", **kwa
     return model
 
 
+def _registered(name: str, kwargs: dict) -> WSLModel:
+    """The model of `register_pretrained`; what is there must be of the architecture that it was registered for."""
+    model = hub.load_model(_PRETRAINED[name], **kwargs)
+    backbone = name.split(".")[0].removeprefix(PREFIX)
+    found = str(model.config["backbone"]).split(".")[0]
+    if is_backbone(backbone) and found != backbone:
+        raise ValueError(f"{_PRETRAINED[name]} is registered for {name}, but it has the backbone {found}")
+    return model
+
+
 def _with_tag(name: str, kwargs: dict) -> dict:
     base, _, tag = name.partition(".")
-    if not tag:
+    if not tag or name in _PRETRAINED:
         return kwargs
     backbone = base.removeprefix(PREFIX)
     if not timm.is_model(backbone):

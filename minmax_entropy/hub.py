@@ -1,33 +1,40 @@
-"""Weights: save a model to a directory, load one from a directory or from the Hugging Face Hub."""
+"""Models of the Hugging Face Hub and of directories: saved, shared, loaded, and registered by name."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
-import safetensors
-import safetensors.torch
-import torch
-from torch import nn
+from PIL import Image
 
+from minmax_entropy.card import write_card
+from minmax_entropy.configuration import CONFIG_NAME, SavedConfig, build_without_memory, read_config, to_config
+from minmax_entropy.download import Repository
 from minmax_entropy.model import WSLModel
 from minmax_entropy.presets import resolve_preset
-from minmax_entropy.registry import unknown_name
-from minmax_entropy.version import __version__
+from minmax_entropy.weights import (
+    WEIGHT_FILES,
+    SavedWeights,
+    check_finite,
+    check_fit,
+    load_state_dict,
+    read_state_dict,
+    weight_files,
+    write_weights,
+)
 
 _logger = logging.getLogger(__name__)
 
-SOURCES = ("local-dir:", "hf-hub:")
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
-
-# Model name or name.tag -> source (`hf-hub:ORG/NAME`) with weights of the whole model. Only what exists is listed.
-PRETRAINED: dict[str, str] = {}
+LOCAL, HUB = "local-dir:", "hf-hub:"
+SOURCES = (LOCAL, HUB)
+HEADS = ("localizer.", "classifier.")
 
 
 def save_pretrained(
@@ -35,59 +42,68 @@ def save_pretrained(
     directory: str | Path,
     *,
     class_names: list[str] | None = None,
-    metrics: dict[str, float] | None = None,
+    metrics: dict[str, Any] | None = None,
+    license: str | None = None,
+    training_data: str | list[str] | None = None,
+    example: str | Path | Image.Image | None = None,
+    max_shard_size: int | str = "5GB",
+    repo_id: str | None = None,
 ) -> Path:
-    """Write `config.json` and `model.safetensors`, all that `create_model("local-dir:...")` needs.
-
-    The directory is written under a temporary name and then renamed: it is whole or not there. The model of an earlier
-    call is replaced, other files beside it stay.
-
-    Args:
-        model: a model whose backbone and heads are given by name (a module can't be written into a config).
-        directory: where to; its parent is made.
-        class_names: names of the classes, in the order of the logits; by default those the model has.
-        metrics: figures to keep beside the weights.
-
-    Raises:
-        ValueError: the model has a backbone or head given as a module, or the number of names is not that of classes.
-        FileExistsError: the directory holds something else than a saved model.
-    """
+    """Write a model to a directory; see `WSLModel.save_pretrained`. `repo_id` is what its card tells to load."""
     directory = Path(directory).expanduser().absolute()
-    modules = [key for key in ("backbone", "localizer", "classifier") if isinstance(model.config[key], nn.Module)]
-    if modules:
-        raise ValueError(
-            f"{', '.join(modules)} of this model were given as modules: register them (register_backbone, "
-            "register_head) and build the model by name to save it with its configuration"
-        )
-    class_names = class_names if class_names is not None else getattr(model, "class_names", None)
-    if class_names is not None and len(class_names) != model.num_classes:
-        raise ValueError(f"{len(class_names)} class names for {model.num_classes} classes")
+    class_names = list(class_names) if class_names is not None else model.class_names
+    given = dict(metrics=metrics, license=license, training_data=training_data)
+    info = {**model.info, "metrics": None, **{key: value for key, value in given.items() if value is not None}}
+    config = to_config(model, class_names, info)
     check_target(directory)
+    with _replacing(directory) as staging:
+        (staging / CONFIG_NAME).write_text(config, encoding="utf-8")
+        write_weights(model.state_dict(), staging, max_shard_size)
+        source = f"{HUB}{repo_id}" if repo_id else f"{LOCAL}{directory.name}"
+        write_card(model, staging, source, class_names=class_names, info=info, example=example)
+    return directory
+
+
+def push_to_hub(
+    model: WSLModel,
+    repo_id: str,
+    *,
+    commit_message: str,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    branch: str | None = None,
+    create_pr: bool | None = None,
+    **keywords: Any,
+) -> str:
+    """Upload a model; see `WSLModel.push_to_hub`. It is written to the disk first, so that one that can't be is not
+    announced by an empty repository."""
+    api = huggingface_hub.HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        saved = save_pretrained(model, Path(folder) / "model", repo_id=repo_id, **keywords)
+        name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if branch is not None:
+            api.create_branch(name, branch=branch, exist_ok=True)
+        return api.upload_folder(
+            repo_id=name, folder_path=saved, commit_message=commit_message, revision=branch, create_pr=create_pr
+        )
+
+
+@contextlib.contextmanager
+def _replacing(directory: Path) -> Iterator[Path]:
+    """A directory to write to, which then takes the place of `directory`; other files than a model's are kept."""
     earlier = sorted(directory.iterdir()) if directory.exists() else []
-    config = {
-        "library_name": "minmax_entropy",
-        "library_version": __version__,
-        "model": model.config,
-        "data_config": model.data_config,
-        "class_names": class_names,
-        "metrics": metrics or {},
-    }
     directory.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         os.chmod(staging, 0o755)
-        (staging / CONFIG_NAME).write_text(json.dumps(config, indent=2, default=_plain) + "\n")
-        # Copies: parameters that modules share are written once for each of their names.
-        state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
-        safetensors.torch.save_file(state, staging / WEIGHTS_NAME, metadata={"format": "pt"})
         for item in earlier:
-            if item.name not in (CONFIG_NAME, WEIGHTS_NAME):
+            if item.name != CONFIG_NAME and not WEIGHT_FILES.fullmatch(item.name):
                 (shutil.copytree if item.is_dir() else shutil.copy2)(item, staging / item.name)
+        yield staging
         _swap(staging, directory)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    return directory
 
 
 def _swap(new: Path, directory: Path) -> None:
@@ -115,136 +131,110 @@ def check_target(directory: str | Path) -> None:
         raise FileExistsError(f"{directory} is a file, a model is a directory")
     if directory.exists() and any(directory.iterdir()):
         try:
-            _read_config(directory)
+            read_config(directory / CONFIG_NAME)
         except (FileNotFoundError, ValueError) as error:
             raise FileExistsError(
                 f"{directory} is not empty and not a saved model, nothing was written: {error}"
             ) from None
 
 
-def load_model(source: str, weights: bool = True, **overrides) -> WSLModel:
-    """A model from `local-dir:PATH` or `hf-hub:ORG/NAME[@REVISION]`.
+def load_model(
+    source: str,
+    weights: bool = True,
+    *,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+    **overrides: Any,
+) -> WSLModel:
+    """A model from `local-dir:PATH` or `hf-hub:ORG/NAME[@REVISION]`, in training mode.
 
     Args:
         source: where the model is.
         weights: load them; False gives the architecture alone.
+        cache_dir, token, force_download, local_files_only: as in `huggingface_hub.hf_hub_download`.
         overrides: keywords of `WSLModel` (and those of a `preset`) that replace the saved ones; all others are the
-            backbone's. Another `num_classes` gives fresh heads.
+            backbone's. Another `num_classes` gives fresh heads, another `in_chans` a fresh first convolution, said in
+            one log line; whatever else changes a shape is an error.
 
     Raises:
-        FileNotFoundError, ValueError: no such model, or one that can't be read.
+        FileNotFoundError: no such model, revision or file, or not in the cache while offline.
+        ConnectionError: the server can't be reached, or was lost half-way.
+        ValueError: what is there can't be read, can't be trusted or does not fit.
     """
-    directory = _directory(source)
-    config = _read_config(directory)
+    prefix = next(prefix for prefix in SOURCES if source.startswith(prefix))
+    place = source.removeprefix(prefix)
+    if prefix == LOCAL:
+        directory = Path(place).expanduser()
+        config = read_config(directory / CONFIG_NAME)
+        files = weight_files(directory) if weights else []
+    else:
+        name, _, revision = place.partition("@")
+        client = dict(force_download=force_download, local_files_only=local_files_only)
+        repository = Repository(name, revision or None, cache_dir, token, **client)
+        config = read_config(repository.config())
+        files = repository.weights(config.path) if weights else []
+
     overrides = resolve_preset(overrides.pop("preset", None), overrides)
-    known = WSLModel.config_keywords()
-    options = {**config["model"], **{key: value for key, value in overrides.items() if key in known}}
-    extra = {key: value for key, value in overrides.items() if key not in known}
-    model = WSLModel(**{**options, "backbone_kwargs": {**(options.get("backbone_kwargs") or {}), **extra}})
-    if not overrides.keys() & {"img_size", "in_chans", "data_config"}:
-        model.data_config.update({key: _tuple(value) for key, value in config.get("data_config", {}).items()})
-    fresh_heads = model.num_classes != config["model"]["num_classes"]
-    model.class_names = None if fresh_heads else config.get("class_names")
-    if weights:
-        state = read_state_dict(directory / WEIGHTS_NAME)
-        if fresh_heads:
-            _logger.info(
-                "%s: %d classes instead of %d, both heads start afresh",
-                source,
-                model.num_classes,
-                config["model"]["num_classes"],
-            )
-            state = {key: value for key, value in state.items() if not key.startswith(("localizer.", "classifier."))}
-            state.update({k: v for k, v in model.state_dict().items() if k.startswith(("localizer.", "classifier."))})
-        load_state_dict(model, state, str(directory / WEIGHTS_NAME))
+    options = config.with_overrides(overrides)
+    if not weights:
+        with _blaming(config, overrides):
+            build_without_memory(options)
+            model = WSLModel(**options)
+    else:
+        model = _with_weights(config, options, files, source, overrides)
+    model.class_names = config.class_names if model.num_classes == config.model["num_classes"] else None
+    model.info = dict(config.info)
     return model
+
+
+def _with_weights(config: SavedConfig, options: dict, files: list[Path], source: str, overrides: dict) -> WSLModel:
+    """Build and fill a model, after everything that could be wrong has been looked at."""
+    saved = SavedWeights(files)
+    where = str(files[0] if len(files) == 1 else config.path.parent)
+    with _blaming(config, overrides):
+        shapes = build_without_memory(options)
+    fresh = _fresh_keys(shapes, config, options, saved, source)
+    check_fit(shapes, saved, where, fresh)
+    check_finite(saved, where)
+    with _blaming(config, overrides):
+        model = WSLModel(**options)
+    model.load_state_dict({key: value for key, value in saved.items() if key not in fresh}, strict=False)
+    return model
+
+
+@contextlib.contextmanager
+def _blaming(config: SavedConfig, overrides: dict) -> Iterator[None]:
+    """What fails by a configuration alone is a ValueError that names it; with the caller's keywords it may be those."""
+    try:
+        yield
+    except Exception as error:
+        if overrides:
+            raise
+        raise ValueError(f"{config.path}: no model can be built from it: {error}") from error
+
+
+def _fresh_keys(model: WSLModel, config: SavedConfig, options: dict, saved: SavedWeights, source: str) -> set[str]:
+    """Names of the weights that start afresh, for another number of classes or channels than the saved one."""
+    fresh: set[str] = set()
+    was, now = config.model, options
+    if now["num_classes"] != was["num_classes"]:
+        _logger.info(
+            "%s: %d classes instead of %d, both heads start afresh", source, now["num_classes"], was["num_classes"]
+        )
+        fresh |= {key for key in {**saved.shapes, **model.state_dict()} if key.startswith(HEADS)}
+    in_chans = was.get("in_chans", 3)
+    if now.get("in_chans", 3) != in_chans:
+        same = build_without_memory({**options, "in_chans": in_chans}).state_dict()
+        first = {key for key, value in model.state_dict().items() if value.shape != same[key].shape}
+        _logger.info(
+            "%s: %d channels instead of %d, the first convolution starts afresh", source, now["in_chans"], in_chans
+        )
+        fresh |= first
+    return fresh
 
 
 def load_checkpoint(model: WSLModel, path: str | Path) -> None:
     """Load the weights of a whole model from a file; every key must fit."""
     load_state_dict(model, read_state_dict(path), str(path))
-
-
-def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
-    """Tensors of a `.safetensors` file, or of a `torch.save` file read with `weights_only=True`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged or holds something else than tensors by name.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} can't be read as weights: {error}") from error
-    except Exception as error:  # pickle's own errors, of which there are many
-        raise ValueError(f"{path} can't be read safely as weights (weights_only=True): {error}") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{path} does not hold a dictionary of tensors")
-    return state
-
-
-def load_state_dict(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
-    """Load with an error that lists every key that is missing, left over or of another shape; all or nothing."""
-    own = model.state_dict()
-    problems = [f"missing {key}" for key in own if key not in state]
-    problems += [f"left over {key}" for key in state if key not in own]
-    problems += [
-        f"{key} is {tuple(state[key].shape)}, the model has {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if problems:
-        shown = "\n  ".join(problems[:40]) + (f"\n  ... and {len(problems) - 40} more" if len(problems) > 40 else "")
-        raise ValueError(f"{source} does not fit the model ({len(problems)} keys):\n  {shown}")
-    model.load_state_dict(state)
-
-
-def _directory(source: str) -> Path:
-    prefix = next(prefix for prefix in SOURCES if source.startswith(prefix))
-    place = source.removeprefix(prefix)
-    if prefix == "local-dir:":
-        return Path(place).expanduser()
-    repository, _, revision = place.partition("@")
-    return Path(
-        huggingface_hub.snapshot_download(
-            repository, revision=revision or None, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]
-        )
-    )
-
-
-def _read_config(directory: Path) -> dict:
-    path = directory / CONFIG_NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"no saved model in {directory}: {CONFIG_NAME} is missing")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("library_name") != "minmax_entropy":
-        raise ValueError(f"{path} is not a configuration of minmax_entropy")
-    if not isinstance(config.get("model"), dict) or not {"backbone", "num_classes"} <= set(config["model"]):
-        raise ValueError(f"{path} has no model with a backbone and num_classes")
-    known = WSLModel.config_keywords()
-    model = {key: _tuple(value) for key, value in config["model"].items()}
-    for key in model:
-        if key not in known:
-            raise ValueError(f"{path}: {unknown_name('keyword', key, known)}")
-    return {**config, "model": model}
-
-
-def _plain(value: object) -> object:
-    """Numbers and lists of numpy and torch, as JSON has them."""
-    if not hasattr(value, "tolist"):
-        raise TypeError(f"{type(value).__name__} {value!r} can't be written to {CONFIG_NAME}")
-    return value.tolist()
-
-
-def _tuple(value: object) -> object:
-    """JSON's lists are the tuples that were written."""
-    return tuple(value) if isinstance(value, list) else value

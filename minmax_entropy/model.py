@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from minmax_entropy.backbones import create_backbone
 from minmax_entropy.backbones.init import INITIALIZATIONS
 from minmax_entropy.checkpointing import frozen_statistics
-from minmax_entropy.checks import check_choice, check_count, check_flag
+from minmax_entropy.checks import MAX_SIDE, check_choice, check_count, check_data_config, check_flag
 from minmax_entropy.conventions import TimmConventions
 from minmax_entropy.erasing import RecursiveErasing
 from minmax_entropy.heads import create_head
@@ -34,6 +34,7 @@ from minmax_entropy.mask import (
     weighted_map,
 )
 from minmax_entropy.presets import resolve_preset
+from minmax_entropy.sharing import Shareable
 from minmax_entropy.tasks import TASKS
 
 
@@ -70,7 +71,7 @@ def _with_preset(init: Callable) -> Callable:
     return wrapped
 
 
-class WSLModel(TimmConventions):
+class WSLModel(TimmConventions, Shareable):
     """A localizer finds the relevant region, a classifier decides on it; trained with image-level labels alone.
 
     "Min-max Entropy for Weakly Supervised Pointwise Localization" (Belharbi et al., arXiv 1907.12934).
@@ -113,6 +114,12 @@ class WSLModel(TimmConventions):
         checkpoint_passes: keep the features of no pass for the backward, compute them again there: with U erasing
             steps one pass is in memory instead of U + 2, with the same gradients and BatchNorm statistics. Measured for
             resnet18 with U = 4: 0.43 of the peak memory for 1.34 of the time (docs/results/passes.md).
+
+    Attributes:
+        config: the keywords it was built with; `settings()` has them with what was changed since.
+        data_config: mean, std, input size, interpolation and crop of the images.
+        class_names: in the order of the logits, or None.
+        info: what is known of the weights: `license`, `training_data`, `metrics`, `backbone_weights`.
 
     Raises:
         ValueError, TypeError: an argument out of its range, an unknown name, or an unknown option.
@@ -174,6 +181,7 @@ class WSLModel(TimmConventions):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.class_names: list[str] | None = None
+        self.info: dict = {}
         self.classifier_scale = _check_scale(classifier_scale)
         self.mask_source = mask_source
         self.mask_sigma = float(mask_sigma)
@@ -206,7 +214,11 @@ class WSLModel(TimmConventions):
                     INITIALIZATIONS[backbone_init](module.net)
         for layer in self._frozen_layers():
             layer.requires_grad_(False).eval()
+        check_data_config(data_config or {})
         self.data_config = _per_channel({**self.backbone.data_config, **(data_config or {})}, in_chans)
+        if pretrained:
+            card = self.pretrained_cfg
+            self.info = {"backbone_weights": card.get("hf_hub_id"), "license": card.get("license")}
 
         self.localizer = create_head(localizer, self.num_features, num_classes)
         self.classifier = None if classifier is None else create_head(classifier, self.num_features, num_classes)
@@ -371,6 +383,16 @@ class WSLModel(TimmConventions):
         dtype = next(self.parameters(), torch.empty(())).dtype
         check_images(images, self.in_chans, dtype, self.backbone.sizes)
 
+    def settings(self) -> dict:
+        """Keywords that rebuild the model as it is: `config`, with what may have been set since."""
+        return {
+            **self.config,
+            "mask_sigma": self.mask_sigma,
+            "mask_omega": self.mask_omega,
+            "erasing_steps": self.erasing.steps,
+            "erasing_sigma": self.erasing.sigma,
+        }
+
     @staticmethod
     def config_keywords() -> frozenset[str]:
         """Keywords that rebuild a model; `model.config` holds their values."""
@@ -393,11 +415,18 @@ def _per_channel(data_config: dict, in_chans: int) -> dict:
     return config
 
 
+MAX_SCALE = 16  # times the image, far beyond any use
+
+
 def _check_scale(value: float | tuple[int, int]) -> float | tuple[int, int]:
     if isinstance(value, (tuple, list)):
-        if len(value) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in value):
+        if len(value) != 2 or any(
+            isinstance(v, bool) or not isinstance(v, int) or not 1 <= v <= MAX_SIDE for v in value
+        ):
             raise ValueError(f"classifier_scale must be a number, or (height, width) in pixels, got {value!r}")
         return tuple(value)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < float("inf"):
-        raise ValueError(f"classifier_scale must be a share over 0, or (height, width) in pixels, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value <= MAX_SCALE:
+        raise ValueError(
+            f"classifier_scale must be a share over 0, up to {MAX_SCALE}, or (height, width) in pixels, got {value!r}"
+        )
     return float(value)

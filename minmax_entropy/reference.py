@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minmax_entropy import hub
 from minmax_entropy.model import WSLModel
+from minmax_entropy.weights import load_state_dict, read_state_dict
 
 # The authors' stem is three convolutions, flat in the network; timm keeps the first two BatchNorms inside `conv1`.
 _STEM = {"conv1": "conv1.0", "bn1": "conv1.1", "conv2": "conv1.3", "bn2": "conv1.4", "conv3": "conv1.6", "bn3": "bn1"}
@@ -54,7 +54,7 @@ def load_reference_checkpoint(model: WSLModel, path_or_state_dict: str | Path | 
     if isinstance(path_or_state_dict, Mapping):
         state, source = dict(path_or_state_dict), "the state dict"
     else:
-        state, source = hub.read_state_dict(path_or_state_dict), str(path_or_state_dict)
+        state, source = read_state_dict(path_or_state_dict), str(path_or_state_dict)
     state = {key.removeprefix("module."): value for key, value in state.items()}  # DataParallel's prefix
     scalars = {key: state.pop(key) for key in list(state) if key.split(".")[-1] in _SCALARS and state[key].numel() == 1}
     own = model.state_dict()
@@ -67,7 +67,7 @@ def load_reference_checkpoint(model: WSLModel, path_or_state_dict: str | Path | 
             "the authors' checkpoints need a deep-stem ResNet: wsl_resnet50s, wsl_resnet101s, "
             'or wsl_resnet18 with stem_width=64, stem_type="deep"'
         )
-    hub.load_state_dict(model, ours, source)
+    load_state_dict(model, ours, source)
     for key, value in scalars.items():
         name = _SCALARS[key.split(".")[-1]]
         setattr(model, name, float(value))

@@ -39,9 +39,16 @@ class Registry:
 
     def names(self, filter: str | Sequence[str] = "", exclude_filters: str | Sequence[str] = "") -> list[str]:
         """Sorted names that match any of the shell-style patterns in `filter` and none in `exclude_filters`."""
-        include, exclude = _patterns(filter), _patterns(exclude_filters)
-        names = [name for name in self._factories if not include or _matches(name, include)]
-        return sorted(name for name in names if not _matches(name, exclude))
+        return matching(self._factories, filter, exclude_filters)
+
+
+def matching(
+    names: Iterable[str], filter: str | Sequence[str] = "", exclude_filters: str | Sequence[str] = ""
+) -> list[str]:
+    """Sorted names that match any of the shell-style patterns in `filter` and none in `exclude_filters`."""
+    include, exclude = _patterns(filter), _patterns(exclude_filters)
+    included = [name for name in names if not include or _matches(name, include)]
+    return sorted(name for name in included if not _matches(name, exclude))
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str], hint: str = "") -> ValueError:

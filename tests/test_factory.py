@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import minmax_entropy as mme
-from minmax_entropy import backbones, factory, hub
+from minmax_entropy import backbones, factory
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +16,7 @@ def own_registries(monkeypatch):
     """What a test registers is forgotten after it."""
     for registry in (factory._MODELS, backbones._BACKBONES):
         monkeypatch.setattr(registry, "_factories", dict(registry._factories))
+    monkeypatch.setattr(factory, "_PRETRAINED", dict(factory._PRETRAINED))
 
 
 class Net(nn.Module):
@@ -61,7 +62,7 @@ def test_list_models_filters():
 
 def test_list_models_pretrained(monkeypatch):
     assert set(mme.list_models(pretrained=True)) <= set(mme.list_models())
-    monkeypatch.setattr(hub, "PRETRAINED", {"wsl_resnet18": "org/name"})
+    mme.register_pretrained("wsl_resnet18", "org/name")
     assert mme.list_models(pretrained=True) == ["wsl_resnet18"]
     assert mme.list_models("*50*", pretrained=True) == []
 
@@ -314,7 +315,7 @@ def test_unknown_backbone():
 def test_registered_weights_are_loaded(tmp_path, monkeypatch):
     saved = mme.create_model("wsl_test_resnet", num_classes=3)
     saved.save_pretrained(tmp_path / "model")
-    monkeypatch.setitem(hub.PRETRAINED, "wsl_test_resnet", f"local-dir:{tmp_path / 'model'}")
+    mme.register_pretrained("wsl_test_resnet", local_dir=tmp_path / "model")
     assert mme.list_models(pretrained=True) == ["wsl_test_resnet"]
     loaded = mme.create_model("wsl_test_resnet", pretrained=True)
     for ours, theirs in zip(loaded.state_dict().values(), saved.state_dict().values(), strict=True):

@@ -13,6 +13,8 @@ from torch import nn
 
 import minmax_entropy as mme
 from minmax_entropy import hub
+from minmax_entropy.configuration import CONFIG_NAME
+from minmax_entropy.weights import WEIGHTS_NAME
 
 K = 3
 VARIANTS = {
@@ -55,14 +57,14 @@ def load(directory, **keywords):
 
 def weights_of(directory, change):
     """Write the saved weights again, changed."""
-    path = directory / hub.WEIGHTS_NAME
+    path = directory / WEIGHTS_NAME
     state = safetensors.torch.load_file(path)
     change(state)
     safetensors.torch.save_file(state, path)
 
 
 def config_of(directory, change):
-    path = directory / hub.CONFIG_NAME
+    path = directory / CONFIG_NAME
     config = json.loads(path.read_text())
     change(config)
     path.write_text(json.dumps(config))
@@ -78,12 +80,12 @@ def test_round_trip(tmp_path, variant):
     for buffer in model.buffers():
         buffer.add_(1)  # BatchNorm's statistics are not those of a new model
     directory = model.save_pretrained(tmp_path / "deep" / "model", class_names=["a", "b", "c"], metrics={"dice": 0.5})
-    assert sorted(path.name for path in directory.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in directory.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert [path.name for path in directory.parent.iterdir()] == ["model"]
     again = load(directory)
     assert again.class_names == ["a", "b", "c"] and again.training
     assert again.data_config == model.data_config
-    assert json.dumps(again.config) == json.dumps(model.config)
+    assert json.dumps(again.config) == json.dumps({**model.config, "data_config": model.data_config})
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
     torch.testing.assert_close(outputs(again), outputs(model), rtol=0, atol=0)
 
@@ -98,7 +100,7 @@ def test_numbers_of_numpy_and_torch_are_written(tmp_path):
     model = create(erasing_steps=np.int64(2), mask_sigma=np.float32(0.25))
     metrics = {"dice": np.float32(0.5), "error": torch.tensor(0.25), "each": np.arange(3)}
     directory = model.save_pretrained(tmp_path / "m", class_names=np.array(["a", "b", "c"]), metrics=metrics)
-    config = json.loads((directory / hub.CONFIG_NAME).read_text())
+    config = json.loads((directory / CONFIG_NAME).read_text())
     assert config["metrics"] == {"dice": 0.5, "error": 0.25, "each": [0, 1, 2]}
     assert (load(directory).erasing.steps, load(directory).mask_sigma) == (2, 0.25)
     assert load(directory).class_names == ["a", "b", "c"]
@@ -139,20 +141,6 @@ def test_other_classes_give_fresh_heads(saved, caplog):
     caplog.clear()
     load(saved, num_classes=K)
     assert not caplog.records
-
-
-def test_hub_source(saved, monkeypatch):
-    asked = []
-
-    def snapshot_download(repository, revision=None, allow_patterns=None):
-        asked.append((repository, revision, allow_patterns))
-        return str(saved)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    torch.testing.assert_close(outputs(mme.create_model("hf-hub:org/name")), outputs(load(saved)), rtol=0, atol=0)
-    mme.create_model("hf-hub:org/name@v1")
-    files = ["config.json", "model.safetensors"]
-    assert asked == [("org/name", None, files), ("org/name", "v1", files)]
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt", "nested.pt"])
@@ -248,7 +236,7 @@ def test_class_names_have_to_match(tmp_path):
 
 @pytest.mark.parametrize("size", [0, 7, 1000, -1])
 def test_truncated_weights(saved, size):
-    path = saved / hub.WEIGHTS_NAME
+    path = saved / WEIGHTS_NAME
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(ValueError, match=r"model\.safetensors can't be read as weights"):
         load(saved)
@@ -300,7 +288,7 @@ def test_keys_that_do_not_fit_are_all_listed(saved):
     with pytest.raises(ValueError) as caught:
         load(saved)
     message = str(caught.value)
-    assert f"{saved / hub.WEIGHTS_NAME} does not fit the model (4 keys)" in message
+    assert f"{saved / WEIGHTS_NAME} does not fit the model (4 keys)" in message
     for line in (
         "missing localizer.to_modalities.bias",
         "missing backbone.net.conv1.0.weight",
@@ -316,7 +304,7 @@ def test_a_load_that_fails_changes_nothing(saved):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     weights_of(saved, lambda state: state.update({"backbone.net.conv1.0.weight": torch.zeros(32, 3, 3, 3)}))
     with pytest.raises(ValueError, match="does not fit the model"):
-        hub.load_checkpoint(model, saved / hub.WEIGHTS_NAME)
+        hub.load_checkpoint(model, saved / WEIGHTS_NAME)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
@@ -326,8 +314,8 @@ def test_a_load_that_fails_changes_nothing(saved):
         (lambda c: c["model"].update(mask_sgma=0.5), "unknown keyword 'mask_sgma'; did you mean mask_sigma"),
         (lambda c: c["model"].update(backbone="test_resnt"), "unknown backbone 'test_resnt'; did you mean test_resnet"),
         (lambda c: c["model"].update(localizer="wildcad"), "unknown head 'wildcad'; did you mean wildcat"),
-        (lambda c: c["model"].pop("num_classes"), "has no model with a backbone and num_classes"),
-        (lambda c: c.pop("model"), "has no model with a backbone and num_classes"),
+        (lambda c: c["model"].pop("num_classes"), "it has no model with a backbone and num_classes"),
+        (lambda c: c.pop("model"), "it has no model with a backbone and num_classes"),
         (lambda c: c.update(library_name="timm"), "is not a configuration of minmax_entropy"),
     ],
 )
@@ -338,7 +326,7 @@ def test_bad_configuration(saved, change, message):
 
 
 def test_configuration_that_is_not_json(saved):
-    (saved / hub.CONFIG_NAME).write_text('{"library_name": "minmax')
+    (saved / CONFIG_NAME).write_text('{"library_name": "minmax')
     with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
         load(saved)
 

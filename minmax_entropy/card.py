@@ -1,0 +1,226 @@
+"""The model card of a saved model: what it is, how to use it, what it was measured at, what it shows."""
+
+from __future__ import annotations
+
+import numbers
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+from PIL import Image
+
+if TYPE_CHECKING:
+    from minmax_entropy.model import WSLModel
+
+CARD_NAME = "README.md"
+EXAMPLE_NAME = "example.png"
+# A card with this line is written again at the next saving; without it, it is somebody's own text.
+MARK = "<!-- Written by minmax_entropy at each saving. Remove this line to keep a text of your own. -->"
+CELL = 320  # pixels a side of each picture in the example
+MAX_CLASSES = 50  # listed by name
+
+TASKS = {
+    "multiclass": "decides which one class an image shows, and marks the pixels that the decision rests on",
+    "multilabel": "decides for each of its classes whether an image shows it, and marks the pixels that this rests on",
+}
+
+BODY = """
+{mark}
+
+# {title}
+
+A model for weakly supervised localization: trained with image-level class labels alone, it {task}. Method: min-max
+entropy with recursive erasing ([arXiv 1907.12934](https://arxiv.org/abs/1907.12934)).
+{example}
+{facts}
+
+## Use
+
+```python
+{snippet}
+```
+
+## Figures
+
+{metrics}
+"""
+
+SNIPPET = """
+import torch
+from PIL import Image
+
+import minmax_entropy
+from minmax_entropy.engine import preprocess_for
+
+model = minmax_entropy.create_model("{source}").eval()
+preprocess = preprocess_for(model)
+image = Image.open("image.jpg")
+with torch.inference_mode():
+    output = model(preprocess(image).unsqueeze(0))
+probabilities = output.logits[0].{probabilities}  # [{classes}]
+mask = preprocess.restore(output.mask[0], (image.height, image.width))  # [1, height, width] in [0, 1]
+"""
+
+SNIPPET_OF_TENSORS = """
+import torch
+
+import minmax_entropy
+
+model = minmax_entropy.create_model("{source}").eval()
+images = torch.randn(1, {channels}, {height}, {width})  # yours, normalized with model.data_config's mean and std
+with torch.inference_mode():
+    output = model(images)
+probabilities = output.logits.{probabilities}  # [1, {classes}]
+mask = output.mask  # [1, 1, {height}, {width}] in [0, 1]
+"""
+
+
+def model_card(
+    model: WSLModel,
+    source: str,
+    *,
+    class_names: list[str] | None = None,
+    info: dict[str, Any] | None = None,
+    has_example: bool = False,
+) -> ModelCard:
+    """The card of a model.
+
+    Args:
+        model: the model.
+        source: what `create_model` takes to load it, "hf-hub:ORG/NAME" or "local-dir:PATH".
+        class_names: by default the model's.
+        info: `license`, `training_data`, `metrics`, `backbone_weights`, where they are known; by default the model's.
+        has_example: whether `example.png` is beside the card.
+    """
+    info = model.info if info is None else info
+    class_names = model.class_names if class_names is None else class_names
+    about = type(model)._hub_mixin_info.model_card_data.to_dict()
+    data_sets = info.get("training_data")
+    data = ModelCardData(
+        **about,
+        license=info.get("license"),
+        base_model=info.get("backbone_weights"),
+        datasets=data_sets if isinstance(data_sets, list) else None,
+        metrics=sorted(info["metrics"]) if info.get("metrics") else None,
+    )
+    body = BODY.format(
+        mark=MARK,
+        title=source.split(":", 1)[1],
+        task=TASKS[model.task],
+        example=f"\n![An image, and what the model marks in it]({EXAMPLE_NAME})\n" if has_example else "",
+        facts=_facts(model, class_names, info),
+        snippet=_snippet(model, source),
+        metrics=_metrics(info.get("metrics")),
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n{body}")
+
+
+def write_card(
+    model: WSLModel,
+    directory: Path,
+    source: str,
+    *,
+    class_names: list[str] | None,
+    info: dict[str, Any],
+    example: str | Path | Image.Image | None = None,
+) -> None:
+    """Write `README.md`, and `example.png` where there is an image for it; a card of somebody's own stays."""
+    path = directory / CARD_NAME
+    earlier = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+    if earlier is not None and MARK in earlier:
+        (directory / EXAMPLE_NAME).unlink(missing_ok=True)  # of the model that was here before
+    if example is not None:
+        save_example(model, example, directory / EXAMPLE_NAME, class_names)
+    if earlier is None or MARK in earlier:
+        card = model_card(model, source, class_names=class_names, info=info, has_example=example is not None)
+        path.write_text(str(card), encoding="utf-8")
+
+
+def save_example(
+    model: WSLModel, example: str | Path | Image.Image, path: Path, class_names: list[str] | None = None
+) -> None:
+    """Save a picture of an image beside what the model marks in it, with the class it is most sure of.
+
+    Args:
+        model: the model; its mode stays.
+        example: an image or its file.
+        path: of the PNG.
+        class_names: in the order of the logits.
+
+    Raises:
+        ValueError: the model takes other images than those of 1 or 3 channels.
+        OSError: the file can't be read.
+    """
+    from minmax_entropy.data import read_image  # what surrounds the model is not needed to load one
+    from minmax_entropy.engine import preprocess_for
+    from minmax_entropy.engine.pictures import grid, overlay, save_picture
+
+    image = example.convert("RGB") if isinstance(example, Image.Image) else read_image(example)
+    preprocess = preprocess_for(model)
+    device = next(model.parameters()).device
+    was_training = model.training
+    try:
+        with torch.inference_mode():
+            output = model.eval()(preprocess(image).unsqueeze(0).to(device))
+    finally:
+        model.train(was_training)
+    mask = preprocess.restore(output.mask[0].float().cpu(), (image.height, image.width))[0].numpy()
+    best = int(output.logits[0].argmax())
+    probability = float(_probabilities(model, output.logits)[0, best])
+    caption = f"{class_names[best] if class_names else f'class {best}'} {probability:.2f}"
+    save_picture(grid([[image, overlay(image, mask)]], ["image", "model"], [["", caption]], cell=CELL), path)
+
+
+def _probabilities(model: WSLModel, logits: torch.Tensor) -> torch.Tensor:
+    from minmax_entropy.tasks import TASKS as tasks
+
+    return tasks[model.task].probabilities(logits)
+
+
+def _facts(model: WSLModel, class_names: list[str] | None, info: dict[str, Any]) -> str:
+    """A table of what is known; what is not known is said."""
+    size = model.data_config["input_size"]
+    trained_on = info.get("training_data") or "not stated"
+    names = ", ".join((class_names or [])[:MAX_CLASSES])
+    more = ", ..." if len(class_names or []) > MAX_CLASSES else ""
+    rows = {
+        "backbone": f"`{model.config['backbone']}`",
+        "backbone's weights before training": info.get("backbone_weights") or "not stated",
+        "classes": f"{model.num_classes}{': ' if names else ''}{names}{more}",
+        "image size": f"{size[-2]} x {size[-1]} pixels, {size[0]} channels",
+        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M",
+        "trained on": trained_on if isinstance(trained_on, str) else ", ".join(trained_on),
+        "licence": info.get("license") or "not stated",
+    }
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {_cell(value)} |" for name, value in rows.items())])
+
+
+def _metrics(metrics: dict[str, Any] | None) -> str:
+    if not metrics:
+        return "None were given when the model was saved."
+    lines = [f"| {_cell(name)} | {_cell(_figure(value))} |" for name, value in metrics.items()]
+    return "\n".join(["| metric | value |", "| --- | ---: |", *lines])
+
+
+def _figure(value: object) -> str:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return f"{value:.4g}" if isinstance(value, numbers.Real) and not isinstance(value, (bool, int)) else str(value)
+
+
+def _cell(text: object) -> str:
+    """A text that stays within its cell of a table."""
+    return " ".join(str(text).replace("|", "\\|").split())
+
+
+def _snippet(model: WSLModel, source: str) -> str:
+    channels, height, width = model.data_config["input_size"]
+    template = SNIPPET if channels in (1, 3) else SNIPPET_OF_TENSORS
+    return template.format(
+        source=source,
+        channels=channels,
+        height=height,
+        width=width,
+        classes=model.num_classes,
+        probabilities="sigmoid()" if model.task == "multilabel" else "softmax(dim=-1)",
+    ).strip()

@@ -1,0 +1,243 @@
+"""`config.json`: everything that rebuilds a saved model but its weights. Read without trust, refused with reasons."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from minmax_entropy.model import WSLModel
+from minmax_entropy.registry import unknown_name
+from minmax_entropy.version import __version__
+
+CONFIG_NAME = "config.json"
+LIBRARY_NAME = "minmax_entropy"
+# What is known of the weights beside the model's own settings, as `WSLModel.info` holds it.
+INFO = ("license", "training_data", "metrics", "backbone_weights")
+KEYS = ("library_name", "library_version", "model", "data_config", "class_names", *INFO)
+# timm's keywords for where weights come from: they mean nothing where the weights are saved, and could name any file.
+LOADING = (
+    "cache_dir",
+    "checkpoint_path",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_filter_fn",
+    "pretrained_model_args",
+    "pretrained_strict",
+)
+
+# Far beyond any real model; what is larger was made to fill the memory of whoever loads it.
+MAX_CONFIG_BYTES = 16 * 2**20
+MAX_MODULES = 100_000
+MAX_STATE_BYTES = 2**37
+MAX_HIDDEN_BYTES = 2**30  # of buffers that are not saved (indices, masks), beyond twice the weights
+
+
+class _OutOfBounds(ValueError):
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedConfig:
+    """A configuration that was read.
+
+    Attributes:
+        path: of the file, for messages.
+        model: keywords of `WSLModel`.
+        data_config: preprocessing: mean, std, input size, interpolation, crop.
+        class_names: in the order of the logits, or None.
+        info: licence, training data, metrics and the backbone's weights, where they are known.
+    """
+
+    path: Path
+    model: dict
+    data_config: dict
+    class_names: list[str] | None
+    info: dict
+
+    def with_overrides(self, overrides: dict) -> dict:
+        """Keywords of `WSLModel`: the saved ones, replaced by `overrides`; unknown ones are the backbone's."""
+        known = WSLModel.config_keywords()
+        given = {key: value for key, value in overrides.items() if key in known}
+        backbone = {key: value for key, value in overrides.items() if key not in known}
+        data_config = {k: v for k, v in self.data_config.items() if k != "input_size" or "img_size" not in given}
+        options = {**self.model, **given}
+        options["data_config"] = {**data_config, **(given.get("data_config") or {})}
+        options["backbone_kwargs"] = {**(options.get("backbone_kwargs") or {}), **backbone}
+        return options
+
+
+def to_config(model: WSLModel, class_names: list[str] | None, info: dict) -> str:
+    """The text of `config.json` for a model.
+
+    Raises:
+        ValueError: parts of the model were given as modules, or the number of names is not that of classes.
+        TypeError: a value that JSON does not have.
+    """
+    modules = [key for key in ("backbone", "localizer", "classifier") if isinstance(model.config[key], nn.Module)]
+    if modules:
+        raise ValueError(
+            f"{', '.join(modules)} of this model were given as modules: register them (register_backbone, "
+            "register_head) and build the model by name to save it with its configuration"
+        )
+    if class_names is not None and len(class_names) != model.num_classes:
+        raise ValueError(f"{len(class_names)} class names for {model.num_classes} classes")
+    settings = {key: value for key, value in model.settings().items() if key != "data_config"}
+    backbone = settings["backbone_kwargs"] or {}
+    settings["backbone_kwargs"] = {key: value for key, value in backbone.items() if key not in LOADING} or None
+    config = {
+        "library_name": LIBRARY_NAME,
+        "library_version": __version__,
+        "model": settings,
+        "data_config": model.data_config,
+        "class_names": class_names,
+        **{key: info.get(key) for key in INFO},
+    }
+    return json.dumps(config, indent=2, default=_plain) + "\n"
+
+
+def read_config(path: str | Path) -> SavedConfig:
+    """Read and check a `config.json`. Nothing that it names is imported, downloaded or opened.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged, of another library, has unknown keys, or values of the wrong kind; all by name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no saved model in {path.parent}: {CONFIG_NAME} is missing")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, a configuration has at most {MAX_CONFIG_BYTES}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("library_name") != LIBRARY_NAME:
+        raise ValueError(f"{path} is not a configuration of {LIBRARY_NAME}")
+    try:
+        return _checked(path, config)
+    except (ValueError, TypeError, RecursionError) as error:
+        version = config.get("library_version")
+        hint = "" if version == __version__ else f" (written by version {version}, this is {__version__})"
+        raise ValueError(f"{path}: {error}{hint}") from error
+
+
+def build_without_memory(options: dict) -> WSLModel:
+    """A model on the meta device: its shapes are known before any memory is taken.
+
+    Args:
+        options: keywords of `WSLModel`.
+
+    Raises:
+        ValueError: the model is beyond all bounds. Whatever else is raised comes from the building itself.
+    """
+    try:
+        with torch.device("meta"), _bounded():
+            model = WSLModel(**options)
+    except _OutOfBounds:
+        raise
+    except Exception:
+        if timm.is_model(options["backbone"]):
+            raise
+        model = WSLModel(**options)  # not every backbone of a user's own can be built there
+    saved = model.state_dict()
+    size = sum(tensor.nbytes for tensor in saved.values())
+    if size > MAX_STATE_BYTES:
+        raise ValueError(f"a model of {size / 2**30:.0f} GiB is beyond all bounds")
+    hidden = sum(buffer.nbytes for name, buffer in model.named_buffers() if name not in saved)
+    if hidden > MAX_HIDDEN_BYTES + 2 * size:
+        raise ValueError(f"a model whose tables take {hidden / 2**30:.0f} GiB is beyond all bounds")
+    return model
+
+
+def _checked(path: Path, config: dict) -> SavedConfig:
+    _check_keys("key", config, KEYS)
+    _check_numbers(config)
+    model = config.get("model")
+    if not isinstance(model, dict) or not {"backbone", "num_classes"} <= set(model):
+        raise ValueError("it has no model with a backbone and num_classes")
+    _check_keys("keyword", model, WSLModel.config_keywords())
+    _check_type("model.backbone", model["backbone"], str)
+    for key in ("localizer", "classifier"):
+        _check_type(f"model.{key}", model.get(key), str, dict, type(None))
+    backbone_kwargs = model.get("backbone_kwargs") or {}
+    _check_type("model.backbone_kwargs", backbone_kwargs, dict)
+    refused = sorted(set(backbone_kwargs) & set(LOADING))
+    if refused:
+        raise ValueError(f"backbone_kwargs must not say where weights come from, got {', '.join(refused)}")
+    data_config = config.get("data_config") or {}
+    _check_type("data_config", data_config, dict)
+    names = config.get("class_names")
+    _check_type("class_names", names, list, type(None))
+    if names is not None and (len(names) != model["num_classes"] or not all(isinstance(n, str) for n in names)):
+        raise ValueError(f"class_names must be {model['num_classes']} texts, one for each class")
+    info = {key: config[key] for key in INFO if config.get(key)}
+    for key in ("license", "backbone_weights"):
+        _check_type(key, info.get(key), str, type(None))
+    _check_type("training_data", info.get("training_data"), str, list, type(None))
+    _check_type("metrics", info.get("metrics"), dict, type(None))
+    return SavedConfig(path, _tuples(model), _tuples(data_config), names, info)
+
+
+def _check_keys(kind: str, found: dict, known: tuple[str, ...] | frozenset[str]) -> None:
+    unknown = [key for key in found if key not in known]
+    if unknown:
+        others = f"; unknown as well: {', '.join(unknown[1:])}" if unknown[1:] else ""
+        raise unknown_name(kind, unknown[0], known, hint=others)
+
+
+def _check_type(name: str, value: object, *kinds: type) -> None:
+    if not isinstance(value, kinds):
+        wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise TypeError(f"{name} must be {wanted}, got {value!r}")
+
+
+def _check_numbers(value: object) -> None:
+    """Refuse NaN and infinity, which JSON does not have and Python reads."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"a number must be finite, got {value}")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_numbers(part)
+
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """Stop the building of a model that has more parts than any real one."""
+    count = 0
+
+    def limit(*_) -> None:
+        nonlocal count
+        count += 1
+        if count > MAX_MODULES:
+            raise _OutOfBounds(f"a model of more than {MAX_MODULES} modules and parameters is beyond all bounds")
+
+    hooks = register_module_module_registration_hook(limit), register_module_parameter_registration_hook(limit)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _plain(value: object) -> object:
+    """Numbers and lists of numpy and torch, as JSON has them."""
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"{type(value).__name__} {value!r} can't be written to {CONFIG_NAME}")
+    return value.tolist()
+
+
+def _tuples(values: dict) -> dict:
+    """JSON's lists are the tuples that were written."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

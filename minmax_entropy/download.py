@@ -1,0 +1,149 @@
+"""Files of a repository on the Hugging Face Hub: one commit, checked against its hashes, with errors that say why."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import re
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from minmax_entropy.configuration import CONFIG_NAME
+from minmax_entropy.weights import INDEX_NAME, WEIGHTS_NAME, shard_names
+
+_logger = logging.getLogger(__name__)
+
+CHUNK = 2**20  # bytes read at a time for a hash
+
+
+@dataclasses.dataclass(frozen=True)
+class Repository:
+    """A model repository, with the settings of `huggingface_hub` (cache, token, offline) where none are given.
+
+    Args:
+        name: "ORG/NAME".
+        revision: branch, tag or commit; the main branch by default.
+        cache_dir, token, force_download, local_files_only: as in `huggingface_hub.hf_hub_download`.
+    """
+
+    name: str
+    revision: str | None = None
+    cache_dir: str | Path | None = None
+    token: str | bool | None = None
+    force_download: bool = False
+    local_files_only: bool = False
+
+    def config(self) -> Path:
+        """The local path of `config.json`; its folder is that of the commit."""
+        return self._file(CONFIG_NAME)
+
+    def weights(self, config: Path) -> list[Path]:
+        """The local paths of the safetensors files, of the commit that `config` was taken from.
+
+        Raises:
+            FileNotFoundError: the repository, the revision or a file is not there, or not in the cache and offline.
+            ConnectionError: the server can't be reached, or was lost half-way.
+            ValueError: a name that can't be one, or a file that does not have the hash the server says.
+        """
+        pinned = dataclasses.replace(self, revision=config.parent.name)
+        try:
+            return [pinned._file(WEIGHTS_NAME)]
+        except FileNotFoundError as error:
+            if not isinstance(error.__cause__, EntryNotFoundError):
+                raise
+            single = error
+        try:
+            index = pinned._file(INDEX_NAME)
+        except FileNotFoundError:
+            raise single from None
+        return [pinned._file(name) for name in shard_names(index)]
+
+    def _file(self, filename: str) -> Path:
+        where = {"repo_id": self.name, "filename": filename, "cache_dir": self.cache_dir}
+        try:
+            known = huggingface_hub.try_to_load_from_cache(**where, revision=self.revision)
+            path = huggingface_hub.hf_hub_download(
+                **where,
+                revision=self.revision,
+                token=self.token,
+                force_download=self.force_download,
+                local_files_only=self.local_files_only,
+                library_name="minmax_entropy",
+            )
+        except Exception as error:
+            raise self._explained(error, filename) from error
+        path = Path(path)
+        if self.force_download or not isinstance(known, str) or Path(known) != path:
+            self._check_hash(path, filename)
+        return path
+
+    def _check_hash(self, path: Path, filename: str) -> None:
+        """Compare a new file with the name that the cache has for it, which is its hash, and with the server's list."""
+        blob = path.resolve()
+        expected = {blob.name} if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name) else set()
+        try:
+            api = huggingface_hub.HfApi(token=self.token)
+            listed = api.get_paths_info(self.name, [filename], revision=path.parent.name)
+        except Exception as error:  # a mirror may not have a list of files
+            _logger.debug("no list of files of %s: %s", self.name, error)
+            listed = []
+        for item in listed:
+            lfs = getattr(item, "lfs", None)
+            expected.add(lfs.sha256 if lfs else item.blob_id)
+        wrong = [each for each in expected if each != _hash(blob, is_git=len(each) == 40)]
+        if wrong:
+            path.unlink()
+            blob.unlink(missing_ok=True)
+            raise ValueError(
+                f"{filename} of {self} does not have the hash {wrong[0]}: it was damaged on its way or on the server; "
+                "it was taken out of the cache, load again"
+            )
+
+    def _explained(self, error: Exception, filename: str) -> Exception:
+        endpoint = huggingface_hub.constants.ENDPOINT
+        if isinstance(error, HFValidationError):
+            return ValueError(f"{self.name!r} is not the name of a repository, ORG/NAME: {error}")
+        if isinstance(error, GatedRepoError):
+            return FileNotFoundError(f"{self} at {endpoint} is gated: ask for access on its page, then `hf auth login`")
+        if isinstance(error, RepositoryNotFoundError):
+            return FileNotFoundError(
+                f"no repository {self} at {endpoint}, or no {filename} in it; a private one asks for `hf auth login`"
+            )
+        if isinstance(error, RevisionNotFoundError):
+            return FileNotFoundError(f"{self} at {endpoint} has no such revision (asked for {filename})")
+        if isinstance(error, LocalEntryNotFoundError):
+            if self.local_files_only or huggingface_hub.constants.HF_HUB_OFFLINE:
+                return FileNotFoundError(f"{filename} of {self} is not in the cache, and downloads are off (offline)")
+            return ConnectionError(
+                f"{endpoint} can't be reached, and {filename} of {self} is not in the cache: {error}"
+            )
+        if isinstance(error, EntryNotFoundError):
+            return FileNotFoundError(f"{self} at {endpoint} has no {filename}")
+        if isinstance(error, OfflineModeIsEnabled):
+            return FileNotFoundError(f"{filename} of {self} is not in the cache, and downloads are off (offline)")
+        if type(error) is OSError or isinstance(error, (PermissionError, MemoryError)):
+            return error  # the disk's
+        return ConnectionError(f"download of {filename} of {self} from {endpoint} failed: {error}")
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+
+def _hash(path: Path, is_git: bool) -> str:
+    """SHA-256 of a file, or git's SHA-1 of its blob."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size) if is_git else hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
