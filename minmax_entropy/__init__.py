@@ -15,7 +15,7 @@ from minmax_entropy.heads import create_head, list_heads, register_head
 from minmax_entropy.losses import MinMaxEntropyLoss
 from minmax_entropy.model import WSLModel, WSLOutput
 from minmax_entropy.presets import PRESETS
-from minmax_entropy.reference import load_reference_checkpoint
+from minmax_entropy.reference import convert_reference_checkpoint, load_reference_checkpoint
 from minmax_entropy.version import __version__
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "WSLModel",
     "WSLOutput",
     "__version__",
+    "convert_reference_checkpoint",
     "create_backbone",
     "create_head",
     "create_model",

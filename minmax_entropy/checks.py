@@ -32,7 +32,10 @@ def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 MAX_SIDE = 2**14  # pixels
-_DATA_CONFIG = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+_DATA_CONFIG = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "resize")
+# What brings an image to the network's size at evaluation: its shorter side becomes that of `input_size`; only if it is
+# shorter, as in the authors' implementation; never, likewise.
+RESIZES = ("short_side", "reference", "reference_native")
 
 
 def check_data_config(config: dict) -> None:
@@ -57,6 +60,7 @@ def check_data_config(config: dict) -> None:
     for side in size:
         if check_count("data_config's input_size", side) > MAX_SIDE:
             raise ValueError(f"data_config's input_size has at most {MAX_SIDE} pixels a side, got {size!r}")
+    check_choice("data_config's resize", config.get("resize", RESIZES[0]), RESIZES)
     for key in ("interpolation", "crop_mode"):
         if not isinstance(config.get(key, ""), str):
             raise TypeError(f"data_config's {key} must be a text, got {config[key]!r}")

@@ -1,4 +1,4 @@
-"""The command line: demo, train, evaluate, predict, list."""
+"""The command line: demo, train, evaluate, predict, convert, list."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from minmax_entropy.engine.report import case_grid, metrics_table, ranked_cases
 from minmax_entropy.factory import create_model, list_models
 from minmax_entropy.model import WSLModel
 from minmax_entropy.presets import PRESETS
+from minmax_entropy.reference import CLASSES, convert_reference_checkpoint
 from minmax_entropy.version import __version__
 
 WORST_CASES = 8
@@ -173,6 +174,23 @@ def _predict(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _convert(options: argparse.Namespace) -> int:
+    hub.check_target(options.output)
+    classes = options.classes or (CLASSES[options.data_set] if options.data_set else None)
+    model = convert_reference_checkpoint(
+        options.checkpoint,
+        class_names=classes,
+        modalities=options.modalities,
+        short_side=options.size,
+        **dict(options.set),
+    )
+    model.save_pretrained(options.output)
+    names = ", ".join(model.class_names or []) or "without names"
+    print(f"{model.config['backbone']}, {model.num_classes} classes ({names}), mask_sigma {model.mask_sigma:g}")
+    print(f"model in {options.output}; next: minmax-entropy predict IMAGE... --model {options.output}")
+    return 0
+
+
 def _demo(options: argparse.Namespace) -> int:
     run_demo(Path(options.output), seed=options.seed)
     return 0
@@ -281,6 +299,23 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
     predict.add_argument("--output", default="predictions", help="folder for overlays and masks (%(default)s)")
     predict.set_defaults(run=_predict)
+
+    convert = commands.add_parser(
+        "convert", help="a checkpoint of the authors' implementation to a model of this library"
+    )
+    convert.add_argument("checkpoint", metavar="CHECKPOINT", help="file of torch.save or .safetensors")
+    convert.add_argument("--output", required=True, help="folder for the model")
+    which = convert.add_mutually_exclusive_group()
+    which.add_argument("--classes", nargs="+", metavar="NAME", help="names in the order of the checkpoint's outputs")
+    which.add_argument("--data-set", choices=sorted(CLASSES), help="classes of a data set, in alphabetical order")
+    convert.add_argument("--modalities", type=_positive, default=5, help="maps per class (%(default)s)")
+    convert.add_argument(
+        "--size", type=_positive, help="images whose shorter side is shorter are enlarged (no others are)"
+    )
+    convert.add_argument(
+        "--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="any keyword of create_model"
+    )
+    convert.set_defaults(run=_convert)
 
     names = commands.add_parser("list", help="names of the curated models")
     names.add_argument("filter", nargs="?", default="", help="shell-style pattern")

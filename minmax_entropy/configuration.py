@@ -72,9 +72,8 @@ class SavedConfig:
         known = WSLModel.config_keywords()
         given = {key: value for key, value in overrides.items() if key in known}
         backbone = {key: value for key, value in overrides.items() if key not in known}
-        data_config = {k: v for k, v in self.data_config.items() if k != "input_size" or "img_size" not in given}
         options = {**self.model, **given}
-        options["data_config"] = {**data_config, **(given.get("data_config") or {})}
+        options["data_config"] = {**self.data_config, **(given.get("data_config") or {})}
         options["backbone_kwargs"] = {**(options.get("backbone_kwargs") or {}), **backbone}
         return options
 

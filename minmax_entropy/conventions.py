@@ -9,6 +9,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from minmax_entropy.backbones.sizes import Size, as_pair
 from minmax_entropy.checks import check_count
 from minmax_entropy.heads import create_head
 
@@ -68,6 +69,20 @@ class TimmConventions(nn.Module):
             setattr(self, name, head.train(self.training))
         self.num_classes = self.config["num_classes"] = num_classes
         self.class_names = None
+
+    def set_input_size(self, img_size: int | Size) -> None:
+        """Expect images of another size, `(height, width)` or a number: it becomes that of `data_config`. A backbone
+        that is built for one size is brought to it by timm, which resamples what depends on the size.
+
+        Raises:
+            ValueError: the architecture doesn't take that size, or timm can't bring its weights to it.
+        """
+        size = as_pair(img_size)
+        for backbone in self._backbones().values():
+            backbone.set_input_size(size)
+        self.data_config["input_size"] = (self.in_chans, *size)
+        if self.backbone.sizes.fixed is not None:
+            self.config["img_size"] = size
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """timm's own checkpointing inside the backbones; see `checkpoint_passes` for that of whole passes.

@@ -12,6 +12,7 @@ import huggingface_hub
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -45,37 +46,61 @@ class Repository:
     local_files_only: bool = False
 
     def config(self) -> Path:
-        """The local path of `config.json`; its folder is that of the commit."""
-        return self._file(CONFIG_NAME)
+        """The local path of `config.json`; its folder is that of the commit.
+
+        Raises:
+            FileNotFoundError: the repository, the revision or the file is not there, or not in the cache and offline.
+            ConnectionError: the server can't be reached, or was lost half-way.
+            ValueError: a name that can't be one, or a file that does not have the hash the server says.
+        """
+        if not self._is_offline and not self._cached(CONFIG_NAME, self.revision):
+            revision = self.revision or huggingface_hub.constants.DEFAULT_REVISION
+            try:  # a server that is not there shows at once here, after many tries in `hf_hub_download`
+                huggingface_hub.HfApi(token=self.token).model_info(self.name, revision=revision)
+            except HfHubHTTPError as error:
+                _logger.debug("no description of %s: %s", self, error)
+            except Exception as error:
+                raise self._explained(error, CONFIG_NAME) from error
+        return self._file(CONFIG_NAME, self.revision)
 
     def weights(self, config: Path) -> list[Path]:
         """The local paths of the safetensors files, of the commit that `config` was taken from.
 
         Raises:
-            FileNotFoundError: the repository, the revision or a file is not there, or not in the cache and offline.
-            ConnectionError: the server can't be reached, or was lost half-way.
-            ValueError: a name that can't be one, or a file that does not have the hash the server says.
+            FileNotFoundError, ConnectionError, ValueError: as for `config`; also an index that names other files.
         """
-        pinned = dataclasses.replace(self, revision=config.parent.name)
+        commit = config.parent.name
         try:
-            return [pinned._file(WEIGHTS_NAME)]
+            return [self._file(WEIGHTS_NAME, commit)]
         except FileNotFoundError as error:
-            if not isinstance(error.__cause__, EntryNotFoundError):
-                raise
             single = error
         try:
-            index = pinned._file(INDEX_NAME)
+            index = self._file(INDEX_NAME, commit)
         except FileNotFoundError:
             raise single from None
-        return [pinned._file(name) for name in shard_names(index)]
+        return [self._file(name, commit) for name in shard_names(index)]
 
-    def _file(self, filename: str) -> Path:
-        where = {"repo_id": self.name, "filename": filename, "cache_dir": self.cache_dir}
+    @property
+    def _is_offline(self) -> bool:
+        return self.local_files_only or huggingface_hub.constants.HF_HUB_OFFLINE
+
+    def _cached(self, filename: str, revision: str | None) -> Path | None:
         try:
-            known = huggingface_hub.try_to_load_from_cache(**where, revision=self.revision)
+            path = huggingface_hub.try_to_load_from_cache(
+                self.name, filename, cache_dir=self.cache_dir, revision=revision
+            )
+        except HFValidationError as error:
+            raise self._explained(error, filename) from error
+        return Path(path) if isinstance(path, str) else None
+
+    def _file(self, filename: str, revision: str | None) -> Path:
+        known = self._cached(filename, revision)
+        try:
             path = huggingface_hub.hf_hub_download(
-                **where,
-                revision=self.revision,
+                self.name,
+                filename,
+                revision=revision,
+                cache_dir=self.cache_dir,
                 token=self.token,
                 force_download=self.force_download,
                 local_files_only=self.local_files_only,
@@ -84,7 +109,7 @@ class Repository:
         except Exception as error:
             raise self._explained(error, filename) from error
         path = Path(path)
-        if self.force_download or not isinstance(known, str) or Path(known) != path:
+        if self.force_download or known != path:
             self._check_hash(path, filename)
         return path
 
@@ -111,30 +136,29 @@ class Repository:
             )
 
     def _explained(self, error: Exception, filename: str) -> Exception:
+        """The client's error, as one of Python's, that says what was asked for, where, and what to do."""
         endpoint = huggingface_hub.constants.ENDPOINT
         if isinstance(error, HFValidationError):
             return ValueError(f"{self.name!r} is not the name of a repository, ORG/NAME: {error}")
         if isinstance(error, GatedRepoError):
             return FileNotFoundError(f"{self} at {endpoint} is gated: ask for access on its page, then `hf auth login`")
+        if isinstance(error, RevisionNotFoundError):
+            return FileNotFoundError(f"{self} at {endpoint}: there is no revision {self.revision!r}")
         if isinstance(error, RepositoryNotFoundError):
             return FileNotFoundError(
                 f"no repository {self} at {endpoint}, or no {filename} in it; a private one asks for `hf auth login`"
             )
-        if isinstance(error, RevisionNotFoundError):
-            return FileNotFoundError(f"{self} at {endpoint} has no such revision (asked for {filename})")
-        if isinstance(error, LocalEntryNotFoundError):
-            if self.local_files_only or huggingface_hub.constants.HF_HUB_OFFLINE:
+        if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
+            if self._is_offline:
                 return FileNotFoundError(f"{filename} of {self} is not in the cache, and downloads are off (offline)")
             return ConnectionError(
                 f"{endpoint} can't be reached, and {filename} of {self} is not in the cache: {error}"
             )
         if isinstance(error, EntryNotFoundError):
             return FileNotFoundError(f"{self} at {endpoint} has no {filename}")
-        if isinstance(error, OfflineModeIsEnabled):
-            return FileNotFoundError(f"{filename} of {self} is not in the cache, and downloads are off (offline)")
-        if type(error) is OSError or isinstance(error, (PermissionError, MemoryError)):
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             return error  # the disk's
-        return ConnectionError(f"download of {filename} of {self} from {endpoint} failed: {error}")
+        return ConnectionError(f"{filename} of {self} can't be had from {endpoint}: {error}")
 
     def __str__(self) -> str:
         return f"{self.name}@{self.revision}" if self.revision else self.name

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+from huggingface_hub.errors import HFValidationError
 from PIL import Image
 
 from minmax_entropy.card import write_card
@@ -80,12 +81,18 @@ def push_to_hub(
     api = huggingface_hub.HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         saved = save_pretrained(model, Path(folder) / "model", repo_id=repo_id, **keywords)
-        name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if branch is not None:
-            api.create_branch(name, branch=branch, exist_ok=True)
-        return api.upload_folder(
-            repo_id=name, folder_path=saved, commit_message=commit_message, revision=branch, create_pr=create_pr
-        )
+        try:
+            name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if branch is not None:
+                api.create_branch(name, branch=branch, exist_ok=True)
+            return api.upload_folder(
+                repo_id=name, folder_path=saved, commit_message=commit_message, revision=branch, create_pr=create_pr
+            )
+        except HFValidationError as error:
+            raise ValueError(f"{repo_id!r} is not the name of a repository, ORG/NAME: {error}") from error
+        except Exception as error:  # of the network or the server; the client has many kinds
+            cause = f" ({error.__cause__})" if error.__cause__ else ""
+            raise OSError(f"{repo_id} could not be uploaded to {api.endpoint}: {error}{cause}") from error
 
 
 @contextlib.contextmanager
@@ -156,7 +163,7 @@ def load_model(
         cache_dir, token, force_download, local_files_only: as in `huggingface_hub.hf_hub_download`.
         overrides: keywords of `WSLModel` (and those of a `preset`) that replace the saved ones; all others are the
             backbone's. Another `num_classes` gives fresh heads, another `in_chans` a fresh first convolution, said in
-            one log line; whatever else changes a shape is an error.
+            one log line; `img_size` resamples position embeddings; whatever else changes a shape is an error.
 
     Raises:
         FileNotFoundError: no such model, revision or file, or not in the cache while offline.
@@ -176,6 +183,7 @@ def load_model(
         config = read_config(repository.config())
         files = repository.weights(config.path) if weights else []
 
+    img_size = overrides.pop("img_size", None)
     overrides = resolve_preset(overrides.pop("preset", None), overrides)
     options = config.with_overrides(overrides)
     if not weights:
@@ -184,6 +192,8 @@ def load_model(
             model = WSLModel(**options)
     else:
         model = _with_weights(config, options, files, source, overrides)
+    if img_size is not None:
+        model.set_input_size(img_size)
     model.class_names = config.class_names if model.num_classes == config.model["num_classes"] else None
     model.info = dict(config.info)
     return model

@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from minmax_entropy.checks import check_count
 from minmax_entropy.model import WSLModel
+from minmax_entropy.presets import PRESETS
 from minmax_entropy.weights import load_state_dict, read_state_dict
 
 # The authors' stem is three convolutions, flat in the network; timm keeps the first two BatchNorms inside `conv1`.
@@ -31,6 +33,99 @@ def reference_key(key: str) -> str | None:
     return None
 
 
+# Deep-stem ResNets by the blocks of their stages: name and keywords. Any other count is built from the smallest one.
+_NETWORKS = {
+    ("basic", (2, 2, 2, 2)): ("resnet18", {"stem_type": "deep", "stem_width": 64}),
+    ("bottleneck", (3, 4, 6, 3)): ("resnet50s", {}),
+    ("bottleneck", (3, 4, 23, 3)): ("resnet101s", {}),
+}
+_OTHER_NETWORKS = {"basic": "resnet18", "bottleneck": "resnet50"}
+
+# Classes of the data sets that the authors trained on, where they are few, in alphabetical order.
+CLASSES = {
+    "glas": ["benign", "malignant"],
+    "cub5": ["Gray_Catbird", "Myrtle_Warbler", "Ovenbird", "Swainson_Warbler", "White_necked_Raven"],
+}
+
+
+def convert_reference_checkpoint(
+    path_or_state_dict: str | Path | Mapping[str, Tensor],
+    *,
+    class_names: list[str] | None = None,
+    modalities: int = 5,
+    short_side: int | None = None,
+    **settings,
+) -> WSLModel:
+    """A model of this library from a checkpoint of the authors' implementation (arXiv 1907.12934), in evaluation mode.
+
+    The network (blocks of a deep-stem ResNet) and the number of classes are read from the checkpoint; images are
+    normalized with mean and std 0.5 and brought to size as the authors' implementation does at evaluation.
+
+    Args:
+        path_or_state_dict: as for `load_reference_checkpoint`.
+        class_names: in the order of the checkpoint's outputs.
+        modalities: M, maps per class of its heads.
+        short_side: images with a shorter side than this are enlarged to it (CUB, Flowers); None leaves every image at
+            its own size (GlaS).
+        settings: keywords of `create_model` in place of the preset's; what a checkpoint does not hold: `kmax`, dropout
+            (both in `localizer` and `classifier`), `classifier_scale`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged, is no such checkpoint, or does not fit; keys are listed.
+    """
+    state, source = _read(path_or_state_dict)
+    blocks: dict[int, set[int]] = {}
+    for key in state:
+        if match := re.match(r"layer([1-4])\.(\d+)\.", key):
+            blocks.setdefault(int(match[1]), set()).add(int(match[2]))
+    head = state.get("headseg.to_modalities.bias")
+    if set(blocks) != {1, 2, 3, 4} or head is None or "conv3.weight" not in state:
+        raise ValueError(f"{source} is no checkpoint of the authors' implementation: {_summary(state)}")
+    modalities = check_count("modalities", modalities)
+    if head.numel() % modalities:
+        raise ValueError(
+            f"{source} has {head.numel()} maps, which are not {modalities} for each class: give modalities"
+        )
+    num_classes = head.numel() // modalities
+    if class_names is not None and len(class_names) != num_classes:
+        raise ValueError(f"{source} has {num_classes} classes, {len(class_names)} names were given")
+    kind = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
+    stages = tuple(len(blocks[stage]) for stage in (1, 2, 3, 4))
+    other = (_OTHER_NETWORKS[kind], {"stem_type": "deep", "stem_width": 64, "layers": stages})
+    backbone, options = _NETWORKS.get((kind, stages), other)
+    heads = {name: dict(PRESETS["reference"][name], modalities=modalities) for name in ("localizer", "classifier")}
+    data_config = dict(PRESETS["reference"]["data_config"], interpolation="bilinear", crop_pct=1.0)
+    data_config["resize"] = "reference_native" if short_side is None else "reference"
+    model = WSLModel(
+        backbone,
+        num_classes,
+        preset="reference",
+        img_size=short_side,
+        backbone_kwargs=options,
+        **{**heads, "data_config": data_config, **settings},
+    )
+    load_reference_checkpoint(model, state)
+    model.class_names = class_names
+    return model.eval()
+
+
+def _read(path_or_state_dict: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """The state dict without the prefix of DataParallel, and a word for it."""
+    if isinstance(path_or_state_dict, Mapping):
+        state, source = path_or_state_dict, "the state dict"
+    elif isinstance(path_or_state_dict, (str, Path)):
+        state, source = read_state_dict(path_or_state_dict), str(path_or_state_dict)
+    else:
+        raise TypeError(f"expected a path or a state dict, got {type(path_or_state_dict).__name__}")
+    return {key.removeprefix("module."): value for key, value in state.items()}, source
+
+
+def _summary(state: Mapping[str, Tensor]) -> str:
+    shown = ", ".join(list(state)[:5])
+    return f"it has {len(state)} keys, {shown}, ..." if state else "it is empty"
+
+
 def load_reference_checkpoint(model: WSLModel, path_or_state_dict: str | Path | Mapping[str, Tensor]) -> WSLModel:
     """Load a checkpoint of the authors' implementation (arXiv 1907.12934) into a model.
 
@@ -49,13 +144,7 @@ def load_reference_checkpoint(model: WSLModel, path_or_state_dict: str | Path | 
         FileNotFoundError: no such file.
         ValueError: the file is damaged, or keys are missing, left over or of another shape; all are listed.
     """
-    if not isinstance(path_or_state_dict, (str, Path, Mapping)):
-        raise TypeError(f"expected a path or a state dict, got {type(path_or_state_dict).__name__}")
-    if isinstance(path_or_state_dict, Mapping):
-        state, source = dict(path_or_state_dict), "the state dict"
-    else:
-        state, source = read_state_dict(path_or_state_dict), str(path_or_state_dict)
-    state = {key.removeprefix("module."): value for key, value in state.items()}  # DataParallel's prefix
+    state, source = _read(path_or_state_dict)
     scalars = {key: state.pop(key) for key in list(state) if key.split(".")[-1] in _SCALARS and state[key].numel() == 1}
     own = model.state_dict()
     ours = {reference_key(key) or key: value for key, value in state.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from minmax_entropy.backbones.sizes import ImageSizes, as_pair
+from minmax_entropy.backbones.sizes import ImageSizes, Size, as_pair
 from minmax_entropy.backbones.unused import unused_parameters
 
 PROBE_SIZE = 128
@@ -65,6 +65,16 @@ class ModuleBackbone(nn.Module):
         for parameter in unused:
             self.net.get_parameter(parameter).requires_grad_(False)
         return features.shape[1], max(1, round(PROBE_SIZE / features.shape[3]))
+
+    def set_input_size(self, size: Size) -> None:
+        """Expect images of another `(height, width)`.
+
+        Raises:
+            ValueError: the module is made for one size.
+        """
+        if self.sizes.fixed not in (None, size):
+            raise ValueError(f"{type(self.net).__name__} takes images of {self.sizes}, not of {size}")
+        self.data_config["input_size"] = (self.in_chans, *size)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)

@@ -109,6 +109,24 @@ class TimmBackbone(nn.Module):
                 f"{self.name} can't be built for img_size={size}; the nearest size that works is {nearest}"
             )
 
+    def set_input_size(self, size: Size) -> None:
+        """Expect images of another `(height, width)`; an architecture for one size is brought to it, with its weights.
+
+        Raises:
+            ValueError: the architecture doesn't take that size, or timm can't bring its weights to it.
+        """
+        self._require(size)
+        if self.sizes.fixed not in (None, size):
+            if not hasattr(self.net, "set_input_size"):
+                there = "{} x {}".format(*self.sizes.fixed)
+                raise ValueError(f"timm can't bring the weights of {self.name} to {size}: resize the images to {there}")
+            try:
+                self.net.set_input_size(img_size=size)
+            except SIZE_ERRORS as error:
+                raise not_buildable(self.name, size, error) from error
+            self.sizes = dataclasses.replace(self.sizes, fixed=size)
+        self.data_config["input_size"] = (self.in_chans, *size)
+
     def forward(self, images: Tensor) -> Tensor:
         try:
             return self._features(images)

@@ -21,15 +21,20 @@ def preprocess_for(model: WSLModel, short_side: int | None = None) -> Preprocess
 
     Args:
         short_side: shorter side of the images as the network sees them; by default that of `data_config`'s
-            `input_size`.
+            `input_size`. Where `data_config` has `resize="reference"` only images that are smaller are scaled, and none
+            with "reference_native", as in the authors' implementation.
     """
     config = model.data_config
+    resize = config.get("resize", "short_side")
+    if short_side is None and resize != "reference_native":
+        short_side = min(config["input_size"][-2:])
     return Preprocess(
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
-        short_side=short_side or min(config["input_size"][-2:]),
+        short_side=short_side,
         multiple=model.backbone.sizes.multiple,
         fixed_size=model.backbone.sizes.fixed,
+        reference=resize != "short_side",
     )
 
 
