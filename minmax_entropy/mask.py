@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minmax_entropy.symbolic import is_symbolic
+
 NORMALIZATIONS = ("image", "batch")
 MASK_SOURCES = ("expected", "predicted")
 
@@ -31,7 +33,8 @@ def weighted_map(maps: Tensor, weights: Tensor) -> Tensor:
 
 def resize(tensor: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize with aligned corners (arXiv 1907.12934): `[B, C, h, w]` to `[B, C, *size]`."""
-    if tuple(tensor.shape[-2:]) == tuple(size):
+    sides = (*tensor.shape[-2:], *size)
+    if not any(map(is_symbolic, sides)) and sides[:2] == sides[2:]:
         return tensor
     return F.interpolate(tensor, size=size, mode="bilinear", align_corners=True)
 

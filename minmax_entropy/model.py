@@ -35,6 +35,7 @@ from minmax_entropy.mask import (
 )
 from minmax_entropy.presets import resolve_preset
 from minmax_entropy.sharing import Shareable
+from minmax_entropy.symbolic import truncated_share
 from minmax_entropy.tasks import TASKS
 
 
@@ -308,7 +309,7 @@ class WSLModel(TimmConventions, Shareable):
         self._check_images(images)
         localizer_logits, maps, mask = self._localize(images)
         if classes is not None:
-            index = class_index(classes, len(images), self.num_classes, self.class_names).to(maps.device)  # [B, N]
+            index = class_index(classes, images.shape[0], self.num_classes, self.class_names).to(maps.device)  # [B, N]
             chosen = maps.gather(1, index[:, :, None, None].expand(-1, -1, *maps.shape[2:]))  # [B, N, h, w]
             chosen = chosen.detach() if self.detach_mask else chosen
             mask = torch.cat([self._mask(part, images.shape[-2:]) for part in chosen.split(1, dim=1)], dim=1)
@@ -345,7 +346,7 @@ class WSLModel(TimmConventions, Shareable):
         if isinstance(self.classifier_scale, tuple):
             size = self.classifier_scale
         else:
-            size = int(self.classifier_scale * height), int(self.classifier_scale * width)
+            size = tuple(truncated_share(self.classifier_scale, side) for side in (height, width))
         return (self.classifier_backbone or self.backbone).sizes.nearest(*size)
 
     def _head(self, head: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:

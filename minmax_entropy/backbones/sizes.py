@@ -10,6 +10,8 @@ import timm
 from timm.layers import HybridEmbed, PatchEmbed
 from torch import nn
 
+from minmax_entropy.symbolic import rounded_quotient
+
 Size = tuple[int, int]
 
 # timm modules whose cards say "fixed input size" though their models take others: convolutional position codes, none
@@ -59,11 +61,23 @@ class ImageSizes:
         """The size closest to `(height, width)` that the architecture takes."""
         if self.fixed is not None:
             return self.fixed
-        floor = max(self.smallest, self.stride)
         return tuple(
-            max(round(side / step), math.ceil(floor / step)) * step
+            _at_least(math.ceil(self.floor / step), rounded_quotient(side, step)) * step
             for side, step in zip((height, width), self.step, strict=True)
         )
+
+    def takes(self, height: int, width: int) -> bool:
+        """Whether the architecture takes images of `(height, width)`."""
+        if self.fixed is not None:
+            return (height, width) == self.fixed
+        return all(
+            side >= self.floor and side % step == 0 for side, step in zip((height, width), self.step, strict=True)
+        )
+
+    @property
+    def floor(self) -> int:
+        """Pixels; no side may be shorter."""
+        return max(self.smallest, self.stride)
 
     @property
     def unfixed(self) -> ImageSizes:
@@ -83,6 +97,11 @@ class ImageSizes:
             return f"any size from {floor[0]} x {floor[1]}"
         steps = str(self.step[0]) if self.step[0] == self.step[1] else f"{self.step[0]} x {self.step[1]}"
         return f"multiples of {steps} from {floor[0]} x {floor[1]}"
+
+
+def _at_least(least: int, count: int) -> int:
+    """`max(least, count)`, which `torch.export` would keep in every size that follows from a symbolic count."""
+    return count if count >= least else least
 
 
 def family_of(name: str, kind: type | None = None) -> str:

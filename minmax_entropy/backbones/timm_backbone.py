@@ -132,7 +132,7 @@ class TimmBackbone(nn.Module):
             return self._features(images)
         except SIZE_ERRORS as error:
             size = tuple(images.shape[-2:])
-            if self.sizes.nearest(*size) == size:
+            if self.sizes.takes(*size):
                 raise
             raise ValueError(
                 f"{self.name} fails on images of {size[0]} x {size[1]} ({error}); it takes {self.sizes}"

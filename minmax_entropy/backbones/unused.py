@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minmax_entropy.backbones.sizes import Size
+from minmax_entropy.modes import in_evaluation
 
 # What torch takes apart into many small operations on the meta device, so slowly that a real pass is quicker.
 SLOW_ON_META = (nn.LSTM, nn.GRU, nn.RNN)
@@ -32,7 +33,7 @@ def unused_parameters(
     Raises:
         Whatever the module raises on that image.
     """
-    with _in_evaluation(module), torch.inference_mode(False), torch.enable_grad():
+    with in_evaluation(module), torch.inference_mode(False), torch.enable_grad():
         return _unused(module, in_chans, size, run or module)
 
 
@@ -45,7 +46,7 @@ def runs_without_values(module: nn.Module, in_chans: int, size: Size, run: Calla
         return True
     dtype = next(module.parameters()).dtype
     try:
-        with _in_evaluation(module), _without_values(module), torch.inference_mode(False), torch.no_grad():
+        with in_evaluation(module), _without_values(module), torch.inference_mode(False), torch.no_grad():
             run(torch.empty(1, in_chans, *size, device="meta", dtype=dtype))
     except Exception:  # of any kind: it does not go through
         return False
@@ -74,18 +75,6 @@ def _trace(module: nn.Module, run: Callable[[Tensor], Tensor], image: Tensor) ->
     used = _leaves(result)
     asking = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     return result.detach(), sorted(name for name, parameter in asking.items() if id(parameter) not in used)
-
-
-@contextlib.contextmanager
-def _in_evaluation(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; each part then goes back to its own."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
 
 
 @contextlib.contextmanager

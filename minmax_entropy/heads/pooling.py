@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minmax_entropy.checks import check_count, check_number
+from minmax_entropy.symbolic import is_symbolic
 
 
 def average_pool(maps: Tensor) -> Tensor:
@@ -27,7 +28,11 @@ def lse_pool(maps: Tensor, r: float = 10.0) -> Tensor:
     Between the mean (small `r`) and the maximum (large `r`).
     """
     positions = maps.shape[2] * maps.shape[3]
-    return (torch.logsumexp(r * maps, dim=(2, 3)) - math.log(positions)) / r
+    if is_symbolic(positions):
+        log_positions = torch.logsumexp(torch.zeros_like(maps), dim=(2, 3))  # [B, K], all the same
+    else:
+        log_positions = math.log(positions)
+    return (torch.logsumexp(r * maps, dim=(2, 3)) - log_positions) / r
 
 
 class ClassMapHead(nn.Module):

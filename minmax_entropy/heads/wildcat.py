@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minmax_entropy.checks import check_number
 from minmax_entropy.heads.pooling import ClassMapHead
+from minmax_entropy.symbolic import is_symbolic, rounded_share
 
 
 def pooled_positions(fraction: int | float, positions: int) -> int:
@@ -20,12 +22,12 @@ def pooled_positions(fraction: int | float, positions: int) -> int:
         `round(fraction * positions)` (half to even) for a share, and the count for a count; at least 1, at most all.
     """
     if fraction < 1:
-        count = round(fraction * positions)
+        count = rounded_share(fraction, positions)
     elif isinstance(fraction, float) and fraction == 1.0:
         count = positions
     else:
         count = int(fraction)
-    return min(max(count, 1), positions)
+    return torch.sym_min(torch.sym_max(count, 1), positions)
 
 
 def wildcat_pool(
@@ -54,6 +56,8 @@ def wildcat_pool(
 
     def extreme(fraction: int | float, largest: bool) -> Tensor:
         count = pooled_positions(fraction, positions)
+        if is_symbolic(count):
+            return _mean_of_first(values.sort(dim=-1, descending=largest).values, count)
         pooled = values if count == positions else values.topk(count, dim=-1, largest=largest, sorted=False).values
         return F.dropout(pooled, dropout, training).mean(dim=-1)
 
@@ -61,6 +65,12 @@ def wildcat_pool(
     if alpha and kmin > 0:
         scores = scores + alpha * extreme(kmin, largest=False)
     return scores
+
+
+def _mean_of_first(values: Tensor, count: int) -> Tensor:
+    """Mean of the first `count` of `[..., P]`; no tensor has `count`, a symbol that may be 1, as a size."""
+    is_first = torch.arange(values.shape[-1], device=values.device) < count
+    return torch.where(is_first, values, 0.0).sum(dim=-1) / count
 
 
 class WildcatHead(ClassMapHead):
