@@ -9,6 +9,24 @@ from minmax_entropy import create_model
 
 dependencies = ["torch", "timm", "safetensors", "huggingface_hub", "numpy", "PIL"]
 
+_KEYWORDS = """
+    Args:
+        pretrained (bool): load weights of the whole model where there are any for this name, else those of the
+            backbone, from the Hugging Face Hub.
+        num_classes (int): K, 1000 by default.
+        in_chans (int): channels of the images, 3 by default.
+        preset (str): "area" (gradient through the mask, a price on its area), "reference" (the authors'
+            implementation), "cam" (class activation maps); by default the paper's settings.
+        kwargs: every other keyword of `create_model`: `task`, `localizer`, `classifier`, `neck`, `erasing_steps`, ...
+
+    Returns:
+        A model: `model(images)` with images [B, C, H, W] gives `logits` [B, K] and `mask` [B, 1, H, W] in [0, 1];
+        `model(images, target)` gives the `loss` of the whole objective as well.
+
+    Example:
+        model = torch.hub.load("OWNER/REPO", "wsl_resnet50", pretrained=True, num_classes=8, preset="area")
+"""
+
 
 def __dir__() -> list[str]:
     """What `torch.hub` may load: a name that is not here does not exist for it."""
@@ -21,5 +39,5 @@ def __getattr__(name: str):
     if not _mme.is_model(name):
         raise AttributeError(f"no model {name!r}")
     factory = _functools.partial(create_model, name)
-    factory.__doc__ = _mme.model_entrypoint(name).__doc__
+    factory.__doc__ = f"{_mme.model_entrypoint(name).__doc__}\n{_KEYWORDS}"
     return factory

@@ -30,8 +30,8 @@ BODY = """
 
 # {title}
 
-A model for weakly supervised localization: trained with image-level class labels alone, it {task}. Method: min-max
-entropy with recursive erasing ([arXiv 1907.12934](https://arxiv.org/abs/1907.12934)).
+A model for weakly supervised localization: trained with image-level class labels alone, it {task}.
+Method: min-max entropy with recursive erasing ([arXiv 1907.12934](https://arxiv.org/abs/1907.12934)).
 {example}
 {facts}
 
@@ -199,13 +199,18 @@ def _facts(model: WSLModel, class_names: list[str] | None, info: dict[str, Any])
 def _metrics(metrics: dict[str, Any] | None) -> str:
     if not metrics:
         return "None were given when the model was saved."
-    lines = [f"| {_cell(name)} | {_cell(_figure(value))} |" for name, value in metrics.items()]
-    return "\n".join(["| metric | value |", "| --- | ---: |", *lines])
+    from minmax_entropy.engine.report import HEADINGS, LEGEND
 
-
-def _figure(value: object) -> str:
-    value = value.tolist() if hasattr(value, "tolist") else value
-    return f"{value:.4g}" if isinstance(value, numbers.Real) and not isinstance(value, (bool, int)) else str(value)
+    lines = []
+    for name, value in metrics.items():
+        value = value.tolist() if hasattr(value, "tolist") else value
+        if isinstance(value, numbers.Real) and name in HEADINGS:
+            name, value = HEADINGS[name], f"{100 * value:.1f}"
+        elif isinstance(value, float):
+            value = f"{value:.4g}"
+        lines.append(f"| {_cell(name)} | {_cell(value)} |")
+    legend = f"\n\n{LEGEND}" if metrics.keys() & HEADINGS.keys() else ""
+    return "\n".join(["| metric | value |", "| --- | ---: |", *lines]) + legend
 
 
 def _cell(text: object) -> str:

@@ -14,7 +14,7 @@ from minmax_entropy.data import SyntheticShapes
 from minmax_entropy.engine import evaluate, evaluate_all_ones, fit, get_recipe, preprocess_for
 from minmax_entropy.engine.pictures import save_picture
 from minmax_entropy.engine.progress import progress_bar
-from minmax_entropy.engine.report import case_grid, metrics_table
+from minmax_entropy.engine.report import LEGEND, case_grid, metrics_table
 from minmax_entropy.factory import create_model
 from minmax_entropy.model import WSLModel
 
@@ -74,7 +74,7 @@ def run_demo(output: Path, seed: int = 0, epochs: int = EPOCHS, train_images: in
     rows = {name: table[name] for name in ("all-ones", CAM.title, OURS.title, ERASING.title)}
     print()
     print(metrics_table(rows, extra=("epochs", "seconds")))
-    print("error: of the class. F1+, F1-: Dice of object and background. PxAP: pixel average precision. M+: mean mask.")
+    print(LEGEND)
 
     shown = {name: models[name] for name in (CAM.title, OURS.title, ERASING.title)}
     save_picture(case_grid(shown, test, range(PICTURES)), output / "overlays.png")

@@ -19,6 +19,7 @@ HEADINGS = {
     "pxap": "PxAP %",
     "mask_area": "M+ %",
 }
+LEGEND = "error: of the class. F1+, F1-: Dice of object and background. PxAP: pixel average precision. M+: mean mask."
 
 
 def metrics_table(rows: dict[str, dict[str, float]], extra: Sequence[str] = ()) -> str:
