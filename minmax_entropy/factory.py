@@ -52,7 +52,9 @@ def create_model(
         num_classes: 1000 by default, or that of the saved model.
         in_chans: 3 by default, or that of the saved model.
         preset: a name of `minmax_entropy.presets.PRESETS`.
-        checkpoint_path: file with the weights of a whole model (`.safetensors`, or a state dict of `torch.save`).
+        checkpoint_path: file with the weights of a whole model (`.safetensors`, or a state dict of `torch.save`). With
+            another `num_classes` than the file's both heads start afresh, with another `in_chans` the first
+            convolution; a line of the log says so.
         kwargs: keywords of `WSLModel`; all others go to the backbone's factory (`output_stride`, `drop_path_rate`).
 
     Returns:
@@ -76,7 +78,7 @@ def create_model(
     else:
         model = model_entrypoint(name)(pretrained=bool(pretrained), **_with_tag(name, kwargs))
     if checkpoint_path is not None:
-        hub.load_checkpoint(model, checkpoint_path)
+        hub.load_checkpoint(model, checkpoint_path, {key for key, value in given.items() if value is not None})
     return model
 
 
@@ -154,7 +156,7 @@ def model_entrypoint(name: str) -> Callable[..., WSLModel]:
         factory.__doc__ = f"Weakly supervised localization with the backbone {backbone}; keywords of `create_model`."
         return factory
     known = {*_MODELS.names(), *(PREFIX + backbone for backbone in list_backbones())}
-    prefixes = ", ".join(f"{prefix}..." for prefix in hub.SOURCES)
+    prefixes = ", ".join(f"{prefix}..." for prefix in (hub.LOCAL, hub.HUB))
     raise unknown_name("model", name, known, hint=f" (a model is wsl_<timm name>, or {prefixes})")
 
 

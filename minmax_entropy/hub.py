@@ -7,13 +7,14 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import HFValidationError
 from PIL import Image
+from torch import Tensor
 
 from minmax_entropy.card import write_card
 from minmax_entropy.configuration import CONFIG_NAME, SavedConfig, build_without_memory, read_config, to_config
@@ -27,6 +28,7 @@ from minmax_entropy.weights import (
     check_fit,
     load_state_dict,
     read_state_dict,
+    shapes_of,
     weight_files,
     write_weights,
 )
@@ -34,8 +36,10 @@ from minmax_entropy.weights import (
 _logger = logging.getLogger(__name__)
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
-SOURCES = (LOCAL, HUB)
+SOURCES = (LOCAL, HUB, "hf_hub:")  # timm knows the last one as well
 HEADS = ("localizer.", "classifier.")
+FRESH_HEADS = "%s: %d classes instead of %s, both heads start afresh"
+FRESH_CONVOLUTION = "%s: %d channels instead of %s, the first convolution starts afresh"
 
 
 def save_pretrained(
@@ -230,21 +234,49 @@ def _fresh_keys(model: WSLModel, config: SavedConfig, options: dict, saved: Save
     fresh: set[str] = set()
     was, now = config.model, options
     if now["num_classes"] != was["num_classes"]:
-        _logger.info(
-            "%s: %d classes instead of %d, both heads start afresh", source, now["num_classes"], was["num_classes"]
-        )
-        fresh |= {key for key in {**saved.shapes, **model.state_dict()} if key.startswith(HEADS)}
-    in_chans = was.get("in_chans", 3)
-    if now.get("in_chans", 3) != in_chans:
-        same = build_without_memory({**options, "in_chans": in_chans}).state_dict()
-        first = {key for key, value in model.state_dict().items() if value.shape != same[key].shape}
-        _logger.info(
-            "%s: %d channels instead of %d, the first convolution starts afresh", source, now["in_chans"], in_chans
-        )
-        fresh |= first
+        fresh |= _heads(model, saved)
+        _logger.info(FRESH_HEADS, source, now["num_classes"], was["num_classes"])
+    channels = was.get("in_chans", 3)
+    if now.get("in_chans", 3) != channels:
+        fresh |= _first_convolution(options)
+        _logger.info(FRESH_CONVOLUTION, source, now["in_chans"], channels)
     return fresh
 
 
-def load_checkpoint(model: WSLModel, path: str | Path) -> None:
-    """Load the weights of a whole model from a file; every key must fit."""
-    load_state_dict(model, read_state_dict(path), str(path))
+def _heads(model: WSLModel, saved: Mapping[str, Tensor]) -> set[str]:
+    return {key for key in (*model.state_dict(), *saved) if key.startswith(HEADS)}
+
+
+def _first_convolution(options: dict) -> set[str]:
+    """Names of the weights whose shape depends on the number of channels."""
+    channels = options.get("in_chans", 3)
+    one, other = (
+        shapes_of(build_without_memory({**options, "in_chans": n}).state_dict()) for n in (channels, channels + 1)
+    )
+    return {key for key in one if one[key] != other[key]}
+
+
+def load_checkpoint(model: WSLModel, path: str | Path, given: Collection[str] = ()) -> None:
+    """Load the weights of a whole model from a file; every key must fit.
+
+    Args:
+        model: the model to load into.
+        path: a `.safetensors` file, or a state dict of `torch.save`.
+        given: "num_classes" lets heads of another number of classes start afresh, "in_chans" the first convolution.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or one that can't be read, can't be trusted or does not fit.
+    """
+    state = read_state_dict(path)
+    saved, own = shapes_of(state), shapes_of(model.state_dict())
+    differ = {key for key in own if key in saved and saved[key] != own[key]}
+    fresh: set[str] = set()
+    if "num_classes" in given and differ & (heads := _heads(model, state)):
+        fresh |= heads
+        _logger.info(FRESH_HEADS, path, model.num_classes, "those of the file")
+    if "in_chans" in given and differ - fresh:
+        first = _first_convolution(model.config)
+        if differ & first:
+            fresh |= first
+            _logger.info(FRESH_CONVOLUTION, path, model.in_chans, "those of the file")
+    load_state_dict(model, state, str(path), fresh)

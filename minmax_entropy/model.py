@@ -218,8 +218,8 @@ class WSLModel(TimmConventions, Shareable):
         check_data_config(data_config or {})
         self.data_config = _per_channel({**self.backbone.data_config, **(data_config or {})}, in_chans)
         if pretrained:
-            card = self.pretrained_cfg
-            self.info = {"backbone_weights": card.get("hf_hub_id"), "license": card.get("license")}
+            card = {"backbone_weights": "hf_hub_id", "license": "license"}
+            self.info = {name: self.pretrained_cfg[key] for name, key in card.items() if self.pretrained_cfg.get(key)}
 
         self.localizer = create_head(localizer, self.num_features, num_classes)
         self.classifier = None if classifier is None else create_head(classifier, self.num_features, num_classes)

@@ -9,7 +9,8 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 
 if TYPE_CHECKING:
     from PIL import Image
-    from typing_extensions import Self
+
+    from minmax_entropy.model import WSLModel
 
 
 class Shareable(
@@ -32,7 +33,7 @@ class Shareable(
         force_download: bool = False,
         local_files_only: bool = False,
         **keywords: Any,
-    ) -> Self:
+    ) -> WSLModel:
         """A saved model, in evaluation mode.
 
         Args:

@@ -136,20 +136,21 @@ def read_state_dict(path: str | Path) -> Mapping[str, Tensor]:
     return state
 
 
-def load_state_dict(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def load_state_dict(model: nn.Module, state: Mapping[str, Tensor], source: str, fresh: Collection[str] = ()) -> None:
     """Load what fits in full; an error that lists every key in the way otherwise. All or nothing.
 
     Args:
         model: the model to load into.
         state: tensors by name.
         source: where they come from, for the error messages.
+        fresh: keys that are not loaded.
 
     Raises:
         ValueError: keys are missing, left over, of another shape, or hold NaN or infinite values.
     """
-    check_fit(model, state, source)
+    check_fit(model, state, source, fresh)
     check_finite(state, source)
-    model.load_state_dict(dict(state))
+    model.load_state_dict({key: value for key, value in state.items() if key not in fresh}, strict=False)
 
 
 def check_fit(model: nn.Module, state: Mapping[str, Tensor], source: str, fresh: Collection[str] = ()) -> None:
@@ -164,8 +165,7 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], source: str, fresh:
     Raises:
         ValueError: with every key that is missing, left over or of another shape.
     """
-    shapes = state.shapes if isinstance(state, SavedWeights) else {key: tuple(v.shape) for key, v in state.items()}
-    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    shapes, own = shapes_of(state), shapes_of(model.state_dict())
     problems = [f"missing {key}" for key in own if key not in shapes and key not in fresh]
     problems += [f"left over {key}" for key in shapes if key not in own and key not in fresh]
     problems += [
@@ -175,6 +175,11 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], source: str, fresh:
     ]
     if problems:
         raise ValueError(f"{source} does not fit the model ({len(problems)} keys):\n  {_listed(problems, chr(10))}")
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name, without reading a tensor of `SavedWeights`."""
+    return state.shapes if isinstance(state, SavedWeights) else {key: tuple(v.shape) for key, v in state.items()}
 
 
 def check_finite(state: Mapping[str, Tensor], source: str) -> None:

@@ -320,3 +320,30 @@ def test_registered_weights_are_of_that_architecture(tmp_path):
     mme.register_pretrained("wsl_resnet18", local_dir=directory)
     with pytest.raises(ValueError, match="is registered for wsl_resnet18, but it has the backbone test_resnet"):
         mme.create_model("wsl_resnet18", pretrained=True)
+
+
+# A file of weights for an architecture by name
+
+
+def test_a_checkpoint_of_other_classes_or_channels(tmp_path, caplog):
+    path = create().save_pretrained(tmp_path / "model") / "model.safetensors"
+    saved = safetensors.torch.load_file(path)
+    with caplog.at_level(logging.INFO, "minmax_entropy.hub"):
+        model = mme.create_model("wsl_test_resnet", num_classes=5, in_chans=1, checkpoint_path=path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: 5 classes instead of those of the file, both heads start afresh",
+        f"{path}: 1 channels instead of those of the file, the first convolution starts afresh",
+    ]
+    fresh = {key for key, value in model.state_dict().items() if not value.equal(saved[key])}
+    assert fresh == {
+        "backbone.net.conv1.0.weight",
+        *(f"{head}.to_modalities.{part}" for head in ("localizer", "classifier") for part in ("weight", "bias")),
+    }
+
+
+def test_classes_that_were_not_asked_for_are_an_error(tmp_path):
+    path = create().save_pretrained(tmp_path / "model") / "model.safetensors"
+    with pytest.raises(ValueError, match=r"does not fit the model \(4 keys\)"):
+        mme.create_model("wsl_test_resnet", checkpoint_path=path)
+    with pytest.raises(ValueError, match=r"does not fit the model"):
+        mme.create_model("wsl_test_vit", num_classes=5, checkpoint_path=path)
