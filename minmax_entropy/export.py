@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from minmax_entropy.backbones.sizes import Size, as_pair
 from minmax_entropy.checks import check_count, check_flag
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+# Heights and widths that a program is tried with, in steps above its smallest: squares, odd and even, both ways round.
+TRIED = ((0, 0), (0, 1), (2, 1), (3, 6), (8, 5))
 METADATA_NAME = "minmax_entropy.json"  # among the extra files of a `.pt2`
 INSTALL = 'pip install "minmax_entropy[export]"'
 
@@ -232,7 +235,9 @@ def _trace_any_size(model: WSLModel, size: Size, batch: int | None, step: Size) 
     # Height and width differ in the example: what holds for squares only must not be taken for granted.
     images = _example(model, (batch or 2, size[0], size[1] + step[1] * model.backbone.sizes.multiple))
     dims = (_dim(*each) for each in zip(("height", "width"), step, smallest, strict=True))
-    return _Traced(_export(model, images, batch, tuple(dims)), size, batch, step, smallest)
+    traced = _Traced(_export(model, images, batch, tuple(dims)), size, batch, step, smallest)
+    _try_sizes(model, traced)
+    return traced
 
 
 def _dim(name: str, step: int, smallest: int) -> torch.export.Dim:
@@ -253,7 +258,22 @@ def _smallest(model: WSLModel, step: Size) -> Size:
 def _export(model: WSLModel, images: Tensor, batch: int | None, sides: tuple) -> ExportedProgram:
     """Trace for images as the example, of any number where `batch` is None, and with `sides` of `Dim` where given."""
     dims = dict(zip((0, 2, 3), (None if batch else torch.export.Dim("batch", min=1), *sides), strict=True))
+    dims = {axis: dim for axis, dim in dims.items() if dim is not None}
     return torch.export.export(_Inference(model), (images,), dynamic_shapes=(dims,))
+
+
+def _try_sizes(model: WSLModel, traced: _Traced) -> None:
+    """Run a program without values for several sizes: of multiples torch.export proves less than of any size.
+
+    Raises:
+        AssertionError: the program takes for granted what does not hold for each of its sizes.
+    """
+    module = traced.program.module()
+    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for counts in TRIED:
+            size = (least + n * each for least, n, each in zip(traced.smallest, counts, traced.step, strict=True))
+            module(torch.empty(traced.batch or 3, model.in_chans, *size, device=device, dtype=dtype))
 
 
 def _example(model: WSLModel, shape: tuple[int, int, int]) -> Tensor:
