@@ -79,8 +79,9 @@ def export_program(
         img_size: `(height, width)` of the images in pixels, or a number for both; by default that of the model's
             `data_config`. With a dynamic size it must be among those that the program takes.
         batch: images in a batch; None takes any number.
-        dynamic_size: None takes images of other sizes where that works, else a line of the log says that it doesn't.
-            True insists on it, False does without. Sides are then multiples of the backbone's step, or of a coarser
+        dynamic_size: None takes images of other sizes where that works and is no matter of minutes (as it is where
+            maps are cut into windows: Swin), else a line of the log says that it doesn't. True insists on it, False
+            does without. Sides are then multiples of the backbone's step, or of a coarser
             one where only that can be proven to work, and at least so large that the feature maps of localizer and
             classifier have two positions each way.
 
@@ -197,19 +198,28 @@ def _trace(model: WSLModel, img_size: int | Size | None, batch: int | None, dyna
         )
     with in_evaluation(model), torch.no_grad():
         if dynamic_size is not False:
-            reason = ""
-            for step in _steps(model):
-                try:
-                    return _trace_any_size(model, size, batch, step)
-                except Exception as error:  # of any kind, in anybody's module
-                    reason = _first_line(error)
-                    _logger.debug("no export for multiples of %s", step, exc_info=True)
-            reason = reason or f"its backbone takes {model.backbone.sizes}"
+            traced, reason = _trace_other_sizes(model, size, batch, insist=dynamic_size is True)
+            if traced is not None:
+                return traced
             if dynamic_size:
                 raise ValueError(f"this model can't be exported for images of any size: {reason}")
             _logger.info("exported for images of %d x %d only: %s", *size, reason)
         images = _example(model, (batch or 2, *size))
         return _Traced(_export(model, images, batch, (None, None)), size, batch)
+
+
+def _trace_other_sizes(model: WSLModel, size: Size, batch: int | None, insist: bool) -> tuple[_Traced | None, str]:
+    """A program for images of other sizes too, or None and why there is none."""
+    if not insist and any(hasattr(module, "window_size") for module in model.modules()):
+        return None, "its maps are cut into windows, which takes torch.export minutes (dynamic_size=True tries)"
+    reason = f"its backbone takes {model.backbone.sizes}"
+    for step in _steps(model):
+        try:
+            return _trace_any_size(model, size, batch, step), ""
+        except Exception as error:  # of any kind, in anybody's module
+            reason = _first_line(error)
+            _logger.debug("no export for multiples of %s", step, exc_info=True)
+    return None, reason
 
 
 def _steps(model: WSLModel) -> list[Size]:
