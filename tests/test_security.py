@@ -816,7 +816,7 @@ def test_texts_stay_texts_in_a_card(tmp_path, text):
     again = load(directory)
     assert again.class_names == names and again.info == {"backbone_weights": text, **given}
     again.save_pretrained(directory)
-    assert load(directory).info == again.info
+    assert load(directory).info == {key: value for key, value in again.info.items() if key != "metrics"}
 
 
 @pytest.mark.parametrize("name", ['x"); evil("', "a\n# x ```", "{evil}"])
