@@ -10,6 +10,9 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 
+from minmax_entropy.modes import in_evaluation
+from minmax_entropy.tasks import TASKS
+
 if TYPE_CHECKING:
     from minmax_entropy.model import WSLModel
 
@@ -20,7 +23,7 @@ MARK = "<!-- Written by minmax_entropy at each saving. Remove this line to keep 
 CELL = 320  # pixels a side of each picture in the example
 MAX_CLASSES = 50  # listed by name
 
-TASKS = {
+WHAT_IT_DOES = {
     "multiclass": "decides which one class an image shows, and marks the pixels that the decision rests on",
     "multilabel": "decides for each of its classes whether an image shows it, and marks the pixels that this rests on",
 }
@@ -107,7 +110,7 @@ def model_card(
     body = BODY.format(
         mark=MARK,
         title=source.split(":", 1)[1],
-        task=TASKS[model.task],
+        task=WHAT_IT_DOES[model.task],
         example=f"\n![An image, and what the model marks in it]({EXAMPLE_NAME})\n" if has_example else "",
         facts=_facts(model, class_names, info),
         snippet=_snippet(model, source),
@@ -159,23 +162,13 @@ def save_example(
     image = example.convert("RGB") if isinstance(example, Image.Image) else read_image(example)
     preprocess = preprocess_for(model)
     device = next(model.parameters()).device
-    was_training = model.training
-    try:
-        with torch.inference_mode():
-            output = model.eval()(preprocess(image).unsqueeze(0).to(device))
-    finally:
-        model.train(was_training)
+    with in_evaluation(model), torch.inference_mode():
+        output = model(preprocess(image).unsqueeze(0).to(device))
     mask = preprocess.restore(output.mask[0].float().cpu(), (image.height, image.width))[0].numpy()
     best = int(output.logits[0].argmax())
-    probability = float(_probabilities(model, output.logits)[0, best])
+    probability = float(TASKS[model.task].probabilities(output.logits)[0, best])
     caption = f"{class_names[best] if class_names else f'class {best}'} {probability:.2f}"
     save_picture(grid([[image, overlay(image, mask)]], ["image", "model"], [["", caption]], cell=CELL), path)
-
-
-def _probabilities(model: WSLModel, logits: torch.Tensor) -> torch.Tensor:
-    from minmax_entropy.tasks import TASKS as tasks
-
-    return tasks[model.task].probabilities(logits)
 
 
 def _facts(model: WSLModel, class_names: list[str] | None, info: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The command line: demo, train, evaluate, predict, convert, list."""
+"""The command line: demo, train, evaluate, predict, convert, export, list."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from minmax_entropy.engine import RECIPES, TrainingError, evaluate, evaluate_all
 from minmax_entropy.engine.pictures import save_picture
 from minmax_entropy.engine.predict import expand_paths, predict_files
 from minmax_entropy.engine.report import case_grid, metrics_table, ranked_cases
+from minmax_entropy.export import ExportError, export_onnx, save_program
 from minmax_entropy.factory import create_model, list_models
 from minmax_entropy.model import WSLModel
 from minmax_entropy.presets import PRESETS
@@ -30,6 +31,7 @@ from minmax_entropy.reference import CLASSES, convert_reference_checkpoint
 from minmax_entropy.version import __version__
 
 WORST_CASES = 8
+EXPORTS = {".onnx": export_onnx, ".pt2": save_program}
 # Keywords that have an option of their own, or come from the data.
 SETTINGS_WITH_OPTIONS = {
     "erasing_steps": "--erasing-steps (on from the second epoch)",
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for plugin in getattr(options, "plugin", None) or []:
             runpy.run_path(plugin)
         return options.run(options)
-    except (OSError, TypeError, ValueError, TrainingError) as error:
+    except (OSError, TypeError, ValueError, ImportError, TrainingError, ExportError) as error:
         print(f"minmax-entropy {options.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -191,6 +193,18 @@ def _convert(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    model = _load(options)
+    settings = dict(img_size=options.size, dynamic_size=options.dynamic_size)
+    suffix = Path(options.output).suffix
+    if suffix not in EXPORTS:
+        raise ValueError(f"--output ends with {' or '.join(EXPORTS)}, which say the format; got {options.output}")
+    path = EXPORTS[suffix](model, options.output, **settings)
+    print(f"{path}: images [B, {model.in_chans}, H, W], normalized with mean {model.data_config['mean']}")
+    print(f"and std {model.data_config['std']}, to logits [B, {model.num_classes}] and mask [B, 1, H, W]")
+    return 0
+
+
 def _demo(options: argparse.Namespace) -> int:
     run_demo(Path(options.output), seed=options.seed)
     return 0
@@ -316,6 +330,17 @@ def _parser() -> argparse.ArgumentParser:
         "--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="any keyword of create_model"
     )
     convert.set_defaults(run=_convert)
+
+    export = commands.add_parser(
+        "export", parents=[shared], help="an ONNX file or a torch.export program of a saved model"
+    )
+    export.add_argument("model", metavar="MODEL", help="folder of a saved model, or hf-hub:ORG/NAME")
+    export.add_argument("--output", required=True, help=f"file; {' or '.join(EXPORTS)} says the format")
+    export.add_argument("--size", type=_positive, help="side of the images in pixels, that of the model by default")
+    dynamic = export.add_mutually_exclusive_group()
+    dynamic.add_argument("--dynamic-size", action="store_true", default=None, help="insist on images of any size")
+    dynamic.add_argument("--fixed-size", action="store_false", dest="dynamic_size", help="images of one size only")
+    export.set_defaults(run=_export)
 
     names = commands.add_parser("list", help="names of the curated models")
     names.add_argument("filter", nargs="?", default="", help="shell-style pattern")
