@@ -36,6 +36,8 @@ _logger = logging.getLogger(__name__)
 
 # Heights and widths that a program is tried with, in steps above its smallest: squares, odd and even, both ways round.
 TRIED = ((0, 0), (0, 1), (2, 1), (3, 6), (8, 5))
+# Attributes of timm's attention over windows: Swin and DaViT; Twins; MobileViT.
+PARTITIONS = ("window_size", "ws", "patch_area")
 METADATA_NAME = "minmax_entropy.json"  # among the extra files of a `.pt2`
 INSTALL = 'pip install "minmax_entropy[export]"'
 
@@ -80,10 +82,10 @@ def export_program(
             `data_config`. With a dynamic size it must be among those that the program takes.
         batch: images in a batch; None takes any number.
         dynamic_size: None takes images of other sizes where that works and is no matter of minutes (as it is where
-            maps are cut into windows: Swin), else a line of the log says that it doesn't. True insists on it, False
-            does without. Sides are then multiples of the backbone's step, or of a coarser
-            one where only that can be proven to work, and at least so large that the feature maps of localizer and
-            classifier have two positions each way.
+            maps are cut into windows: Swin, Twins, MobileViT), else a line of the log says that it doesn't. True
+            insists on it, False does without. Sides are then multiples of the backbone's step, or of a coarser one
+            where only that holds, and at least so large that the feature maps of localizer and classifier have two
+            positions each way.
 
     Returns:
         A program on the model's device: images `[B, C, H, W]`, normalized with `data_config`'s mean and std, to
@@ -210,10 +212,10 @@ def _trace(model: WSLModel, img_size: int | Size | None, batch: int | None, dyna
 
 def _trace_other_sizes(model: WSLModel, size: Size, batch: int | None, insist: bool) -> tuple[_Traced | None, str]:
     """A program for images of other sizes too, or None and why there is none."""
-    if not insist and any(hasattr(module, "window_size") for module in model.modules()):
+    steps, reason = _steps(model), f"its backbone takes {model.backbone.sizes}"
+    if steps and not insist and any(hasattr(module, name) for module in model.modules() for name in PARTITIONS):
         return None, "its maps are cut into windows, which takes torch.export minutes (dynamic_size=True tries)"
-    reason = f"its backbone takes {model.backbone.sizes}"
-    for step in _steps(model):
+    for step in steps:
         try:
             return _trace_any_size(model, size, batch, step), ""
         except Exception as error:  # of any kind, in anybody's module
