@@ -28,7 +28,7 @@ ROWS = {
     "load, sharded": "mme.create_model('local-dir:{shards}')",
     "build and save": "mme.create_model('wsl_{backbone}', num_classes=100).save_pretrained('{fresh}')",
 }
-MEASURE = """
+MEASURE = r"""
 import json, re, time
 from pathlib import Path
 import timm, torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import numbers
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ from PIL import Image
 import minmax_entropy
 from minmax_entropy.engine import preprocess_for
 
-model = minmax_entropy.create_model("{source}").eval()
+model = minmax_entropy.create_model({source}).eval()
 preprocess = preprocess_for(model)
 image = Image.open("image.jpg")
 with torch.inference_mode():
@@ -70,7 +71,7 @@ import torch
 
 import minmax_entropy
 
-model = minmax_entropy.create_model("{source}").eval()
+model = minmax_entropy.create_model({source}).eval()
 images = torch.randn(1, {channels}, {height}, {width})  # yours, normalized with model.data_config's mean and std
 with torch.inference_mode():
     output = model(images)
@@ -109,7 +110,7 @@ def model_card(
     )
     body = BODY.format(
         mark=MARK,
-        title=source.split(":", 1)[1],
+        title=_cell(source.split(":", 1)[1].replace("`", "'")),
         task=WHAT_IT_DOES[model.task],
         example=f"\n![An image, and what the model marks in it]({EXAMPLE_NAME})\n" if has_example else "",
         facts=_facts(model, class_names, info),
@@ -129,6 +130,9 @@ def write_card(
     example: str | Path | Image.Image | None = None,
 ) -> None:
     """Write `README.md`, and `example.png` where there is an image for it; a card of somebody's own stays."""
+    for name in (CARD_NAME, EXAMPLE_NAME):
+        if (directory / name).is_symlink():  # it would be written where that points to
+            (directory / name).unlink()
     path = directory / CARD_NAME
     earlier = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
     if earlier is not None and MARK in earlier:
@@ -208,14 +212,14 @@ def _metrics(metrics: dict[str, Any] | None) -> str:
 
 def _cell(text: object) -> str:
     """A text that stays within its cell of a table."""
-    return " ".join(str(text).replace("|", "\\|").split())
+    return " ".join(str(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
 
 
 def _snippet(model: WSLModel, source: str) -> str:
     channels, height, width = model.data_config["input_size"]
     template = SNIPPET if channels in (1, 3) else SNIPPET_OF_TENSORS
     return template.format(
-        source=source,
+        source=json.dumps(source),
         channels=channels,
         height=height,
         width=width,

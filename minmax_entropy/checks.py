@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import numbers
 import operator
+
+LARGEST = 1e12  # of any setting
 
 
 def check_number(name: str, value: float) -> None:
     """Refuse what is not a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not -LARGEST <= value <= LARGEST:
+        raise ValueError(f"{name} must be a finite number, got {value!r:.80}")
 
 
 def check_count(name: str, value: int) -> int:
@@ -31,11 +33,29 @@ def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {known}, got {value!r}")
 
 
-MAX_SIDE = 2**14  # pixels
+MAX_SIDE = 2**13  # pixels
+MAX_CHANNELS = 4096
+SMALLEST_STD = 1e-6
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming", "random")
+CROP_MODES = ("center", "squash", "border", "corner")
 _DATA_CONFIG = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "resize")
 # What brings an image to the network's size at evaluation: its shorter side becomes that of `input_size`; only if it is
 # shorter, as in the authors' implementation; never, likewise.
 RESIZES = ("short_side", "reference", "reference_native")
+
+
+def check_mask(sigma: float, omega: float) -> None:
+    """Refuse settings of the mask that can't be.
+
+    Raises:
+        ValueError: with the setting.
+    """
+    check_number("mask_sigma", sigma)
+    check_number("mask_omega", omega)
+    if not 0 <= sigma <= 1:
+        raise ValueError(f"mask_sigma is a threshold on a map in [0, 1], got {sigma!r}")
+    if not omega > 0:
+        raise ValueError(f"mask_omega must be over 0, got {omega!r}")
 
 
 def check_data_config(config: dict) -> None:
@@ -44,6 +64,8 @@ def check_data_config(config: dict) -> None:
     Raises:
         ValueError, TypeError: with the key.
     """
+    if not isinstance(config, dict):
+        raise TypeError(f"data_config must be a dictionary, got {config!r:.80}")
     unknown = [key for key in config if key not in _DATA_CONFIG]
     if unknown:
         raise ValueError(f"data_config has no {', '.join(map(repr, unknown))}; its keys are {_DATA_CONFIG}")
@@ -52,16 +74,18 @@ def check_data_config(config: dict) -> None:
         values = values if isinstance(values, (tuple, list)) else (values,)
         for value in values:
             check_number(f"data_config's {key}", value)
-        if not values or (key == "std" and min(values) <= 0):
-            raise ValueError(f"data_config's {key} must be a number for each channel, std over 0, got {config[key]!r}")
+        if not 1 <= len(values) <= MAX_CHANNELS or (key == "std" and min(values) < SMALLEST_STD):
+            raise ValueError(f"data_config's {key} must be a number for each channel, std over 0, got {values!r:.80}")
     size = config.get("input_size", (1, 1, 1))
     if not isinstance(size, (tuple, list)) or len(size) != 3:
         raise ValueError(f"data_config's input_size must be (channels, height, width), got {size!r}")
-    for side in size:
+    for side in size[1:]:
         if check_count("data_config's input_size", side) > MAX_SIDE:
             raise ValueError(f"data_config's input_size has at most {MAX_SIDE} pixels a side, got {size!r}")
     check_choice("data_config's resize", config.get("resize", RESIZES[0]), RESIZES)
-    for key in ("interpolation", "crop_mode"):
-        if not isinstance(config.get(key, ""), str):
-            raise TypeError(f"data_config's {key} must be a text, got {config[key]!r}")
-    check_number("data_config's crop_pct", config.get("crop_pct", 1.0))
+    for key, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
+        check_choice(f"data_config's {key}", config.get(key, known[0]), known)
+    crop = config.get("crop_pct", 1.0)
+    check_number("data_config's crop_pct", crop)
+    if crop <= 0:
+        raise ValueError(f"data_config's crop_pct must be over 0, got {crop!r}")

@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from torch.nn.modules.module import (
 
 from minmax_entropy.model import WSLModel
 from minmax_entropy.registry import unknown_name
+from minmax_entropy.untrusted import check_values, read_json
 from minmax_entropy.version import __version__
 
 CONFIG_NAME = "config.json"
@@ -39,10 +42,11 @@ LOADING = (
 )
 
 # Far beyond any real model; what is larger was made to fill the memory of whoever loads it.
-MAX_CONFIG_BYTES = 16 * 2**20
-MAX_MODULES = 100_000
-MAX_STATE_BYTES = 2**37
+MAX_MODULES = 15_000  # and parameters; the largest timm model has 4,000
+MAX_STATE_BYTES = 2**35
 MAX_HIDDEN_BYTES = 2**30  # of buffers that are not saved (indices, masks), beyond twice the weights
+MAX_PARTS, MAX_TEXT, MAX_SIZE = 64, 256, 2**14  # of lists, texts and numbers in backbone_kwargs
+LIMITS = {"window": 40, "depth|layers|levels|blocks|block_config": 512}  # numbers, by words in their names
 
 
 class _OutOfBounds(ValueError):
@@ -104,7 +108,11 @@ def to_config(model: WSLModel, class_names: list[str] | None, info: dict) -> str
         "class_names": class_names,
         **{key: info.get(key) for key in INFO},
     }
-    return json.dumps(config, indent=2, default=_plain) + "\n"
+    text = json.dumps(config, indent=2, default=_plain, allow_nan=False)
+    written = json.loads(text)  # what would not be read is not written
+    check_values(written)
+    _checked(Path(CONFIG_NAME), written)
+    return text + "\n"
 
 
 def read_config(path: str | Path) -> SavedConfig:
@@ -117,12 +125,7 @@ def read_config(path: str | Path) -> SavedConfig:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no saved model in {path.parent}: {CONFIG_NAME} is missing")
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, a configuration has at most {MAX_CONFIG_BYTES}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    config = read_json(path)
     if not isinstance(config, dict) or config.get("library_name") != LIBRARY_NAME:
         raise ValueError(f"{path} is not a configuration of {LIBRARY_NAME}")
     try:
@@ -153,8 +156,8 @@ def build_without_memory(options: dict) -> WSLModel:
         model = WSLModel(**options)  # not every backbone of a user's own can be built there
     saved = model.state_dict()
     size = sum(tensor.nbytes for tensor in saved.values())
-    if size > MAX_STATE_BYTES:
-        raise ValueError(f"a model of {size / 2**30:.0f} GiB is beyond all bounds")
+    if size > min(MAX_STATE_BYTES, _memory()):
+        raise ValueError(f"a model of {size / 2**30:.0f} GiB is beyond all bounds, or beyond this machine's memory")
     hidden = sum(buffer.nbytes for name, buffer in model.named_buffers() if name not in saved)
     if hidden > MAX_HIDDEN_BYTES + 2 * size:
         raise ValueError(f"a model whose tables take {hidden / 2**30:.0f} GiB is beyond all bounds")
@@ -163,31 +166,33 @@ def build_without_memory(options: dict) -> WSLModel:
 
 def _checked(path: Path, config: dict) -> SavedConfig:
     _check_keys("key", config, KEYS)
-    _check_numbers(config)
     model = config.get("model")
     if not isinstance(model, dict) or not {"backbone", "num_classes"} <= set(model):
         raise ValueError("it has no model with a backbone and num_classes")
-    _check_keys("keyword", model, WSLModel.config_keywords())
+    _check_keys("keyword", model, WSLModel.config_keywords() - {"data_config"})
     _check_type("model.backbone", model["backbone"], str)
     for key in ("localizer", "classifier"):
         _check_type(f"model.{key}", model.get(key), str, dict, type(None))
-    backbone_kwargs = model.get("backbone_kwargs") or {}
-    _check_type("model.backbone_kwargs", backbone_kwargs, dict)
-    refused = sorted(set(backbone_kwargs) & set(LOADING))
+    backbone_kwargs = model.get("backbone_kwargs")
+    _check_type("model.backbone_kwargs", backbone_kwargs, dict, type(None))
+    refused = sorted(set(backbone_kwargs or {}) & set(LOADING))
     if refused:
         raise ValueError(f"backbone_kwargs must not say where weights come from, got {', '.join(refused)}")
-    data_config = config.get("data_config") or {}
-    _check_type("data_config", data_config, dict)
+    _check_size("backbone_kwargs", backbone_kwargs)
+    data_config = config.get("data_config")
+    _check_type("data_config", data_config, dict, type(None))
     names = config.get("class_names")
     _check_type("class_names", names, list, type(None))
     if names is not None and (len(names) != model["num_classes"] or not all(isinstance(n, str) for n in names)):
         raise ValueError(f"class_names must be {model['num_classes']} texts, one for each class")
-    info = {key: config[key] for key in INFO if config.get(key)}
+    info = {key: config[key] for key in INFO if config.get(key) is not None}
     for key in ("license", "backbone_weights"):
         _check_type(key, info.get(key), str, type(None))
     _check_type("training_data", info.get("training_data"), str, list, type(None))
+    for name in _parts(info.get("training_data")):
+        _check_type("a name in training_data", name, str)
     _check_type("metrics", info.get("metrics"), dict, type(None))
-    return SavedConfig(path, _tuples(model), _tuples(data_config), names, info)
+    return SavedConfig(path, _tuples(model), _tuples(data_config or {}), names, info)
 
 
 def _check_keys(kind: str, found: dict, known: tuple[str, ...] | frozenset[str]) -> None:
@@ -203,12 +208,21 @@ def _check_type(name: str, value: object, *kinds: type) -> None:
         raise TypeError(f"{name} must be {wanted}, got {value!r}")
 
 
-def _check_numbers(value: object) -> None:
-    """Refuse NaN and infinity, which JSON does not have and Python reads."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"a number must be finite, got {value}")
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_numbers(part)
+def _check_size(name: str, value: object) -> None:
+    """Refuse what no backbone has: timm's factories make lists of some of these numbers, whatever they are."""
+    parts = list(value.items()) if isinstance(value, dict) else [(name, part) for part in _parts(value)]
+    if len(parts) > MAX_PARTS or (isinstance(value, str) and len(value) > MAX_TEXT):
+        raise ValueError(f"{name} has {len(parts) or len(value)} parts, which no backbone has")
+    for key, part in parts:
+        _check_size(str(key), part)
+    if isinstance(value, (int, float)):
+        limit = next((most for words, most in LIMITS.items() if re.search(words, name)), MAX_SIZE)
+        if abs(value) > limit:
+            raise ValueError(f"{name} is {value:.4g}, a backbone has at most {limit}")
+
+
+def _parts(value: object) -> list:
+    return value if isinstance(value, list) else []
 
 
 @contextlib.contextmanager
@@ -228,6 +242,14 @@ def _bounded() -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _memory() -> float:
+    """Bytes of memory of this machine, infinite where it does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def _plain(value: object) -> object:

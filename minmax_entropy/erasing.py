@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import operator
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -11,12 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minmax_entropy.checks import check_choice, check_flag
+from minmax_entropy.checks import check_choice, check_flag, check_number
 from minmax_entropy.tasks import TASKS
 
 SCOPES = ("image", "batch")
 REDUCTIONS = ("sum", "mean")
 FALLBACKS = ("first", "blank")
+MAX_STEPS = 1000  # passes, far beyond any use
 
 Localize = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
@@ -76,7 +76,8 @@ class RecursiveErasing(nn.Module):
     ) -> None:
         super().__init__()
         self.steps = steps
-        if not isinstance(sigma, numbers.Real) or not sigma > 0:
+        check_number("erasing_sigma", sigma)
+        if not sigma > 0:
             raise ValueError(f"erasing_sigma must be over 0, got {sigma!r}")
         for name, value, known in (
             ("scope", scope, SCOPES),
@@ -100,8 +101,8 @@ class RecursiveErasing(nn.Module):
 
     @steps.setter
     def steps(self, value: int) -> None:
-        if isinstance(value, bool) or not hasattr(value, "__index__") or value < 0:
-            raise ValueError(f"erasing_steps must be an integer of 0 or more, got {value!r}")
+        if isinstance(value, bool) or not hasattr(value, "__index__") or not 0 <= value <= MAX_STEPS:
+            raise ValueError(f"erasing_steps must be an integer of 0 or more, up to {MAX_STEPS}, got {value!r}")
         self._steps = operator.index(value)
 
     def passes(self, images: Tensor, target: Tensor, localize: Localize) -> Iterator[ErasingPass]:

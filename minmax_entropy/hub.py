@@ -108,8 +108,12 @@ def _replacing(directory: Path) -> Iterator[Path]:
     try:
         os.chmod(staging, 0o755)
         for item in earlier:
-            if item.name != CONFIG_NAME and not WEIGHT_FILES.fullmatch(item.name):
-                (shutil.copytree if item.is_dir() else shutil.copy2)(item, staging / item.name)
+            if item.name == CONFIG_NAME or WEIGHT_FILES.fullmatch(item.name):
+                continue
+            if item.is_dir() and not item.is_symlink():  # links stay links: what they point to is not this model's
+                shutil.copytree(item, staging / item.name, symlinks=True)
+            elif item.is_file() or item.is_symlink():
+                shutil.copy2(item, staging / item.name, follow_symlinks=False)
         yield staging
         _swap(staging, directory)
     except BaseException:
@@ -190,12 +194,19 @@ def load_model(
     img_size = overrides.pop("img_size", None)
     overrides = resolve_preset(overrides.pop("preset", None), overrides)
     options = config.with_overrides(overrides)
-    if not weights:
-        with _blaming(config, overrides):
-            build_without_memory(options)
-            model = WSLModel(**options)
-    else:
-        model = _with_weights(config, options, files, source, overrides)
+    with _blaming(config):
+        shapes = build_without_memory(config.with_overrides({}))
+    if overrides:  # what fails from here on may be the caller's
+        shapes = build_without_memory(options)
+    saved = SavedWeights(files)
+    where = str(files[0] if len(files) == 1 else config.path.parent)
+    fresh = _fresh_keys(shapes, config, options, saved, source) if weights else set()
+    if weights:
+        check_fit(shapes, saved, where, fresh)
+        check_finite(saved, where, fresh)
+    with contextlib.nullcontext() if overrides else _blaming(config):
+        model = WSLModel(**options)
+    model.load_state_dict({key: value for key, value in saved.items() if key not in fresh}, strict=False)
     if img_size is not None:
         model.set_input_size(img_size)
     model.class_names = config.class_names if model.num_classes == config.model["num_classes"] else None
@@ -203,29 +214,12 @@ def load_model(
     return model
 
 
-def _with_weights(config: SavedConfig, options: dict, files: list[Path], source: str, overrides: dict) -> WSLModel:
-    """Build and fill a model, after everything that could be wrong has been looked at."""
-    saved = SavedWeights(files)
-    where = str(files[0] if len(files) == 1 else config.path.parent)
-    with _blaming(config, overrides):
-        shapes = build_without_memory(options)
-    fresh = _fresh_keys(shapes, config, options, saved, source)
-    check_fit(shapes, saved, where, fresh)
-    check_finite(saved, where)
-    with _blaming(config, overrides):
-        model = WSLModel(**options)
-    model.load_state_dict({key: value for key, value in saved.items() if key not in fresh}, strict=False)
-    return model
-
-
 @contextlib.contextmanager
-def _blaming(config: SavedConfig, overrides: dict) -> Iterator[None]:
-    """What fails by a configuration alone is a ValueError that names it; with the caller's keywords it may be those."""
+def _blaming(config: SavedConfig) -> Iterator[None]:
+    """Whatever fails is a ValueError that names the configuration: timm's factories raise errors of many kinds."""
     try:
         yield
     except Exception as error:
-        if overrides:
-            raise
         raise ValueError(f"{config.path}: no model can be built from it: {error}") from error
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import numbers
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minmax_entropy.checks import check_choice
+from minmax_entropy.checks import check_choice, check_number
 from minmax_entropy.tasks import TASKS
 
 
@@ -160,7 +159,8 @@ class MinMaxEntropyLoss(nn.Module):
             "size": size_weight,
         }
         for name, weight in self.weights.items():
-            if not isinstance(weight, numbers.Real) or not 0 <= weight < float("inf"):
+            check_number(f"{name}_weight", weight)
+            if weight < 0:
                 raise ValueError(f"{name}_weight must be a finite number of 0 or more, got {weight!r}")
 
     def forward(

@@ -18,7 +18,15 @@ from torch.utils.checkpoint import checkpoint
 from minmax_entropy.backbones import create_backbone
 from minmax_entropy.backbones.init import INITIALIZATIONS
 from minmax_entropy.checkpointing import frozen_statistics
-from minmax_entropy.checks import MAX_SIDE, check_choice, check_count, check_data_config, check_flag
+from minmax_entropy.checks import (
+    MAX_CHANNELS,
+    MAX_SIDE,
+    check_choice,
+    check_count,
+    check_data_config,
+    check_flag,
+    check_mask,
+)
 from minmax_entropy.conventions import TimmConventions
 from minmax_entropy.erasing import RecursiveErasing
 from minmax_entropy.heads import create_head
@@ -166,19 +174,19 @@ class WSLModel(TimmConventions, Shareable):
         checkpoint_passes: bool = False,
     ) -> None:
         num_classes, in_chans = check_count("num_classes", num_classes), check_count("in_chans", in_chans)
+        if in_chans > MAX_CHANNELS:
+            raise ValueError(f"in_chans must be at most {MAX_CHANNELS}, got {in_chans}")
         config = {name: value for name, value in locals().items() if name in _MODEL_KEYWORDS}
         config.update({name: copy.deepcopy(value) for name, value in config.items() if isinstance(value, dict)})
         super().__init__()
         self.config = config
         check_choice("task", task, tuple(TASKS))
         self.task = task
-        mask_source = mask_source or ("predicted" if classifier is None else "expected")
+        if mask_source is None:
+            mask_source = "predicted" if classifier is None else "expected"
         check_choice("mask_source", mask_source, MASK_SOURCES)
         check_choice("mask_normalization", mask_normalization, NORMALIZATIONS)
-        if not isinstance(mask_sigma, numbers.Real) or not 0 <= mask_sigma <= 1:
-            raise ValueError(f"mask_sigma is a threshold on a map in [0, 1], got {mask_sigma!r}")
-        if not isinstance(mask_omega, numbers.Real) or not 0 < mask_omega < float("inf"):
-            raise ValueError(f"mask_omega must be over 0, got {mask_omega!r}")
+        check_mask(mask_sigma, mask_omega)
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.class_names: list[str] | None = None
@@ -215,7 +223,7 @@ class WSLModel(TimmConventions, Shareable):
                     INITIALIZATIONS[backbone_init](module.net)
         for layer in self._frozen_layers():
             layer.requires_grad_(False).eval()
-        check_data_config(data_config or {})
+        check_data_config({} if data_config is None else data_config)
         self.data_config = _per_channel({**self.backbone.data_config, **(data_config or {})}, in_chans)
         if pretrained:
             card = {"backbone_weights": "hf_hub_id", "license": "license"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minmax_entropy.checks import check_count
+from minmax_entropy.checks import check_count, check_mask
+from minmax_entropy.configuration import build_without_memory
 from minmax_entropy.model import WSLModel
-from minmax_entropy.presets import PRESETS
-from minmax_entropy.weights import load_state_dict, read_state_dict
+from minmax_entropy.presets import PRESETS, resolve_preset
+from minmax_entropy.weights import check_fit, load_state_dict, read_state_dict
 
 # The authors' stem is three convolutions, flat in the network; timm keeps the first two BatchNorms inside `conv1`.
 _STEM = {"conv1": "conv1.0", "bn1": "conv1.1", "conv2": "conv1.3", "bn2": "conv1.4", "conv3": "conv1.6", "bn3": "bn1"}
@@ -40,6 +42,8 @@ _NETWORKS = {
     ("bottleneck", (3, 4, 23, 3)): ("resnet101s", {}),
 }
 _OTHER_NETWORKS = {"basic": "resnet18", "bottleneck": "resnet50"}
+
+MAX_BLOCKS = 100  # in a stage; the largest ResNet has 36
 
 # Classes of the data sets that the authors trained on, where they are few, in alphabetical order.
 CLASSES = {
@@ -77,10 +81,10 @@ def convert_reference_checkpoint(
     state, source = _read(path_or_state_dict)
     blocks: dict[int, set[int]] = {}
     for key in state:
-        if match := re.match(r"layer([1-4])\.(\d+)\.", key):
+        if match := re.match(r"layer([1-4])\.(\d{1,3})\.", key):
             blocks.setdefault(int(match[1]), set()).add(int(match[2]))
     head = state.get("headseg.to_modalities.bias")
-    if set(blocks) != {1, 2, 3, 4} or head is None or "conv3.weight" not in state:
+    if set(blocks) != {1, 2, 3, 4} or head is None or not head.numel() or "conv3.weight" not in state:
         raise ValueError(f"{source} is no checkpoint of the authors' implementation: {_summary(state)}")
     modalities = check_count("modalities", modalities)
     if head.numel() % modalities:
@@ -92,20 +96,17 @@ def convert_reference_checkpoint(
         raise ValueError(f"{source} has {num_classes} classes, {len(class_names)} names were given")
     kind = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
     stages = tuple(len(blocks[stage]) for stage in (1, 2, 3, 4))
+    if max(stages) > MAX_BLOCKS:
+        raise ValueError(f"{source} has {max(stages)} blocks in a stage, which no network of the authors has")
     other = (_OTHER_NETWORKS[kind], {"stem_type": "deep", "stem_width": 64, "layers": stages})
     backbone, options = _NETWORKS.get((kind, stages), other)
     heads = {name: dict(PRESETS["reference"][name], modalities=modalities) for name in ("localizer", "classifier")}
     data_config = dict(PRESETS["reference"]["data_config"], interpolation="bilinear", crop_pct=1.0)
     data_config["resize"] = "reference_native" if short_side is None else "reference"
-    model = WSLModel(
-        backbone,
-        num_classes,
-        preset="reference",
-        img_size=short_side,
-        backbone_kwargs=options,
-        **{**heads, "data_config": data_config, **settings},
-    )
-    load_reference_checkpoint(model, state)
+    keywords = dict(heads, data_config=data_config, img_size=short_side, backbone_kwargs=options)
+    keywords = resolve_preset("reference", {**keywords, **settings, "backbone": backbone, "num_classes": num_classes})
+    check_fit(build_without_memory(keywords), _renamed(state, source)[0], source)
+    model = load_reference_checkpoint(WSLModel(**keywords), state)
     model.class_names = class_names
     return model.eval()
 
@@ -118,7 +119,10 @@ def _read(path_or_state_dict: str | Path | Mapping[str, Tensor]) -> tuple[dict[s
         state, source = read_state_dict(path_or_state_dict), str(path_or_state_dict)
     else:
         raise TypeError(f"expected a path or a state dict, got {type(path_or_state_dict).__name__}")
-    return {key.removeprefix("module."): value for key, value in state.items()}, source
+    named = {key.removeprefix("module."): value for key, value in state.items()}  # DataParallel's prefix
+    if len(named) < len(state):
+        raise ValueError(f"{source} has keys both with and without the prefix 'module.'")
+    return named, source
 
 
 def _summary(state: Mapping[str, Tensor]) -> str:
@@ -145,20 +149,40 @@ def load_reference_checkpoint(model: WSLModel, path_or_state_dict: str | Path | 
         ValueError: the file is damaged, or keys are missing, left over or of another shape; all are listed.
     """
     state, source = _read(path_or_state_dict)
-    scalars = {key: state.pop(key) for key in list(state) if key.split(".")[-1] in _SCALARS and state[key].numel() == 1}
+    ours, scalars = _renamed(state, source)
     own = model.state_dict()
-    ours = {reference_key(key) or key: value for key, value in state.items()}
-    for key in own:  # PyTorch 0.4 checkpoints and older have no batch counters
-        if key.endswith("num_batches_tracked") and key not in ours:
-            ours[key] = torch.zeros_like(own[key])
     if not any(key.startswith("backbone.net.conv1.0.") for key in own):
         raise ValueError(
             "the authors' checkpoints need a deep-stem ResNet: wsl_resnet50s, wsl_resnet101s, "
             'or wsl_resnet18 with stem_width=64, stem_type="deep"'
         )
+    settings = {"mask_sigma": model.mask_sigma, "mask_omega": model.mask_omega, **scalars}
+    try:
+        check_mask(*settings.values())
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     load_state_dict(model, ours, source)
-    for key, value in scalars.items():
-        name = _SCALARS[key.split(".")[-1]]
-        setattr(model, name, float(value))
-        model.config[name] = float(value)
+    for name, value in settings.items():
+        setattr(model, name, value)
+        model.config[name] = value
     return model
+
+
+def _renamed(state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The weights under our names, and the settings of the mask that are kept as scalars beside them."""
+    ours: dict[str, Tensor] = {}
+    scalars: dict[str, float] = {}
+    for key, value in state.items():
+        setting = _SCALARS.get(key.split(".")[-1])
+        is_setting = setting is not None and value.numel() == 1
+        name = setting if is_setting else reference_key(key) or key
+        if name in ours or name in scalars:
+            raise ValueError(f"{source} has {name} twice, once as {key}")
+        if is_setting:
+            scalars[name] = float(value) if value.is_floating_point() else math.nan
+        else:
+            ours[name] = value
+    counters = {key.rsplit(".", 1)[0] for key in ours if key.endswith(".running_mean")}
+    for layer in counters:  # PyTorch 0.4 checkpoints and older have no batch counters
+        ours.setdefault(f"{layer}.num_batches_tracked", torch.tensor(0))
+    return ours, scalars

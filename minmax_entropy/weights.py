@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -13,11 +11,25 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from minmax_entropy.untrusted import read_json, read_pickled_state_dict
+
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 # One file, or shards beside an index (the names that huggingface_hub and transformers use).
 WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+MAX_HEADER_BYTES = 2**24
 MAX_LISTED = 40  # keys in an error message
+# A weight of the model takes another one of its kind.
+KINDS = {
+    **dict.fromkeys((torch.float16, torch.bfloat16, torch.float32, torch.float64), "float"),
+    **dict.fromkeys((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64), "integer"),
+    torch.bool: "boolean",
+}
+KINDS_ON_DISK = {
+    **dict.fromkeys(("F16", "BF16", "F32", "F64"), "float"),
+    **dict.fromkeys(("U8", "I8", "I16", "I32", "I64"), "integer"),
+    "BOOL": "boolean",
+}
 
 
 def write_weights(state: Mapping[str, Tensor], directory: str | Path, max_shard_size: int | str = "5GB") -> None:
@@ -51,19 +63,15 @@ class SavedWeights(Mapping[str, Tensor]):
 
     def __init__(self, files: Collection[str | Path]) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.kinds: dict[str, str] = {}
         self._files = {}
         for path in map(Path, files):
-            if not path.is_file():
-                raise FileNotFoundError(f"no weights at {path}")
-            try:
-                opened = safetensors.safe_open(path, framework="pt")
-                shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}
-            except (safetensors.SafetensorError, OSError, ValueError) as error:
-                raise ValueError(f"{path} can't be read as weights: {error}") from error
+            shapes, kinds, opened = _open(path)
             twice = shapes.keys() & self.shapes.keys()
             if twice:
                 raise ValueError(f"{path} holds tensors that another file holds as well: {_listed(sorted(twice))}")
             self.shapes.update(shapes)
+            self.kinds.update(kinds)
             self._files.update(dict.fromkeys(shapes, opened))
 
     def __getitem__(self, key: str) -> Tensor:
@@ -74,6 +82,24 @@ class SavedWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+
+def _open(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str], safetensors.safe_open]:
+    """Shapes and kinds by name, and the open file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    try:
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > MAX_HEADER_BYTES:
+            raise ValueError(f"its header has {header} bytes, which no header has")
+        opened = safetensors.safe_open(path, framework="pt")
+        slices = {key: opened.get_slice(key) for key in opened.keys()}
+        shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
+        kinds = {key: KINDS_ON_DISK.get(part.get_dtype(), part.get_dtype()) for key, part in slices.items()}
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} can't be read as weights: {error}") from error
+    return shapes, kinds, opened
 
 
 def weight_files(directory: str | Path) -> list[Path]:
@@ -98,15 +124,17 @@ def shard_names(index: str | Path) -> list[str]:
     Raises:
         ValueError: the index is damaged, or names a file of another kind or place.
     """
-    try:
-        content = json.loads(Path(index).read_text(encoding="utf-8"))
-        names = sorted(set(content["weight_map"].values()))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{index} is not an index of weights: {type(error).__name__}: {error}") from error
+    content = read_json(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict):
+        raise ValueError(f"{index} is not an index of weights: it has no weight_map of names to files")
+    names = list(dict.fromkeys(map(str, places.values())))
     for name in names:
-        if not isinstance(name, str) or not WEIGHT_FILES.fullmatch(name) or name.endswith(".json"):
-            raise ValueError(f"{index} names {name!r}; a shard is model-NNNNN-of-NNNNN.safetensors, beside the index")
-    return names
+        if not WEIGHT_FILES.fullmatch(name) or name.endswith(".json"):
+            raise ValueError(
+                f"{index} names {name!r:.80}; a shard is model-NNNNN-of-NNNNN.safetensors, beside the index"
+            )
+    return sorted(names)
 
 
 def read_state_dict(path: str | Path) -> Mapping[str, Tensor]:
@@ -121,19 +149,7 @@ def read_state_dict(path: str | Path) -> Mapping[str, Tensor]:
         return SavedWeights([path])
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
-    try:
-        is_zip = zipfile.is_zipfile(path)
-        if is_zip:
-            _refuse_compressed(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} can't be read as weights: {error}") from error
-    except Exception as error:  # pickle's own errors, of which there are many
-        raise ValueError(f"{path} can't be read safely as weights (weights_only=True): {error}") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(_is_plain(value) for value in state.values()):
-        raise ValueError(f"{path} does not hold a dictionary of tensors")
-    return state
+    return read_pickled_state_dict(path)
 
 
 def load_state_dict(model: nn.Module, state: Mapping[str, Tensor], source: str, fresh: Collection[str] = ()) -> None:
@@ -149,12 +165,12 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Tensor], source: str, 
         ValueError: keys are missing, left over, of another shape, or hold NaN or infinite values.
     """
     check_fit(model, state, source, fresh)
-    check_finite(state, source)
+    check_finite(state, source, fresh)
     model.load_state_dict({key: value for key, value in state.items() if key not in fresh}, strict=False)
 
 
 def check_fit(model: nn.Module, state: Mapping[str, Tensor], source: str, fresh: Collection[str] = ()) -> None:
-    """Compare names and shapes (of `SavedWeights` without reading a tensor).
+    """Compare names, shapes and kinds of numbers (of `SavedWeights` without reading a tensor).
 
     Args:
         model: the model, on any device, "meta" too.
@@ -163,15 +179,21 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], source: str, fresh:
         fresh: keys of the model that are not loaded, whatever the state holds for them.
 
     Raises:
-        ValueError: with every key that is missing, left over or of another shape.
+        ValueError: with every key that is missing, left over, of another shape or another kind of numbers.
     """
-    shapes, own = shapes_of(state), shapes_of(model.state_dict())
+    own = model.state_dict()
+    shapes, own_shapes = shapes_of(state), shapes_of(own)
+    kinds, own_kinds = _kinds_of(state), _kinds_of(own)
     problems = [f"missing {key}" for key in own if key not in shapes and key not in fresh]
     problems += [f"left over {key}" for key in shapes if key not in own and key not in fresh]
+    both = [key for key in own if key in shapes and key not in fresh]
     problems += [
-        f"{key} is {shapes[key]}, the model has {shape}"
-        for key, shape in own.items()
-        if key in shapes and shapes[key] != shape and key not in fresh
+        f"{key} is {shapes[key]}, the model has {own_shapes[key]}" for key in both if shapes[key] != own_shapes[key]
+    ]
+    problems += [
+        f"{key} is of {kinds[key]} numbers, the model's of {own_kinds[key]}"
+        for key in both
+        if kinds[key] != own_kinds[key]
     ]
     if problems:
         raise ValueError(f"{source} does not fit the model ({len(problems)} keys):\n  {_listed(problems, chr(10))}")
@@ -182,31 +204,32 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return state.shapes if isinstance(state, SavedWeights) else {key: tuple(v.shape) for key, v in state.items()}
 
 
-def check_finite(state: Mapping[str, Tensor], source: str) -> None:
-    """Refuse NaN and infinite values; tensors are looked at one by one.
+def _kinds_of(state: Mapping[str, Tensor]) -> dict[str, str]:
+    if isinstance(state, SavedWeights):
+        return state.kinds
+    return {key: KINDS.get(value.dtype, str(value.dtype)) for key, value in state.items()}
+
+
+def check_finite(state: Mapping[str, Tensor], source: str, fresh: Collection[str] = ()) -> None:
+    """Refuse NaN, infinite values and negative variances; tensors are looked at one by one.
 
     Raises:
         ValueError: with the keys of the tensors that hold them.
     """
-    bad = [key for key in state if not _is_finite(state[key])]
+    bad = [key for key in state if key not in fresh and not _is_finite(state[key])]
     if bad:
         raise ValueError(f"{source} holds NaN or infinite values in {_listed(bad)}")
+    names = (key for key in state if key.endswith("running_var") and key not in fresh)
+    negative = [key for key in names if bool((state[key] < 0).any())]
+    if negative:
+        raise ValueError(f"{source} holds negative variances in {_listed(negative)}")
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
-
-
-def _refuse_compressed(path: Path) -> None:
-    """`torch.save` compresses nothing: what is packed could unpack to any size."""
-    with zipfile.ZipFile(path) as archive:
-        packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-    if packed:
-        raise RuntimeError(f"it holds compressed entries ({_listed(packed)}), which torch.save does not write")
+    """Whether all values are finite, as float32 too where that has less range."""
+    if not tensor.dtype.is_floating_point:
+        return True
+    return bool(torch.isfinite(tensor.float() if tensor.dtype == torch.float64 else tensor).all())
 
 
 def _listed(items: list[str], separator: str = ",") -> str:

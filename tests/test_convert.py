@@ -21,6 +21,10 @@ def state():
     return golden.reference_state(SMALL)
 
 
+def zeros(key, shape):
+    return torch.zeros(shape, dtype=torch.int64 if key.endswith("num_batches_tracked") else torch.float32)
+
+
 def outputs(model):
     images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -45,7 +49,7 @@ def test_as_the_checkpoint_loaded_by_hand(state, tmp_path):
 )
 def test_the_network_is_read_from_the_checkpoint(block, layers, backbone):
     shapes = golden.reference_shapes(block, layers, classes=3, modalities=4)
-    state = {key: torch.zeros(shape) for key, shape in shapes.items()}
+    state = {key: zeros(key, shape) for key, shape in shapes.items()}
     model = mme.convert_reference_checkpoint(state, modalities=4)
     assert (model.config["backbone"], model.num_classes) == (backbone, 3)
     for name in ("localizer", "classifier"):
@@ -55,7 +59,7 @@ def test_the_network_is_read_from_the_checkpoint(block, layers, backbone):
 
 def test_the_layers_of_resnet101(monkeypatch):
     shapes = golden.reference_shapes("resnet101", None, classes=2, modalities=5)
-    state = {key: torch.zeros(shape) for key, shape in shapes.items() if "layer" not in key or "conv" in key}
+    state = {key: zeros(key, shape) for key, shape in shapes.items() if "layer" not in key or "conv" in key}
     with pytest.raises(ValueError, match=r"missing backbone\.net\.layer3\.22\.bn3\.weight|and \d+ more"):
         mme.convert_reference_checkpoint(state)
 

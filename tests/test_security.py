@@ -19,8 +19,9 @@ import torch
 
 import minmax_entropy as mme
 from minmax_entropy.card import MARK
-from minmax_entropy.configuration import CONFIG_NAME, LOADING, MAX_CONFIG_BYTES
+from minmax_entropy.configuration import CONFIG_NAME, LOADING
 from minmax_entropy.reference import _STEM, convert_reference_checkpoint, load_reference_checkpoint
+from minmax_entropy.untrusted import MAX_JSON_BYTES
 from minmax_entropy.weights import INDEX_NAME, WEIGHTS_NAME
 
 K = 3
@@ -243,7 +244,7 @@ def not_text(text):
     return {
         "nested": b"[" * 10**6,
         "nested in a key": text.replace(b'"metrics": null', b'"metrics": ' + b'{"a":' * 10**5 + b"1" + b"}" * 10**5),
-        "huge": text + b" " * MAX_CONFIG_BYTES,
+        "huge": text + b" " * MAX_JSON_BYTES,
         "binary": bytes(range(256)),
         "utf-16": text.decode().encode("utf-16"),
         "byte order mark": b"\xef\xbb\xbf" + text,
@@ -791,8 +792,6 @@ TEXTS = [
     "null",
     "1.0",
     "'\"",
-    "\x07",
-    "\x85",
     "\u2028",
     MARK,
 ]
@@ -817,6 +816,15 @@ def test_texts_stay_texts_in_a_card(tmp_path, text):
     assert again.class_names == names and again.info == {"backbone_weights": text, **given}
     again.save_pretrained(directory)
     assert load(directory).info == {key: value for key, value in again.info.items() if key != "metrics"}
+
+
+@pytest.mark.parametrize("text", ["\x07", "\x85", "\ud800", "a\x00b"])
+@pytest.mark.parametrize("key", ["license", "training_data", "class_names", "metrics"])
+def test_texts_that_are_none_are_not_saved(tmp_path, key, text):
+    value = {"class_names": [text, "b", "c"], "metrics": {"q": text}}.get(key, text)
+    with pytest.raises(ValueError, match="which is no character"):
+        mme.create_model("wsl_test_resnet", num_classes=K).save_pretrained(tmp_path / "model", **{key: value})
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize("name", ['x"); evil("', "a\n# x ```", "{evil}"])

@@ -10,6 +10,7 @@ import timm
 from timm.layers import HybridEmbed, PatchEmbed
 from torch import nn
 
+from minmax_entropy.checks import MAX_SIDE
 from minmax_entropy.symbolic import rounded_quotient
 
 Size = tuple[int, int]
@@ -36,8 +37,10 @@ def as_pair(size: int | Size) -> Size:
         ValueError: anything else.
     """
     pair = size if isinstance(size, (tuple, list)) else (size, size)
-    if len(pair) != 2 or any(isinstance(s, bool) or not hasattr(s, "__index__") or s < 1 for s in pair):
-        raise ValueError(f"img_size must be a number of pixels or (height, width), got {size!r}")
+    if len(pair) != 2 or any(
+        isinstance(s, bool) or not hasattr(s, "__index__") or not 1 <= s <= MAX_SIDE for s in pair
+    ):
+        raise ValueError(f"img_size must be a number of pixels or (height, width), up to {MAX_SIDE}, got {size!r:.80}")
     return operator.index(pair[0]), operator.index(pair[1])
 
 
