@@ -40,7 +40,7 @@ def as_pair(size: int | Size) -> Size:
     if len(pair) != 2 or any(
         isinstance(s, bool) or not hasattr(s, "__index__") or not 1 <= s <= MAX_SIDE for s in pair
     ):
-        raise ValueError(f"img_size must be a number of pixels or (height, width), up to {MAX_SIDE}, got {size!r:.80}")
+        raise ValueError(f"img_size must be a number of pixels or (height, width), got {size!r:.80}; up to {MAX_SIDE}")
     return operator.index(pair[0]), operator.index(pair[1])
 
 
