@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import numbers
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,8 +202,9 @@ def _metrics(metrics: dict[str, Any] | None) -> str:
     lines = []
     for name, value in metrics.items():
         value = value.tolist() if hasattr(value, "tolist") else value
-        if isinstance(value, numbers.Real) and name in HEADINGS:
-            name, value = HEADINGS[name], f"{100 * value:.1f}"
+        if name in HEADINGS and (value is None or isinstance(value, numbers.Real)):
+            known = value is not None and math.isfinite(value)
+            name, value = HEADINGS[name], f"{100 * value:.1f}" if known else "-"
         elif isinstance(value, float):
             value = f"{value:.4g}"
         lines.append(f"| {_cell(name)} | {_cell(value)} |")

@@ -17,6 +17,7 @@ import timm.data
 import torch
 
 from minmax_entropy import hub
+from minmax_entropy.configuration import to_config
 from minmax_entropy.data import ImageFiles, open_split
 from minmax_entropy.demo import run_demo
 from minmax_entropy.engine import RECIPES, TrainingError, evaluate, evaluate_all_ones, fit, get_recipe, preprocess_for
@@ -98,7 +99,8 @@ def _train(options: argparse.Namespace) -> int:
     )
     preprocess = preprocess_for(model, options.size)
     output = Path(options.output)
-    hub.check_target(output / "model")  # before the training, not after it
+    hub.check_target(output / "model")  # before the training, not after it, and so is this:
+    to_config(model, train.class_names, model.info)
     print(f"{len(train)} images of {len(train.class_names)} classes to train, {len(valid)} to validate")
     result = fit(
         model,

@@ -155,6 +155,13 @@ def test_what_is_known_stays_but_not_the_figures(tmp_path):
     assert third.info["license"] == "mit"
 
 
+def test_figures_that_are_none(tmp_path):
+    figures = {"f1_foreground": float("nan"), "each": [0.5, torch.tensor(float("inf"))], "error": 0.25}
+    directory = create().save_pretrained(tmp_path / "model", metrics=figures)
+    assert load(directory).info["metrics"] == {"f1_foreground": None, "each": [0.5, None], "error": 0.25}
+    assert "| F1+ % | - |" in read_card(directory).text
+
+
 def test_settings_are_saved_as_they_are_now(tmp_path):
     model = create()
     model.mask_sigma, model.mask_omega, model.erasing.steps = 0.25, 4.0, 2
