@@ -178,19 +178,8 @@ def load_model(
         ConnectionError: the server can't be reached, or was lost half-way.
         ValueError: what is there can't be read, can't be trusted or does not fit.
     """
-    prefix = next(prefix for prefix in SOURCES if source.startswith(prefix))
-    place = source.removeprefix(prefix)
-    if prefix == LOCAL:
-        directory = Path(place).expanduser()
-        config = read_config(directory / CONFIG_NAME)
-        files = weight_files(directory) if weights else []
-    else:
-        name, _, revision = place.partition("@")
-        client = dict(force_download=force_download, local_files_only=local_files_only)
-        repository = Repository(name, revision or None, cache_dir, token, **client)
-        config = read_config(repository.config())
-        files = repository.weights(config.path) if weights else []
-
+    client = dict(cache_dir=cache_dir, token=token, force_download=force_download, local_files_only=local_files_only)
+    config, files = _find(source, weights, client)
     img_size = overrides.pop("img_size", None)
     overrides = resolve_preset(overrides.pop("preset", None), overrides)
     options = config.with_overrides(overrides)
@@ -212,6 +201,19 @@ def load_model(
     model.class_names = config.class_names if model.num_classes == config.model["num_classes"] else None
     model.info = dict(config.info)
     return model
+
+
+def _find(source: str, weights: bool, client: dict) -> tuple[SavedConfig, list[Path]]:
+    """The configuration of a source, and the files of its weights where they are asked for."""
+    prefix = next(prefix for prefix in SOURCES if source.startswith(prefix))
+    place = source.removeprefix(prefix)
+    if prefix == LOCAL:
+        directory = Path(place).expanduser()
+        return read_config(directory / CONFIG_NAME), weight_files(directory) if weights else []
+    name, _, revision = place.partition("@")
+    repository = Repository(name, revision or None, **client)
+    config = read_config(repository.config())
+    return config, repository.weights(config.path) if weights else []
 
 
 @contextlib.contextmanager
