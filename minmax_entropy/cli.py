@@ -326,7 +326,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--data-set", choices=sorted(CLASSES), help="classes of a data set, in alphabetical order")
     convert.add_argument("--modalities", type=_positive, default=5, help="maps per class (%(default)s)")
     convert.add_argument(
-        "--size", type=_positive, help="images whose shorter side is shorter are enlarged (no others are)"
+        "--size", type=_positive, help="shorter side in pixels to which smaller images are enlarged; larger ones stay"
     )
     convert.add_argument(
         "--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="any keyword of create_model"
@@ -342,7 +342,7 @@ def _parser() -> argparse.ArgumentParser:
     dynamic = export.add_mutually_exclusive_group()
     dynamic.add_argument("--dynamic-size", action="store_true", default=None, help="insist on images of any size")
     dynamic.add_argument("--fixed-size", action="store_false", dest="dynamic_size", help="images of one size only")
-    export.set_defaults(run=_export)
+    export.set_defaults(run=_export, device="cpu")  # a program stays on the device that it was made on
 
     names = commands.add_parser("list", help="names of the curated models")
     names.add_argument("filter", nargs="?", default="", help="shell-style pattern")
