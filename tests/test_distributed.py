@@ -10,6 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import minmax_entropy as mme
 
+pytestmark = pytest.mark.xdist_group("test_distributed")  # one pair of processes for all of them
+
 WORLD = 2
 STEPS = 3
 CLASSES = 3

@@ -166,7 +166,7 @@ def test_bad_steps(value):
     ("keywords", "message"),
     [
         (dict(sigma=0), "erasing_sigma must be over 0, got 0"),
-        (dict(sigma=float("nan")), "erasing_sigma must be over 0"),
+        (dict(sigma=float("nan")), "erasing_sigma must be a finite number, got nan"),
         (dict(scope="pixel"), r"erasing_scope must be one of \('image', 'batch'\), got 'pixel'"),
         (dict(reduction="max"), "erasing_reduction must be one of"),
         (dict(fallback="last"), "erasing_fallback must be one of"),

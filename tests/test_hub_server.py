@@ -23,7 +23,10 @@ from timm.models import save_for_hf
 
 import minmax_entropy as mme
 
-pytestmark = pytest.mark.skipif(server_script() is None, reason="the server is not installed: pip install olah")
+pytestmark = [
+    pytest.mark.skipif(server_script() is None, reason="the server is not installed: pip install olah"),
+    pytest.mark.xdist_group("test_hub_server"),  # one server for all of them
+]
 
 K = 3
 NAMES = ["a", "b", "c"]

@@ -24,6 +24,8 @@ from minmax_entropy.reference import _STEM, convert_reference_checkpoint, load_r
 from minmax_entropy.untrusted import MAX_JSON_BYTES
 from minmax_entropy.weights import INDEX_NAME, WEIGHTS_NAME
 
+pytestmark = pytest.mark.xdist_group("test_security")  # bombs are measured once
+
 K = 3
 BIAS = "localizer.to_modalities.bias"
 WEIGHT = "localizer.to_modalities.weight"
