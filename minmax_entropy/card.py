@@ -42,7 +42,7 @@ Method: min-max entropy with recursive erasing ([arXiv 1907.12934](https://arxiv
 
 ## Use
 
-```python
+{where}```python
 {snippet}
 ```
 
@@ -116,6 +116,7 @@ def model_card(
         example=f"\n![An image, and what the model marks in it]({EXAMPLE_NAME})\n" if has_example else "",
         facts=_facts(model, class_names, info),
         snippet=_snippet(model, source),
+        where="In the folder that holds this one:\n\n" if source.startswith("local-dir:") else "",
         metrics=_metrics(info.get("metrics")),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{body}")
@@ -166,9 +167,8 @@ def save_example(
 
     image = example.convert("RGB") if isinstance(example, Image.Image) else read_image(example)
     preprocess = preprocess_for(model)
-    device = next(model.parameters()).device
     with in_evaluation(model), torch.inference_mode():
-        output = model(preprocess(image).unsqueeze(0).to(device))
+        output = model(preprocess(image).unsqueeze(0).to(next(model.parameters())))
     mask = preprocess.restore(output.mask[0].float().cpu(), (image.height, image.width))[0].numpy()
     best = int(output.logits[0].argmax())
     probability = float(TASKS[model.task].probabilities(output.logits)[0, best])
@@ -221,7 +221,7 @@ def _snippet(model: WSLModel, source: str) -> str:
     channels, height, width = model.data_config["input_size"]
     template = SNIPPET if channels in (1, 3) else SNIPPET_OF_TENSORS
     return template.format(
-        source=json.dumps(source),
+        source=json.dumps(source, ensure_ascii=False),
         channels=channels,
         height=height,
         width=width,

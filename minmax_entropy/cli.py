@@ -196,11 +196,11 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    model = _load(options)
     settings = dict(img_size=options.size, dynamic_size=options.dynamic_size)
     suffix = Path(options.output).suffix
     if suffix not in EXPORTS:
         raise ValueError(f"--output ends with {' or '.join(EXPORTS)}, which say the format; got {options.output}")
+    model = _load(options)
     path = EXPORTS[suffix](model, options.output, **settings)
     print(f"{path}: images [B, {model.in_chans}, H, W], normalized with mean {model.data_config['mean']}")
     print(f"and std {model.data_config['std']}, to logits [B, {model.num_classes}] and mask [B, 1, H, W]")
@@ -218,7 +218,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace) -> WSLModel:
-    source = options.model if options.model.startswith(("local-dir:", "hf-hub:")) else f"local-dir:{options.model}"
+    source = options.model if options.model.startswith(hub.SOURCES) else f"{hub.LOCAL}{options.model}"
     return create_model(source).to(options.device).eval()
 
 
@@ -329,7 +329,12 @@ def _parser() -> argparse.ArgumentParser:
         "--size", type=_positive, help="shorter side in pixels to which smaller images are enlarged; larger ones stay"
     )
     convert.add_argument(
-        "--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="any keyword of create_model"
+        "--set",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any keyword of create_model, or kmax, kmin, alpha, dropout",
     )
     convert.set_defaults(run=_convert)
 

@@ -19,10 +19,12 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from minmax_entropy.heads import BUILT_IN
 from minmax_entropy.model import WSLModel
 from minmax_entropy.registry import unknown_name
 from minmax_entropy.untrusted import check_values, read_json
 from minmax_entropy.version import __version__
+from minmax_entropy.weights import check_fit
 
 CONFIG_NAME = "config.json"
 LIBRARY_NAME = "minmax_entropy"
@@ -43,10 +45,10 @@ LOADING = (
 
 # Far beyond any real model; what is larger was made to fill the memory of whoever loads it.
 MAX_MODULES = 15_000  # and parameters; the largest timm model has 4,000
-MAX_STATE_BYTES = 2**35
+MAX_STATE_BYTES = 2**36  # the largest timm model has 25 GiB
 MAX_HIDDEN_BYTES = 2**30  # of buffers that are not saved (indices, masks), beyond twice the weights
 MAX_PARTS, MAX_TEXT, MAX_SIZE = 64, 256, 2**14  # of lists, texts and numbers in backbone_kwargs
-LIMITS = {"window": 40, "depth|layers|levels|blocks|block_config": 512}  # numbers, by words in their names
+LIMITS = {"window": 64, "depth|layers|levels|blocks|block_config": 512}  # numbers, by words in their names
 
 
 class _OutOfBounds(ValueError):
@@ -86,7 +88,8 @@ def to_config(model: WSLModel, class_names: list[str] | None, info: dict) -> str
     """The text of `config.json` for a model.
 
     Raises:
-        ValueError: parts of the model were given as modules, or the number of names is not that of classes.
+        ValueError: parts of the model were given as modules, the number of names is not that of classes, or the model
+            is no longer what its settings say, so that it would not load again.
         TypeError: a value that JSON does not have.
     """
     modules = [key for key in ("backbone", "localizer", "classifier") if isinstance(model.config[key], nn.Module)]
@@ -95,6 +98,8 @@ def to_config(model: WSLModel, class_names: list[str] | None, info: dict) -> str
             f"{', '.join(modules)} of this model were given as modules: register them (register_backbone, "
             "register_head) and build the model by name to save it with its configuration"
         )
+    if isinstance(class_names, str) or any(not isinstance(key, str) for key in info.get("metrics") or {}):
+        raise TypeError("class_names are a list of texts, and metrics have texts as names")
     if class_names is not None and len(class_names) != model.num_classes:
         raise ValueError(f"{len(class_names)} class names for {model.num_classes} classes")
     settings = {key: value for key, value in model.settings().items() if key != "data_config"}
@@ -112,7 +117,11 @@ def to_config(model: WSLModel, class_names: list[str] | None, info: dict) -> str
     text = json.dumps(config, indent=2, default=_plain, allow_nan=False)
     written = json.loads(text)  # what would not be read is not written
     check_values(written)
-    _checked(Path(CONFIG_NAME), written)
+    try:
+        saved = _checked(Path(CONFIG_NAME), written)
+        check_fit(build_without_memory(saved.with_overrides({})), model.state_dict(), "the model as it is")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"this model would not load again: {error}") from error
     return text + "\n"
 
 
@@ -152,17 +161,28 @@ def build_without_memory(options: dict) -> WSLModel:
     except _OutOfBounds:
         raise
     except Exception:
-        if timm.is_model(options["backbone"]):
+        if not _has_own_parts(options):
             raise
-        model = WSLModel(**options)  # not every backbone of a user's own can be built there
+        model = WSLModel(**options)  # not everything of a user's own can be built there
     saved = model.state_dict()
     size = sum(tensor.nbytes for tensor in saved.values())
-    if size > min(MAX_STATE_BYTES, _memory()):
-        raise ValueError(f"a model of {size / 2**30:.0f} GiB is beyond all bounds, or beyond this machine's memory")
+    if size > MAX_STATE_BYTES:
+        raise ValueError(f"a model of {size / 2**30:.0f} GiB is beyond all bounds")
+    if size > _memory():
+        raise ValueError(
+            f"a model of {size / 2**30:.0f} GiB is more than this machine's memory, {_memory() / 2**30:.0f} GiB"
+        )
     hidden = sum(buffer.nbytes for name, buffer in model.named_buffers() if name not in saved)
     if hidden > MAX_HIDDEN_BYTES + 2 * size:
         raise ValueError(f"a model whose tables take {hidden / 2**30:.0f} GiB is beyond all bounds")
     return model
+
+
+def _has_own_parts(options: dict) -> bool:
+    """Whether backbone or heads are a user's own, registered ones."""
+    heads = (options.get(key) for key in ("localizer", "classifier"))
+    names = {head.get("name", "wildcat") if isinstance(head, dict) else head for head in heads}
+    return not timm.is_model(options["backbone"]) or not names <= {None, *BUILT_IN}
 
 
 def _checked(path: Path, config: dict) -> SavedConfig:
@@ -179,7 +199,8 @@ def _checked(path: Path, config: dict) -> SavedConfig:
     refused = sorted(set(backbone_kwargs or {}) & set(LOADING))
     if refused:
         raise ValueError(f"backbone_kwargs must not say where weights come from, got {', '.join(refused)}")
-    _check_size("backbone_kwargs", backbone_kwargs)
+    if timm.is_model(model["backbone"]):
+        _check_size("backbone_kwargs", backbone_kwargs)
     data_config = config.get("data_config")
     _check_type("data_config", data_config, dict, type(None))
     names = config.get("class_names")

@@ -63,7 +63,8 @@ def create_model(
     Raises:
         ValueError: unknown name or preset, a value out of range, or weights that can't be read or do not fit.
         TypeError: unknown keyword.
-        FileNotFoundError, ConnectionError: no such weights, or no way to them.
+        FileNotFoundError, ConnectionError: no such saved model, or no way to it; errors of a backbone's weights alone
+            are those of timm and `huggingface_hub`.
     """
     if not isinstance(name, str):
         raise TypeError(

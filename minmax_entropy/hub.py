@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -16,12 +17,13 @@ from huggingface_hub.errors import HFValidationError
 from PIL import Image
 from torch import Tensor
 
-from minmax_entropy.card import write_card
-from minmax_entropy.configuration import CONFIG_NAME, SavedConfig, build_without_memory, read_config, to_config
+from minmax_entropy.card import CARD_NAME, EXAMPLE_NAME, MARK, write_card
+from minmax_entropy.configuration import CONFIG_NAME, LOADING, SavedConfig, build_without_memory, read_config, to_config
 from minmax_entropy.download import Repository
 from minmax_entropy.model import WSLModel
 from minmax_entropy.presets import resolve_preset
 from minmax_entropy.weights import (
+    INDEX_NAME,
     WEIGHT_FILES,
     SavedWeights,
     check_finite,
@@ -55,8 +57,11 @@ def save_pretrained(
     repo_id: str | None = None,
 ) -> Path:
     """Write a model to a directory; see `WSLModel.save_pretrained`. `repo_id` is what its card tells to load."""
-    directory = Path(directory).expanduser().absolute()
-    class_names = list(class_names) if class_names is not None else model.class_names
+    directory = Path(directory).expanduser().resolve()
+    if class_names is None:
+        class_names = model.class_names
+    elif not isinstance(class_names, str):
+        class_names = list(class_names)
     given = dict(metrics=metrics, license=license, training_data=training_data)
     info = {**model.info, "metrics": None, **{key: value for key, value in given.items() if value is not None}}
     config = to_config(model, class_names, info)
@@ -64,6 +69,8 @@ def save_pretrained(
     with _replacing(directory) as staging:
         (staging / CONFIG_NAME).write_text(config, encoding="utf-8")
         write_weights(model.state_dict(), staging, max_shard_size)
+        for path in staging.glob("*.safetensors"):
+            shutil.copymode(staging / CONFIG_NAME, path)  # safetensors makes files that only their owner can read
         source = f"{HUB}{repo_id}" if repo_id else f"{LOCAL}{directory.name}"
         write_card(model, staging, source, class_names=class_names, info=info, example=example)
     return directory
@@ -82,6 +89,8 @@ def push_to_hub(
 ) -> str:
     """Upload a model; see `WSLModel.push_to_hub`. It is written to the disk first, so that one that can't be is not
     announced by an empty repository."""
+    if repo_id.count("/") != 1:
+        raise ValueError(f"{repo_id!r} is not the name of a repository, ORG/NAME")
     api = huggingface_hub.HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         saved = save_pretrained(model, Path(folder) / "model", repo_id=repo_id, **keywords)
@@ -89,8 +98,15 @@ def push_to_hub(
             name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if branch is not None:
                 api.create_branch(name, branch=branch, exist_ok=True)
+            own_card = _has_own_card(name, branch, token)
             return api.upload_folder(
-                repo_id=name, folder_path=saved, commit_message=commit_message, revision=branch, create_pr=create_pr
+                repo_id=name,
+                folder_path=saved,
+                commit_message=commit_message,
+                revision=branch,
+                create_pr=create_pr,
+                ignore_patterns=[CARD_NAME] if own_card else None,
+                delete_patterns=["model*.safetensors", INDEX_NAME, *([] if own_card else [EXAMPLE_NAME])],
             )
         except HFValidationError as error:
             raise ValueError(f"{repo_id!r} is not the name of a repository, ORG/NAME: {error}") from error
@@ -99,32 +115,65 @@ def push_to_hub(
             raise OSError(f"{repo_id} could not be uploaded to {api.endpoint}: {error}{cause}") from error
 
 
+def _has_own_card(repo_id: str, branch: str | None, token: str | bool | None) -> bool:
+    """Whether a repository has a card that somebody wrote."""
+    try:
+        path = huggingface_hub.hf_hub_download(repo_id, CARD_NAME, revision=branch, token=token)
+    except Exception:  # there is none, as in every new repository
+        return False
+    return MARK not in Path(path).read_text(encoding="utf-8", errors="replace")
+
+
 @contextlib.contextmanager
 def _replacing(directory: Path) -> Iterator[Path]:
-    """A directory to write to, which then takes the place of `directory`; other files than a model's are kept."""
-    earlier = sorted(directory.iterdir()) if directory.exists() else []
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    """A directory to write to, which then takes the place of `directory`; other files than a model's are kept.
+
+    What can't be renamed, the current directory and mount points, gets the files one by one, the configuration last.
+    """
+    stays = directory.exists() and (os.path.ismount(directory) or directory.samefile(Path.cwd()))
+    parent = directory if stays else directory.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    staging = parent / f".{directory.name}.{secrets.token_hex(4)}"
+    staging.mkdir()
     try:
-        os.chmod(staging, 0o755)
-        for item in earlier:
-            if item.name == CONFIG_NAME or WEIGHT_FILES.fullmatch(item.name):
-                continue
-            if item.is_dir() and not item.is_symlink():  # links stay links: what they point to is not this model's
-                shutil.copytree(item, staging / item.name, symlinks=True)
-            elif item.is_file() or item.is_symlink():
-                shutil.copy2(item, staging / item.name, follow_symlinks=False)
+        for item in sorted(directory.iterdir()) if directory.exists() else ():
+            is_model = item.name == CONFIG_NAME or WEIGHT_FILES.fullmatch(item.name)
+            if not is_model and item != staging and (not stays or item.name in (CARD_NAME, EXAMPLE_NAME)):
+                _copy(item, staging / item.name)
         yield staging
-        _swap(staging, directory)
+        if stays:
+            _move_into(staging, directory)
+        else:
+            _swap(staging, directory)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def _copy(item: Path, target: Path) -> None:
+    """Links stay links: what they point to is not this model's."""
+    if item.is_dir() and not item.is_symlink():
+        shutil.copytree(item, target, symlinks=True)
+    elif item.is_file() or item.is_symlink():
+        shutil.copy2(item, target, follow_symlinks=False)
+
+
+def _move_into(new: Path, directory: Path) -> None:
+    """Move files one by one; until the last of them, the configuration, the directory holds no model."""
+    for item in directory.iterdir():
+        is_model = item.name in (CONFIG_NAME, CARD_NAME, EXAMPLE_NAME) or WEIGHT_FILES.fullmatch(item.name)
+        if is_model and (item.is_file() or item.is_symlink()):
+            item.unlink()
+    for item in sorted(new.iterdir(), key=lambda item: item.name == CONFIG_NAME):
+        item.replace(directory / item.name)
+    new.rmdir()
 
 
 def _swap(new: Path, directory: Path) -> None:
     """Put `new` in the place of `directory`, which stays as it was if that fails."""
     old = new.with_name(f"{new.name}.old")
     if directory.exists():
+        shutil.copymode(directory, new)
         directory.rename(old)
     try:
         new.rename(directory)
@@ -157,6 +206,7 @@ def load_model(
     source: str,
     weights: bool = True,
     *,
+    revision: str | None = None,
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
     force_download: bool = False,
@@ -168,6 +218,7 @@ def load_model(
     Args:
         source: where the model is.
         weights: load them; False gives the architecture alone.
+        revision: in place of @REVISION.
         cache_dir, token, force_download, local_files_only: as in `huggingface_hub.hf_hub_download`.
         overrides: keywords of `WSLModel` (and those of a `preset`) that replace the saved ones; all others are the
             backbone's. Another `num_classes` gives fresh heads, another `in_chans` a fresh first convolution, said in
@@ -179,7 +230,10 @@ def load_model(
         ValueError: what is there can't be read, can't be trusted or does not fit.
     """
     client = dict(cache_dir=cache_dir, token=token, force_download=force_download, local_files_only=local_files_only)
-    config, files = _find(source, weights, client)
+    config, files = _find(source, revision, weights, client)
+    refused = sorted(overrides.keys() & set(LOADING))
+    if refused:
+        raise TypeError(f"{', '.join(refused)}: the weights of a saved model are its own")
     img_size = overrides.pop("img_size", None)
     overrides = resolve_preset(overrides.pop("preset", None), overrides)
     options = config.with_overrides(overrides)
@@ -199,19 +253,24 @@ def load_model(
     if img_size is not None:
         model.set_input_size(img_size)
     model.class_names = config.class_names if model.num_classes == config.model["num_classes"] else None
-    model.info = dict(config.info)
+    if weights:
+        model.info = {key: value for key, value in config.info.items() if key != "metrics" or not fresh}
     return model
 
 
-def _find(source: str, weights: bool, client: dict) -> tuple[SavedConfig, list[Path]]:
+def _find(source: str, revision: str | None, weights: bool, client: dict) -> tuple[SavedConfig, list[Path]]:
     """The configuration of a source, and the files of its weights where they are asked for."""
     prefix = next(prefix for prefix in SOURCES if source.startswith(prefix))
     place = source.removeprefix(prefix)
     if prefix == LOCAL:
+        if revision:
+            raise ValueError(f"{source} is a directory, which has no revision {revision!r}")
         directory = Path(place).expanduser()
         return read_config(directory / CONFIG_NAME), weight_files(directory) if weights else []
-    name, _, revision = place.partition("@")
-    repository = Repository(name, revision or None, **client)
+    name, _, asked = place.partition("@")
+    if asked and revision and asked != revision:
+        raise ValueError(f"{source} is asked for at revision {revision!r} as well: give one of them")
+    repository = Repository(name, revision or asked or None, **client)
     config = read_config(repository.config())
     return config, repository.weights(config.path) if weights else []
 

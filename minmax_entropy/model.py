@@ -249,6 +249,7 @@ class WSLModel(TimmConventions, Shareable):
             size_weight=size_weight,
             task=task,
         )
+        self._as_built = self._live()
 
     # The method, in the paper's order.
 
@@ -394,12 +395,18 @@ class WSLModel(TimmConventions, Shareable):
 
     def settings(self) -> dict:
         """Keywords that rebuild the model as it is: `config`, with what may have been set since."""
+        return {**self.config, **{key: value for key, value in self._live().items() if value != self._as_built[key]}}
+
+    def _live(self) -> dict:
+        """What can be set on a model that is built."""
+        own = ("mask_sigma", "mask_omega", "mask_source", "mask_normalization", "classifier_scale", "detach_mask")
+        erasing = ("steps", "sigma", "scope", "reduction", "fallback", "normalize_trust")
         return {
-            **self.config,
-            "mask_sigma": self.mask_sigma,
-            "mask_omega": self.mask_omega,
-            "erasing_steps": self.erasing.steps,
-            "erasing_sigma": self.erasing.sigma,
+            **{name: getattr(self, name) for name in (*own, "checkpoint_passes")},
+            **{f"erasing_{name}": getattr(self.erasing, name) for name in erasing},
+            **{f"{name}_weight": weight for name, weight in self.criterion.weights.items()},
+            "background_loss": self.criterion.background_loss,
+            "size_loss": self.criterion.size_loss,
         }
 
     @staticmethod

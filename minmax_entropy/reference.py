@@ -43,6 +43,7 @@ _NETWORKS = {
 }
 _OTHER_NETWORKS = {"basic": "resnet18", "bottleneck": "resnet50"}
 
+POOLING = ("kmax", "kmin", "alpha", "dropout")  # options of both heads
 MAX_BLOCKS = 100  # in a stage; the largest ResNet has 36
 
 # Classes of the data sets that the authors trained on, where they are few, in alphabetical order.
@@ -71,8 +72,8 @@ def convert_reference_checkpoint(
         modalities: M, maps per class of its heads.
         short_side: images with a shorter side than this are enlarged to it (CUB, Flowers); None leaves every image at
             its own size (GlaS).
-        settings: keywords of `create_model` in place of the preset's; what a checkpoint does not hold: `kmax`, dropout
-            (both in `localizer` and `classifier`), `classifier_scale`.
+        settings: keywords of `create_model` in place of the preset's, and options of both heads (`kmax`, `kmin`,
+            `alpha`, `dropout`): what a checkpoint does not hold.
 
     Raises:
         FileNotFoundError: no such file.
@@ -100,7 +101,12 @@ def convert_reference_checkpoint(
         raise ValueError(f"{source} has {max(stages)} blocks in a stage, which no network of the authors has")
     other = (_OTHER_NETWORKS[kind], {"stem_type": "deep", "stem_width": 64, "layers": stages})
     backbone, options = _NETWORKS.get((kind, stages), other)
-    heads = {name: dict(PRESETS["reference"][name], modalities=modalities) for name in ("localizer", "classifier")}
+    pooling = {key: settings.pop(key) for key in POOLING if key in settings}
+    heads = {
+        name: {**PRESETS["reference"][name], "modalities": modalities, **pooling}
+        for name in ("localizer", "classifier")
+    }
+    options = {**options, **{key: settings.pop(key) for key in set(settings) - WSLModel.config_keywords()}}
     data_config = dict(PRESETS["reference"]["data_config"], interpolation="bilinear", crop_pct=1.0)
     data_config["resize"] = "reference_native" if short_side is None else "reference"
     keywords = dict(heads, data_config=data_config, img_size=short_side, backbone_kwargs=options)

@@ -38,7 +38,7 @@ class Shareable(
 
         Args:
             pretrained_model_name_or_path: a directory of `save_pretrained`, or "ORG/NAME" on the Hugging Face Hub; what
-                is a directory here is taken from here.
+                is a directory here is taken from here. With the prefix `local-dir:` or `hf-hub:` it is that.
             revision: branch, tag or commit on the Hub.
             cache_dir, token, force_download, local_files_only: as in `huggingface_hub.hf_hub_download`.
             keywords: of `WSLModel`, in place of the saved ones; see `minmax_entropy.hub.load_model`.
@@ -50,13 +50,11 @@ class Shareable(
         """
         from minmax_entropy import hub
 
-        place = str(pretrained_model_name_or_path)
-        if Path(place).expanduser().is_dir():
-            source = f"local-dir:{place}"
-        else:
-            source = f"hf-hub:{place}@{revision}" if revision else f"hf-hub:{place}"
+        source = str(pretrained_model_name_or_path)
+        if not source.startswith(hub.SOURCES):
+            source = f"{hub.LOCAL if Path(source).expanduser().is_dir() else hub.HUB}{source}"
         client = dict(cache_dir=cache_dir, token=token, force_download=force_download)
-        return hub.load_model(source, local_files_only=local_files_only, **client, **keywords).eval()
+        return hub.load_model(source, revision=revision, local_files_only=local_files_only, **client, **keywords).eval()
 
     def save_pretrained(
         self,

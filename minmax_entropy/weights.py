@@ -144,7 +144,9 @@ def read_state_dict(path: str | Path) -> Mapping[str, Tensor]:
         FileNotFoundError: no such file.
         ValueError: the file is damaged or holds something else than tensors by name.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} is a directory, weights are a file; a saved model is local-dir:{path}")
     if path.suffix == ".safetensors":
         return SavedWeights([path])
     if not path.is_file():

@@ -64,6 +64,13 @@ def test_the_layers_of_resnet101(monkeypatch):
         mme.convert_reference_checkpoint(state)
 
 
+def test_what_a_checkpoint_does_not_hold(state):
+    model = mme.convert_reference_checkpoint(state, kmax=0.3, dropout=0.5, classifier_scale=0.75, drop_path_rate=0.1)
+    for head in (model.localizer, model.classifier):
+        assert (head.kmax, head.modalities) == (0.3, 5)
+    assert model.classifier_scale == 0.75 and model.config["backbone_kwargs"]["drop_path_rate"] == 0.1
+
+
 def test_images_are_prepared_as_the_authors_do(state):
     model = mme.convert_reference_checkpoint(state)
     preprocess = preprocess_for(model)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 
 import pytest
@@ -12,7 +13,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import minmax_entropy as mme
-from minmax_entropy import card, factory
+from minmax_entropy import card, factory, heads
 from minmax_entropy.data import SyntheticShapes
 from minmax_entropy.engine import preprocess_for
 
@@ -162,13 +163,96 @@ def test_figures_that_are_none(tmp_path):
     assert "| F1+ % | - |" in read_card(directory).text
 
 
-def test_settings_are_saved_as_they_are_now(tmp_path):
+CHANGES = {
+    "mask_sigma": 0.25,
+    "mask_omega": 4.0,
+    "mask_source": "predicted",
+    "mask_normalization": "batch",
+    "classifier_scale": 1.0,
+    "detach_mask": False,
+    "checkpoint_passes": True,
+    "erasing.steps": 2,
+    "erasing.sigma": 3.0,
+    "erasing.scope": "batch",
+    "erasing.reduction": "mean",
+    "erasing.fallback": "blank",
+    "erasing.normalize_trust": False,
+    "criterion.background_loss": "eem",
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_settings_are_saved_as_they_are_now(tmp_path, name):
     model = create()
-    model.mask_sigma, model.mask_omega, model.erasing.steps = 0.25, 4.0, 2
-    model.data_config["mean"] = (0.1, 0.2, 0.3)
+    *parts, last = name.split(".")
+    setattr(model.get_submodule(".".join(parts)), last, CHANGES[name])
     again = load(model.save_pretrained(tmp_path / "model"))
-    assert (again.mask_sigma, again.mask_omega, again.erasing.steps) == (0.25, 4.0, 2)
-    assert again.data_config["mean"] == (0.1, 0.2, 0.3)
+    assert getattr(again.get_submodule(".".join(parts)), last) == CHANGES[name]
+
+
+def test_what_is_set_in_dictionaries_is_saved(tmp_path):
+    model = create()
+    model.data_config["mean"] = (0.1, 0.2, 0.3)
+    model.criterion.weights["background"] = 0.5
+    again = load(model.save_pretrained(tmp_path / "model"))
+    assert again.data_config["mean"] == (0.1, 0.2, 0.3) and again.criterion.weights["background"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: setattr(m, "localizer", mme.create_head("attention", m.num_features, K)), "left over localizer"),
+        (lambda m: setattr(m, "mask_sigma", 2.0), r"mask_sigma is a threshold on a map in \[0, 1\], got 2.0"),
+        (lambda m: m.data_config.update(foo=1), "data_config has no 'foo'"),
+    ],
+)
+def test_what_would_not_load_is_not_saved(tmp_path, change, message):
+    model = create()
+    change(model)
+    with pytest.raises(ValueError, match=f"(?s)this model would not load again: .*{message}"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_head_of_your_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(heads._HEADS, "_factories", dict(heads._HEADS._factories))
+
+    @mme.register_head
+    class GradedHead(heads.AverageHead):
+        def __init__(self, in_features, num_classes):
+            super().__init__(in_features, num_classes)
+            self.grades = [float(value) for value in torch.linspace(0, 1, 3)]  # not on the meta device
+
+    model = create(localizer="GradedHead")
+    torch.testing.assert_close(outputs(load(model.save_pretrained(tmp_path / "model"))), outputs(model), rtol=0, atol=0)
+
+
+# Places
+
+
+def test_the_current_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    create().save_pretrained(".", max_shard_size="100KB", example=SyntheticShapes(1, 64, seed=0)[0].image)
+    (tmp_path / "notes.txt").write_text("kept")
+    create(mask_sigma=0.25).save_pretrained(".")
+    assert sorted(os.listdir(".")) == ["README.md", "config.json", "model.safetensors", "notes.txt"]
+    assert load(".").mask_sigma == 0.25 and (tmp_path / "notes.txt").read_text() == "kept"
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "five").mkdir()
+    (tmp_path / "latest").symlink_to("five")
+    create().save_pretrained(tmp_path / "latest")
+    assert (tmp_path / "latest").is_symlink() and (tmp_path / "five" / "config.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["five", "latest"]
+
+
+def test_all_files_can_be_read_by_the_same_people(tmp_path):
+    directory = create().save_pretrained(tmp_path / "model")
+    assert len({path.stat().st_mode for path in directory.iterdir()}) == 1
+    directory.chmod(0o750)
+    create().save_pretrained(directory)
+    assert directory.stat().st_mode & 0o777 == 0o750
 
 
 def test_where_weights_came_from_is_not_part_of_an_architecture(tmp_path):

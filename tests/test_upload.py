@@ -55,6 +55,8 @@ def push(name, **keywords):
 
 for step in {refused!r}:
     results[step] = push(f"org/{{step}}")
+push("org/twice", max_shard_size="200KB")
+push("org/twice")
 results["token"] = push("org/other", token="hf_wrong")
 results["unchanged"] = describe(model) == before
 print(json.dumps(results))
@@ -107,6 +109,16 @@ def test_files(uploaded):
     assert "org/name" in text and TOKEN not in text
     assert all(name in text for name in NAMES)
     assert "| F1+ % | 70.0 |" in text
+
+
+def test_a_second_upload_leaves_no_weights_of_the_first(uploaded):
+    first, _ = uploaded.server.of("commit", "org/twice")
+    assert sum(line["key"] == "lfsFile" for line in first.body) > 1
+    assert set(uploaded.server.repositories["org/twice"].files["main"]) == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
 
 
 def test_the_upload_is_loaded_again(uploaded):

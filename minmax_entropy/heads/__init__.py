@@ -15,13 +15,14 @@ from minmax_entropy.heads.attention import AttentionHead  # noqa: E402
 from minmax_entropy.heads.pooling import AverageHead, ClassMapHead, LSEHead, MaxHead  # noqa: E402
 from minmax_entropy.heads.wildcat import WildcatHead  # noqa: E402
 
-for _name, _head in {
+BUILT_IN = {
     "wildcat": WildcatHead,
     "average": AverageHead,
     "max": MaxHead,
     "lse": LSEHead,
     "attention": AttentionHead,
-}.items():
+}
+for _name, _head in BUILT_IN.items():
     register_head(_head, name=_name)
 
 
@@ -61,6 +62,7 @@ def create_head(spec: str | dict | nn.Module, in_features: int, num_classes: int
 
 
 __all__ = [
+    "BUILT_IN",
     "AttentionHead",
     "AverageHead",
     "ClassMapHead",
