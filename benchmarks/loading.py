@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    command = f"python benchmarks/loading.py --turns {options.turns}"
+    command = f"python benchmarks/loading.py --backbones {' '.join(options.backbones)} --turns {options.turns}"
     lines = [
         f"`{command}`, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, timm {timm.__version__}, "
         f"Python {platform.python_version()}. Memory in units of the weights.",
