@@ -180,9 +180,10 @@ def build_without_memory(options: dict) -> WSLModel:
 
 def _has_own_parts(options: dict) -> bool:
     """Whether backbone or heads are a user's own, registered ones."""
-    heads = (options.get(key) for key in ("localizer", "classifier"))
-    names = {head.get("name", "wildcat") if isinstance(head, dict) else head for head in heads}
-    return not timm.is_model(options["backbone"]) or not names <= {None, *BUILT_IN}
+    heads = [options.get(key) for key in ("localizer", "classifier")]
+    names = [head.get("name", "wildcat") if isinstance(head, dict) else head for head in heads]
+    own = [name for name in names if isinstance(name, str) and name not in BUILT_IN]
+    return bool(own) or not timm.is_model(options["backbone"])
 
 
 def _checked(path: Path, config: dict) -> SavedConfig:

@@ -130,7 +130,7 @@ def _replacing(directory: Path) -> Iterator[Path]:
 
     What can't be renamed, the current directory and mount points, gets the files one by one, the configuration last.
     """
-    stays = directory.exists() and (os.path.ismount(directory) or directory.samefile(Path.cwd()))
+    stays = directory.exists() and not _may_be_renamed(directory)
     parent = directory if stays else directory.parent
     parent.mkdir(parents=True, exist_ok=True)
     staging = parent / f".{directory.name}.{secrets.token_hex(4)}"
@@ -150,6 +150,11 @@ def _replacing(directory: Path) -> Iterator[Path]:
         raise
 
 
+def _may_be_renamed(directory: Path) -> bool:
+    is_current = Path(os.path.realpath(os.curdir)).is_relative_to(directory)
+    return not (is_current or os.path.ismount(directory)) and os.access(directory.parent, os.W_OK)
+
+
 def _copy(item: Path, target: Path) -> None:
     """Links stay links: what they point to is not this model's."""
     if item.is_dir() and not item.is_symlink():
@@ -159,8 +164,8 @@ def _copy(item: Path, target: Path) -> None:
 
 
 def _move_into(new: Path, directory: Path) -> None:
-    """Move files one by one; until the last of them, the configuration, the directory holds no model."""
-    for item in directory.iterdir():
+    """Move files one by one; from the first, the old configuration, to the last, the new one, there is no model."""
+    for item in sorted(directory.iterdir(), key=lambda item: item.name != CONFIG_NAME):
         is_model = item.name in (CONFIG_NAME, CARD_NAME, EXAMPLE_NAME) or WEIGHT_FILES.fullmatch(item.name)
         if is_model and (item.is_file() or item.is_symlink()):
             item.unlink()

@@ -239,6 +239,14 @@ def test_the_current_directory(tmp_path, monkeypatch):
     assert load(".").mask_sigma == 0.25 and (tmp_path / "notes.txt").read_text() == "kept"
 
 
+def test_a_folder_of_the_current_directory(tmp_path, monkeypatch):
+    directory = create().save_pretrained(tmp_path / "model")
+    (directory / "logs").mkdir()
+    monkeypatch.chdir(directory / "logs")
+    create(mask_sigma=0.25).save_pretrained("..")
+    assert os.getcwd() == str(directory / "logs") and load("..").mask_sigma == 0.25
+
+
 def test_a_link_stays_a_link(tmp_path):
     (tmp_path / "five").mkdir()
     (tmp_path / "latest").symlink_to("five")
