@@ -6,6 +6,15 @@ import numbers
 import operator
 
 LARGEST = 1e12  # of any setting
+MAX_SIDE = 2**13  # pixels
+MAX_CHANNELS = 4096
+SMALLEST_STD = 1e-6
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming", "random")
+CROP_MODES = ("center", "squash", "border", "corner")
+_DATA_CONFIG = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "resize")
+# What brings an image to the network's size at evaluation: its shorter side becomes that of `input_size`; only if it is
+# shorter, as in the authors' implementation; never, likewise.
+RESIZES = ("short_side", "reference", "reference_native")
 
 
 def check_number(name: str, value: float) -> None:
@@ -31,17 +40,6 @@ def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     """Refuse what is not one of the known values."""
     if value not in known:
         raise ValueError(f"{name} must be one of {known}, got {value!r}")
-
-
-MAX_SIDE = 2**13  # pixels
-MAX_CHANNELS = 4096
-SMALLEST_STD = 1e-6
-INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming", "random")
-CROP_MODES = ("center", "squash", "border", "corner")
-_DATA_CONFIG = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "resize")
-# What brings an image to the network's size at evaluation: its shorter side becomes that of `input_size`; only if it is
-# shorter, as in the authors' implementation; never, likewise.
-RESIZES = ("short_side", "reference", "reference_native")
 
 
 def check_mask(sigma: float, omega: float) -> None:

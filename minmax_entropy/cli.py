@@ -7,7 +7,6 @@ import ast
 import csv
 import json
 import logging
-import math
 import runpy
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import timm.data
 import torch
 
 from minmax_entropy import hub
-from minmax_entropy.configuration import to_config
+from minmax_entropy.configuration import figures_as_json, to_config
 from minmax_entropy.data import ImageFiles, open_split
 from minmax_entropy.demo import run_demo
 from minmax_entropy.engine import RECIPES, TrainingError, evaluate, evaluate_all_ones, fit, get_recipe, preprocess_for
@@ -152,8 +151,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.output is not None:
         output = Path(options.output)
         output.mkdir(parents=True, exist_ok=True)
-        metrics = {name: value if math.isfinite(value) else None for name, value in result.metrics.items()}
-        (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        (output / "metrics.json").write_text(json.dumps(figures_as_json(result.metrics), indent=2) + "\n")
         with (output / "images.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in result.rows for key in row)))
             writer.writeheader()
@@ -196,12 +194,11 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    settings = dict(img_size=options.size, dynamic_size=options.dynamic_size)
     suffix = Path(options.output).suffix
     if suffix not in EXPORTS:
         raise ValueError(f"--output ends with {' or '.join(EXPORTS)}, which say the format; got {options.output}")
     model = _load(options)
-    path = EXPORTS[suffix](model, options.output, **settings)
+    path = EXPORTS[suffix](model, options.output, img_size=options.size, dynamic_size=options.dynamic_size)
     print(f"{path}: images [B, {model.in_chans}, H, W], normalized with mean {model.data_config['mean']}")
     print(f"and std {model.data_config['std']}, to logits [B, {model.num_classes}] and mask [B, 1, H, W]")
     return 0

@@ -112,7 +112,7 @@ def to_config(model: WSLModel, class_names: list[str] | None, info: dict) -> str
         "data_config": model.data_config,
         "class_names": class_names,
         **{key: info.get(key) for key in INFO},
-        "metrics": _finite(info.get("metrics")),
+        "metrics": figures_as_json(info.get("metrics")),
     }
     text = json.dumps(config, indent=2, default=_plain, allow_nan=False)
     written = json.loads(text)  # what would not be read is not written
@@ -267,13 +267,13 @@ def _bounded() -> Iterator[None]:
             hook.remove()
 
 
-def _finite(value: object) -> object:
+def figures_as_json(value: object) -> object:
     """Figures as JSON has them: what is not finite (no image had a mask) becomes null."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
+        return {key: figures_as_json(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
+        return [figures_as_json(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

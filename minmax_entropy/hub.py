@@ -298,7 +298,7 @@ def _fresh_keys(model: WSLModel, config: SavedConfig, options: dict, saved: Save
         _logger.info(FRESH_HEADS, source, now["num_classes"], was["num_classes"])
     channels = was.get("in_chans", 3)
     if now.get("in_chans", 3) != channels:
-        fresh |= _first_convolution(options)
+        fresh |= _first_convolution(model, options)
         _logger.info(FRESH_CONVOLUTION, source, now["in_chans"], channels)
     return fresh
 
@@ -307,13 +307,11 @@ def _heads(model: WSLModel, saved: Mapping[str, Tensor]) -> set[str]:
     return {key for key in (*model.state_dict(), *saved) if key.startswith(HEADS)}
 
 
-def _first_convolution(options: dict) -> set[str]:
+def _first_convolution(model: WSLModel, options: dict) -> set[str]:
     """Names of the weights whose shape depends on the number of channels."""
-    channels = options.get("in_chans", 3)
-    one, other = (
-        shapes_of(build_without_memory({**options, "in_chans": n}).state_dict()) for n in (channels, channels + 1)
-    )
-    return {key for key in one if one[key] != other[key]}
+    other = build_without_memory({**options, "in_chans": model.in_chans + 1})
+    own, others = shapes_of(model.state_dict()), shapes_of(other.state_dict())
+    return {key for key in own if own[key] != others[key]}
 
 
 def load_checkpoint(model: WSLModel, path: str | Path, given: Collection[str] = ()) -> None:
@@ -335,7 +333,7 @@ def load_checkpoint(model: WSLModel, path: str | Path, given: Collection[str] = 
         fresh |= heads
         _logger.info(FRESH_HEADS, path, model.num_classes, "those of the file")
     if "in_chans" in given and differ - fresh:
-        first = _first_convolution(model.config)
+        first = _first_convolution(model, model.config)
         if differ & first:
             fresh |= first
             _logger.info(FRESH_CONVOLUTION, path, model.in_chans, "those of the file")

@@ -86,7 +86,7 @@ class Shareable(
 
         Raises:
             ValueError: the model has a backbone or head given as a module, the number of names is not that of classes,
-                or the weights hold NaN or infinite values.
+                the weights hold NaN or infinite values, or the model is no longer what its settings say.
             FileExistsError: the directory holds something else than a saved model.
         """
         from minmax_entropy import hub

@@ -14,6 +14,7 @@ from minmax_entropy.data import DamagedFileError, LabelledImages, Preprocess
 from minmax_entropy.engine.progress import progress_bar
 from minmax_entropy.metrics import LocalizationMeter
 from minmax_entropy.model import WSLModel
+from minmax_entropy.modes import in_evaluation
 
 
 def preprocess_for(model: WSLModel, short_side: int | None = None) -> Preprocess:
@@ -86,8 +87,6 @@ def predict_images(
         batch_size = 1
     preprocess = preprocess or preprocess_for(model)
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
 
     def flush(batch: list[tuple[int, tuple[int, int], torch.Tensor]]) -> Iterator[Prediction]:
         output = model(torch.stack([tensor for _, _, tensor in batch]).to(device))
@@ -96,7 +95,7 @@ def predict_images(
         for (index, size, _), p, k, mask in zip(batch, probabilities.tolist(), classes.tolist(), masks, strict=True):
             yield Prediction(index, k, p, (preprocess.restore(mask, size) if full_size else mask)[0].numpy())
 
-    try:
+    with in_evaluation(model):
         batch = []
         for index, image in images:
             tensor = preprocess(image)
@@ -106,8 +105,6 @@ def predict_images(
             batch.append((index, (image.height, image.width), tensor))
         if batch:
             yield from flush(batch)
-    finally:
-        model.train(was_training)
 
 
 @dataclasses.dataclass
