@@ -12,17 +12,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import timm.data
 import torch
 
 from minmax_entropy import hub
-from minmax_entropy.configuration import figures_as_json, to_config
-from minmax_entropy.data import ImageFiles, open_split
+from minmax_entropy.configuration import figures_as_json
+from minmax_entropy.data import AUGMENTATIONS, ImageFiles, LabelledImages, few_shots, fold, open_split
 from minmax_entropy.demo import run_demo
-from minmax_entropy.engine import RECIPES, TrainingError, evaluate, evaluate_all_ones, fit, get_recipe, preprocess_for
+from minmax_entropy.engine import (
+    RECIPES,
+    TrainingError,
+    TrainingResult,
+    evaluate,
+    evaluate_all_ones,
+    fit,
+    get_recipe,
+    preprocess_for,
+)
 from minmax_entropy.engine.pictures import save_picture
 from minmax_entropy.engine.predict import expand_paths, predict_files
 from minmax_entropy.engine.report import case_grid, metrics_table, ranked_cases
+from minmax_entropy.engine.train import CHECKPOINT_STEPS, PRECISIONS
 from minmax_entropy.export import ExportError, export_onnx, save_program
 from minmax_entropy.factory import create_model, list_models
 from minmax_entropy.model import WSLModel
@@ -66,14 +75,10 @@ def _train(options: argparse.Namespace) -> int:
             raise ValueError(f"give {option} instead of --set {name}=...")
     recipe = get_recipe(
         options.recipe,
-        lr=options.lr,
-        batch_size=options.batch_size,
-        erasing_steps=options.erasing_steps,
+        **{"lr": options.lr, "batch_size": options.batch_size, "erasing_steps": options.erasing_steps}
+        | {"augmentation": options.augmentation, "patience": options.patience, **dict(options.recipe_set)},
     )
-    train, valid = (open_split(options.data, split, options.classes) for split in ("train", "valid"))
-    valid = ImageFiles(valid.records, train.class_names)  # classes may be missing in it, the indices are the same
-    if len(train.class_names) == 1:
-        raise ValueError(f"{options.data}: all images are of class {train.class_names[0]!r}, two or more are needed")
+    train, valid = _training_data(options)
     torch.manual_seed(options.seed)
     model = create_model(
         options.model,
@@ -82,49 +87,68 @@ def _train(options: argparse.Namespace) -> int:
         img_size=options.size,
         preset=options.preset,
         **options.set,
-    ).to(options.device)
+    )
     model.class_names = train.class_names
     if model.in_chans != 3:
         raise ValueError(f"train reads RGB images, in_chans must be 3, got {model.in_chans}")
-    config = model.data_config
-    transform = timm.data.create_transform(
-        input_size=options.size,
-        is_training=True,
-        scale=(0.4, 1.0),
-        color_jitter=0.2,
-        interpolation="bilinear",
-        mean=config["mean"],
-        std=config["std"],
-    )
-    preprocess = preprocess_for(model, options.size)
+    device = torch.device(options.device)
+    if device.index is not None:
+        torch.accelerator.set_device_index(device.index)
     output = Path(options.output)
-    hub.check_target(output / "model")  # before the training, not after it, and so is this:
-    to_config(model, train.class_names, model.info)
     print(f"{len(train)} images of {len(train.class_names)} classes to train, {len(valid)} to validate")
     result = fit(
         model,
         train,
-        transform,
         recipe,
-        epochs=options.epochs,
+        options.epochs,
         valid=valid,
-        preprocess=preprocess,
+        output=output,
+        resume=options.resume,
+        size=options.size,
+        preprocess=preprocess_for(model, options.size),
         seed=options.seed,
         workers=options.workers,
+        precision=options.precision,
+        accumulation=options.accumulation,
+        sync_bn=options.sync_bn,
+        checkpoint_steps=options.checkpoint_steps,
+        trackers=options.trackers,
         skip_damaged=options.skip_damaged,
-        log_path=output / "log.csv",
+        cpu=device.type == "cpu",
         title=options.model,
     )
-    metrics = {"valid_error": result.log[result.best_epoch].get("valid_error")}
-    model.save_pretrained(output / "model", class_names=train.class_names, metrics=metrics)
+    if result.is_main:
+        _print_training(options, output, result)
+    return 0
+
+
+def _training_data(options: argparse.Namespace) -> tuple[LabelledImages, LabelledImages]:
+    """Images to train and to validate, whose classes have the same indices."""
+    train, valid = (open_split(options.data, split, options.classes) for split in ("train", "valid"))
+    valid = ImageFiles(valid.records, train.class_names)  # classes may be missing in it
+    if len(train.class_names) == 1:
+        raise ValueError(f"{options.data}: all images are of class {train.class_names[0]!r}, two or more are needed")
+    if (options.folds is None) != (options.fold is None):
+        raise ValueError("--folds says how many there are, --fold which of them validates: give both")
+    if options.folds is not None:
+        train, valid = fold([train, valid], options.fold, options.folds, options.seed)
+    if options.shots is not None:
+        train = few_shots(train, options.shots, options.seed)
+    return train, valid
+
+
+def _print_training(options: argparse.Namespace, output: Path, result: TrainingResult) -> None:
     if result.damaged:
         print(f"skipped {len(result.damaged)} damaged files: {', '.join(result.damaged)}")
+    row = result.log[result.best_epoch]
     print(
-        f"trained {len(result.log)} epochs in {result.seconds:.0f} s; kept epoch {result.best_epoch} with a validation"
+        f"trained {len(result.log)} epochs in {result.seconds:.0f} s; kept epoch {result.best_epoch} with a "
+        f"validation\nerror of {100 * row['valid_error']:.1f} %; log and learning curves in {output}, model in {output / 'model'}"
     )
-    print(f"error of {100 * metrics['valid_error']:.1f} %; log in {output / 'log.csv'}, model in {output / 'model'}")
+    if result.best_f1_epoch is not None:
+        f1 = 100 * result.log[result.best_f1_epoch]["valid_f1_foreground"]
+        print(f"best F1+ on the validation masks: {f1:.1f} %, epoch {result.best_f1_epoch}, {output / 'model_best_f1'}")
     print(f"next: minmax-entropy evaluate --model {output / 'model'} --data {options.data}")
-    return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -291,6 +315,22 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--erasing-steps", type=int, help="passes of recursive erasing from the second epoch on")
     train.add_argument(
         "--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="any keyword of create_model"
+    )
+    train.add_argument("--augmentation", choices=sorted(AUGMENTATIONS), help="instead of the recipe's")
+    train.add_argument("--patience", type=_positive, help="stop after so many epochs without a lower error")
+    train.add_argument(
+        "--recipe-set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="any field of Recipe"
+    )
+    train.add_argument("--shots", type=_positive, help="train on so many images a class, drawn by the seed")
+    train.add_argument("--folds", type=_positive, help="cross-validation: cut what trains and validates into so many")
+    train.add_argument("--fold", type=int, help="the fold that validates, from 0")
+    train.add_argument("--resume", action="store_true", help="go on with the run in --output, if there is one")
+    train.add_argument("--precision", default="no", choices=PRECISIONS, help="of the passes (%(default)s: float32)")
+    train.add_argument("--accumulation", type=_positive, default=1, help="parts a step's images are cut into")
+    train.add_argument("--sync-bn", action="store_true", help="BatchNorm statistics over all processes")
+    train.add_argument("--checkpoint-steps", type=_positive, default=CHECKPOINT_STEPS, help="%(default)s")
+    train.add_argument(
+        "--trackers", nargs="+", default=(), metavar="NAME", help="of Accelerate: tensorboard, wandb, ..."
     )
     train.add_argument("--workers", type=int, default=4 if torch.cuda.is_available() else 0, help="%(default)s")
     train.add_argument("--seed", type=_seed, default=0)

@@ -55,7 +55,8 @@ class TimmConventions(nn.Module):
         return self.backbone(images)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Fresh heads of the same kinds, both of them, for another number of classes (whose names are forgotten)."""
+        """Fresh heads of the same kinds, both of them, for another number of classes. Names and `class_weights` are
+        forgotten."""
         num_classes = check_count("num_classes", num_classes)
         weight = next(self.localizer.parameters())
         specs = {name: self.config[name] for name in ("localizer", "classifier") if self.config[name] is not None}
@@ -69,6 +70,7 @@ class TimmConventions(nn.Module):
             setattr(self, name, head.train(self.training))
         self.num_classes = self.config["num_classes"] = num_classes
         self.class_names = None
+        self.criterion.class_weights = self.config["class_weights"] = None
 
     def set_input_size(self, img_size: int | Size) -> None:
         """Expect images of another size, `(height, width)` or a number: it becomes that of `data_config`. A backbone

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from pathlib import Path
 
 import torch
+from huggingface_hub.utils import tqdm
 from PIL import Image
 from torch import Tensor
 
 from minmax_entropy.data import SyntheticShapes
-from minmax_entropy.engine import evaluate, evaluate_all_ones, fit, get_recipe, preprocess_for
+from minmax_entropy.data.subsets import targets_of
+from minmax_entropy.engine import evaluate, evaluate_all_ones, get_recipe, preprocess_for
 from minmax_entropy.engine.pictures import save_picture
 from minmax_entropy.engine.progress import progress_bar
 from minmax_entropy.engine.report import LEGEND, case_grid, metrics_table
@@ -93,19 +96,48 @@ def train_method(
     torch.manual_seed(seed)
     model = create_model(num_classes=len(train.class_names), **method.settings)
     preprocess = preprocess_for(model)
-    tensors: dict[int, Tensor] = {}  # the data set keeps its images, and every epoch asks for them again
-
-    def transform(image: Image.Image) -> Tensor:
-        tensor = tensors.get(id(image))
-        if tensor is None:
-            tensor = tensors[id(image)] = preprocess(image)
-        return tensor.flip(-1) if torch.rand(()) < 0.5 else tensor
-
-    recipe = get_recipe("scratch", erasing_steps=method.erasing_steps)
-    budget = dict(epochs=epochs) if seconds is None else dict(seconds=seconds)
-    result = fit(model, train, transform, recipe, seed=seed, title=method.title, **budget)
+    images = torch.stack([preprocess(train.image(index)) for index in range(len(train))])
+    target = torch.tensor(targets_of(train))
+    started = time.perf_counter()
+    with progress_bar(None, method.title, total=100, bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}") as bar:
+        trained = _train(model, images, target, method.erasing_steps, epochs, seconds, bar)
+    model.erasing.steps = 0
+    seconds = time.perf_counter() - started
     metrics = evaluate(model, test, batch_size=50).metrics
-    return model, {**metrics, "epochs": len(result.log), "seconds": round(result.seconds)}, result.seconds
+    return model, {**metrics, "epochs": trained, "seconds": round(seconds)}, seconds
+
+
+def _train(
+    model: WSLModel, images: Tensor, target: Tensor, erasing_steps: int, epochs: int, seconds: float | None, bar: tqdm
+) -> int:
+    """A training loop in plain PyTorch; the number of epochs that it came to.
+
+    The engine has more to offer (`minmax_entropy.engine.fit`). This one needs the core alone, and can train for a given
+    time.
+    """
+    recipe = get_recipe("scratch")
+    optimizer = recipe.build_optimizer(model)
+    model.train().to(memory_format=torch.channels_last)
+    steps = len(images) // recipe.batch_size
+    started = time.perf_counter()
+    for epoch in itertools.count():
+        model.erasing.steps = erasing_steps if epoch >= recipe.erasing_from_epoch else 0
+        for step, batch in enumerate(torch.randperm(len(images))[: steps * recipe.batch_size].view(steps, -1)):
+            done = (time.perf_counter() - started) / seconds if seconds else (epoch + step / steps) / epochs
+            if done >= 1:
+                return epoch + (step > 0)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr_at(epoch, done)
+            flipped = torch.rand(len(batch), 1, 1, 1) < 0.5
+            inputs = torch.where(flipped, images[batch].flip(-1), images[batch])
+            output = model(inputs.contiguous(memory_format=torch.channels_last), target[batch])
+            optimizer.zero_grad()
+            output.loss.backward()
+            optimizer.step()
+            if step % 10 == 0:
+                bar.n = round(100 * done)
+                area = float(output.mask.mean())
+                bar.set_postfix_str(f"epoch {epoch} loss {float(output.loss):.2f} M+ {area:.2f}")
 
 
 def _numbers(metrics: dict) -> dict[str, float]:

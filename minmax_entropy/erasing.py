@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from minmax_entropy.checks import check_choice, check_flag, check_number
@@ -19,6 +20,7 @@ FALLBACKS = ("first", "blank")
 MAX_STEPS = 1000  # passes, far beyond any use
 
 Localize = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class ErasingPass(NamedTuple):
@@ -57,7 +59,8 @@ class RecursiveErasing(nn.Module):
         sigma: decay of the trust, in passes.
         scope: "image": an image leaves the loop when its history ends, so that nothing of it depends on the rest of
             the batch (normalization layers aside) and the loop needs no host synchronisation; "batch": all images stay
-            until every history has ended, as in the authors' implementation.
+            until every history has ended (of all processes, in distributed training), as in the authors'
+            implementation.
         reduction: of the localizer's cross-entropy over the passes an image took part in, "sum" or "mean".
         fallback: mask of an image that no pass was trusted for: "first" takes that of the first pass, "blank" zeros.
         normalize_trust: divide `M_acc` by the highest trust of the image, so that it has the scale of a plain mask.
@@ -105,22 +108,26 @@ class RecursiveErasing(nn.Module):
             raise ValueError(f"erasing_steps must be an integer of 0 or more, up to {MAX_STEPS}, got {value!r}")
         self._steps = operator.index(value)
 
-    def passes(self, images: Tensor, target: Tensor, localize: Localize) -> Iterator[ErasingPass]:
+    def passes(
+        self, images: Tensor, target: Tensor, localize: Localize, loss_of: Loss | None = None
+    ) -> Iterator[ErasingPass]:
         """The passes, one at a time.
 
         Args:
             images: `[B, C, H, W]`.
             target: class indices `[B]`; `[B, K]` of zeros and ones for the multilabel task.
             localize: maps images to `(logits [B, K], maps [B, K, h, w], mask [B, 1, H, W])`.
+            loss_of: maps logits and target to the cross-entropy of each image `[B]`; by default the task's own.
         """
         task = TASKS[self.task]
+        loss_of = loss_of or task.loss
         erased = images
         history = first_loss = accumulated = None
         for t in range(self.steps):
-            if self.scope == "batch" and t > 0 and not history.any():
+            if self.scope == "batch" and t > 0 and not _any_process(history.any()):
                 return
             logits, maps, mask = localize(erased)
-            loss = task.loss(logits, target)  # [B]
+            loss = loss_of(logits, target)  # [B]
             with torch.no_grad():
                 if t == 0:
                     history, first_loss = torch.ones_like(loss), loss
@@ -135,10 +142,10 @@ class RecursiveErasing(nn.Module):
                 erased = (erased * keep).to(images.dtype)
             yield ErasingPass(logits, maps, mask, loss, took_part, history, trust, accumulated, erased)
 
-    def forward(self, images: Tensor, target: Tensor, localize: Localize) -> ErasingOutput:
+    def forward(self, images: Tensor, target: Tensor, localize: Localize, loss_of: Loss | None = None) -> ErasingOutput:
         """Run the loop; arguments as in `passes`."""
         first = total = count = best = last = None
-        for last in self.passes(images, target, localize):
+        for last in self.passes(images, target, localize, loss_of):
             took_part = last.took_part if self.scope == "image" else torch.ones_like(last.took_part)
             if first is None:
                 first, total, count, best = last, last.loss, took_part, last.trust
@@ -162,3 +169,12 @@ class RecursiveErasing(nn.Module):
             f"steps={self.steps}, sigma={self.sigma}, scope={self.scope!r}, reduction={self.reduction!r}, "
             f"fallback={self.fallback!r}, normalize_trust={self.normalize_trust}"
         )
+
+
+def _any_process(flag: Tensor) -> bool:
+    """Whether the flag is set in any process: the batch is what all of them hold, and no one of them goes on alone, so
+    that synchronised BatchNorm layers do not wait for a pass that another process leaves out."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        flag = flag.to(torch.int32)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag)

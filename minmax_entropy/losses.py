@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -131,6 +132,10 @@ class MinMaxEntropyLoss(nn.Module):
         background_loss: "sem" (cross-entropy to the uniform distribution) or "eem" (negative entropy).
         size_loss: None, "area" (a price on `mean(M+)`) or "barrier" (log-barrier on the areas of both regions).
         localizer_weight, foreground_weight, background_weight, size_weight: factor of each term, 0 or more.
+        label_smoothing: share of each label that goes to all classes alike, in [0, 1) (Szegedy et al., CVPR 2016).
+        class_weights: factor of the cross-entropies by class, K numbers of 0 or more; with a mean of 1 over the images
+            the terms keep their balance (`minmax_entropy.data.class_weights`). An image's loss does not depend on the
+            other images of the batch.
     """
 
     def __init__(
@@ -142,10 +147,18 @@ class MinMaxEntropyLoss(nn.Module):
         background_weight: float = 1.0,
         size_weight: float = 1.0,
         task: str = "multiclass",
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         check_choice("task", task, tuple(TASKS))
         self.task = task
+        check_number("label_smoothing", label_smoothing)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing!r}")
+        self.label_smoothing = label_smoothing
+        self.register_buffer("_class_weights", None, persistent=False)
+        self.class_weights = class_weights
         if background_loss not in BACKGROUND_LOSSES:
             raise ValueError(f"background_loss must be one of {sorted(BACKGROUND_LOSSES)}, got {background_loss!r}")
         if size_loss is not None and size_loss not in SIZE_LOSSES:
@@ -162,6 +175,28 @@ class MinMaxEntropyLoss(nn.Module):
             check_number(f"{name}_weight", weight)
             if weight < 0:
                 raise ValueError(f"{name}_weight must be a finite number of 0 or more, got {weight!r}")
+
+    @property
+    def class_weights(self) -> list[float] | None:
+        """Factors of the cross-entropies by class, or None. May be set between steps."""
+        return self._weights_by_class
+
+    @class_weights.setter
+    def class_weights(self, weights: Sequence[float] | None) -> None:
+        if weights is not None:
+            if not isinstance(weights, (list, tuple)) or not weights:
+                raise TypeError(f"class_weights must be a list of a number for each class, got {weights!r:.80}")
+            for weight in weights:
+                check_number("class_weights", weight)
+                if weight < 0:
+                    raise ValueError(f"class_weights must be 0 or more, got {weight!r}")
+        self._weights_by_class = None if weights is None else [float(weight) for weight in weights]
+        self._class_weights = None if weights is None else torch.tensor(weights, dtype=torch.float32)
+
+    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Of each image with its label, as both heads are trained on it: `[B, K]` and the target to `[B]`."""
+        weights = None if self._class_weights is None else self._class_weights.to(logits.device)
+        return TASKS[self.task].loss(logits, target, self.label_smoothing, weights)
 
     def forward(
         self,
@@ -183,12 +218,11 @@ class MinMaxEntropyLoss(nn.Module):
         Returns:
             The weighted sum (scalar), and the unweighted terms (scalars, mean over the batch) by name.
         """
-        task_loss = TASKS[self.task].loss
         if localizer_loss is None:
-            localizer_loss = task_loss(localizer_logits, target)
+            localizer_loss = self.cross_entropy(localizer_logits, target)
         losses = {"localizer": localizer_loss.mean()}
         if logits is not None:
-            losses["foreground"] = task_loss(logits, target).mean()
+            losses["foreground"] = self.cross_entropy(logits, target).mean()
         if background_logits is not None:
             losses["background"] = self._background(background_logits, target).mean()
         if mask is not None and self.size_loss is not None:

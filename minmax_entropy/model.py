@@ -116,8 +116,8 @@ class WSLModel(TimmConventions, Shareable):
         detach_mask: keep the classifier's gradient from the localizer's head; it flows through the mask otherwise, and
             without a size term the mask then grows to the whole image, a trivial optimum. By default True without
             `size_loss`, False with it.
-        background_loss, size_loss, localizer_weight, foreground_weight, background_weight, size_weight: see
-            `MinMaxEntropyLoss`.
+        background_loss, size_loss, localizer_weight, foreground_weight, background_weight, size_weight,
+            label_smoothing, class_weights: see `MinMaxEntropyLoss`.
         erasing_steps, erasing_sigma, erasing_scope, erasing_reduction, erasing_fallback, erasing_normalize_trust: see
             `RecursiveErasing`; `model.erasing.steps` may be set between epochs.
         checkpoint_passes: keep the features of no pass for the backward, compute them again there: with U erasing
@@ -165,6 +165,8 @@ class WSLModel(TimmConventions, Shareable):
         foreground_weight: float = 1.0,
         background_weight: float = 1.0,
         size_weight: float = 1.0,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
         erasing_steps: int = 0,
         erasing_sigma: float = 10.0,
         erasing_scope: str = "image",
@@ -248,7 +250,13 @@ class WSLModel(TimmConventions, Shareable):
             background_weight=background_weight,
             size_weight=size_weight,
             task=task,
+            label_smoothing=label_smoothing,
+            class_weights=class_weights,
         )
+        if class_weights is not None and len(class_weights) != num_classes:
+            raise ValueError(
+                f"class_weights must be {num_classes} numbers as there are classes, got {len(class_weights)}"
+            )
         self._as_built = self._live()
 
     # The method, in the paper's order.
@@ -276,7 +284,9 @@ class WSLModel(TimmConventions, Shareable):
 
         localizer_loss = None
         if target is not None and self.training and self.erasing.steps > 0:
-            mask, localizer_loss, localizer_logits, maps = self.erasing(images, target, self._localize)
+            mask, localizer_loss, localizer_logits, maps = self.erasing(
+                images, target, self._localize, self.criterion.cross_entropy
+            )
         else:
             localizer_logits, maps, mask = self._localize(images)
 
@@ -407,6 +417,8 @@ class WSLModel(TimmConventions, Shareable):
             **{f"{name}_weight": weight for name, weight in self.criterion.weights.items()},
             "background_loss": self.criterion.background_loss,
             "size_loss": self.criterion.size_loss,
+            "label_smoothing": self.criterion.label_smoothing,
+            "class_weights": self.criterion.class_weights,
         }
 
     @staticmethod

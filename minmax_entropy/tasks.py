@@ -21,9 +21,10 @@ class Multiclass:
         return torch.zeros_like(logits).scatter(1, logits.argmax(dim=1, keepdim=True), 1.0)
 
     @staticmethod
-    def loss(logits: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy: `[B, K]` and `[B]` to `[B]`."""
-        return F.cross_entropy(logits, target, reduction="none")
+    def loss(logits: Tensor, target: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
+        """Cross-entropy: `[B, K]` and `[B]` to `[B]`; `weights` `[K]` are those of the labels' classes."""
+        loss = F.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
+        return loss if weights is None else loss * weights[target]
 
     @staticmethod
     def agreement(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,9 +73,10 @@ class Multilabel:
         return torch.where(logits >= 0, 1.0, Multiclass.predicted(logits) * (logits < 0).all(dim=1, keepdim=True))
 
     @staticmethod
-    def loss(logits: Tensor, target: Tensor) -> Tensor:
-        """Sum of the binary cross-entropies: `[B, K]` and `[B, K]` to `[B]`."""
-        return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none").sum(dim=1)
+    def loss(logits: Tensor, target: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
+        """Sum of the binary cross-entropies: `[B, K]` and `[B, K]` to `[B]`; `weights` `[K]` are of the classes."""
+        smooth = target.to(logits.dtype) * (1 - smoothing) + smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits, smooth, weights, reduction="none").sum(dim=1)
 
     @staticmethod
     def agreement(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

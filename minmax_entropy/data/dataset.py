@@ -1,17 +1,13 @@
-"""What every data set offers, and how it becomes training batches."""
+"""What every data set offers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from minmax_entropy.data.images import DamagedFileError, MaskSizeError
+from minmax_entropy.data.images import MaskSizeError
 
 
 class Sample(NamedTuple):
@@ -61,44 +57,3 @@ class LabelledImages:
                 f"{mask.shape[0]} x {mask.shape[1]}, the image is {image.height} x {image.width} (height x width)",
             )
         return Sample(image, self.target(index), mask, self.name(index))
-
-
-class TrainingBatch(NamedTuple):
-    """Images `[B, C, H, W]`, class indices `[B]`, and the errors of files that are damaged and not among them."""
-
-    images: Tensor
-    target: Tensor
-    damaged: tuple[DamagedFileError, ...] = ()
-
-
-class TrainingImages(Dataset):
-    """A data set as the trainer reads it: transformed images and class indices; masks are never opened.
-
-    Args:
-        dataset: the images.
-        transform: `PIL.Image` to a tensor `[C, H, W]`.
-
-    A damaged file is handed on as its error, for `collate` to set apart: raised in a loader process, it would arrive as
-    a `RuntimeError` with a traceback for its text.
-    """
-
-    def __init__(self, dataset: LabelledImages, transform: Callable[[Image.Image], Tensor]) -> None:
-        self.dataset, self.transform = dataset, transform
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | DamagedFileError:
-        try:
-            image = self.dataset.image(index)
-        except DamagedFileError as error:
-            return error
-        return self.transform(image), self.dataset.target(index)
-
-
-def collate(items: Sequence[tuple[Tensor, int] | DamagedFileError]) -> TrainingBatch:
-    """Stack what could be read; the batch is empty (`[0]`) if nothing could."""
-    damaged = tuple(item for item in items if isinstance(item, DamagedFileError))
-    good = [item for item in items if not isinstance(item, DamagedFileError)]
-    images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
-    return TrainingBatch(images, torch.tensor([target for _, target in good], dtype=torch.int64), damaged)

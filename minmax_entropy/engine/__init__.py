@@ -2,12 +2,13 @@
 
 from minmax_entropy.engine.evaluate import Evaluation, evaluate, evaluate_all_ones, predict_images, preprocess_for
 from minmax_entropy.engine.recipes import RECIPES, Recipe, get_recipe, step_decay, warmup_cosine
-from minmax_entropy.engine.train import TrainingError, TrainingResult, fit
+from minmax_entropy.engine.train import Run, TrainingError, TrainingResult, fit
 
 __all__ = [
     "RECIPES",
     "Evaluation",
     "Recipe",
+    "Run",
     "TrainingError",
     "TrainingResult",
     "evaluate",

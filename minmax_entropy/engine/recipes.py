@@ -1,4 +1,4 @@
-"""Training recipes as data: optimizer, learning rate and schedule, erasing."""
+"""Training recipes as data: augmentation, sampling, optimizer, learning rate and schedule, erasing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from timm.models import group_parameters
 from torch import nn
 
+from minmax_entropy.data.loading import SAMPLINGS
+from minmax_entropy.data.transforms import AUGMENTATIONS
 from minmax_entropy.registry import unknown_name
 
 MIN_LR = 1e-7
@@ -35,6 +37,15 @@ def warmup_cosine(progress: float, lr: float, warmup: float = 0.0, min_lr: float
     return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
+_CHOICES = {
+    "optimizer": ("adamw", "sgd"),
+    "schedule": ("cosine", "step"),
+    "augmentation": tuple(AUGMENTATIONS),
+    "sampling": SAMPLINGS,
+    "class_weights": (None, "balanced"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How a model is trained.
@@ -52,7 +63,13 @@ class Recipe:
         warmup: share of the training.
         step_size, step_delay: of the step schedule, in epochs.
         clip_grad: largest norm of the gradient, or None.
-        batch_size: images a step.
+        batch_size: images a step, over all processes and whatever is accumulated.
+        augmentation: of the training images, a name of `minmax_entropy.data.AUGMENTATIONS`.
+        sampling: "shuffle" (each image once an epoch) or "balanced" (each class with the same probability).
+        class_weights: None, or "balanced": factors of the cross-entropies against class imbalance.
+        ema_decay: decay of an exponential moving average of the weights, which is then what is evaluated and kept; or
+            None.
+        patience: epochs without a lower validation error after which the training ends; None trains all of them.
         erasing_steps: passes of recursive erasing, 0 for none; None leaves it to the model (`model.erasing.steps`).
         erasing_from_epoch: first epoch with erasing, counted from 0.
     """
@@ -70,11 +87,16 @@ class Recipe:
     step_delay: int = 0
     clip_grad: float | None = None
     batch_size: int = 16
+    augmentation: str = "crop"
+    sampling: str = "shuffle"
+    class_weights: str | None = None
+    ema_decay: float | None = None
+    patience: int | None = None
     erasing_steps: int | None = None
     erasing_from_epoch: int = 1
 
     def __post_init__(self) -> None:
-        for name, known in (("optimizer", ("adamw", "sgd")), ("schedule", ("cosine", "step"))):
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
         if not 0 < self.lr < float("inf"):
@@ -85,6 +107,10 @@ class Recipe:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size!r}")
         if self.erasing_steps is not None and self.erasing_steps < 0:
             raise ValueError(f"erasing_steps must be 0 or more, got {self.erasing_steps!r}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in (0, 1), got {self.ema_decay!r}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be 1 or more, got {self.patience!r}")
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """An optimizer over the parameters that are trained."""
@@ -127,7 +153,7 @@ RECIPES: dict[str, Recipe] = {
     "finetune": Recipe(lr=2e-4, head_lr_factor=10.0, weight_decay=0.05, warmup=0.1, clip_grad=5.0),
     # From scratch on small images.
     "scratch": Recipe(optimizer="adamw", lr=1e-2, weight_decay=0.02, warmup=0.1, batch_size=16),
-    # The authors' implementation (arXiv 1907.12934).
+    # The authors' implementation (arXiv 1907.12934). Their GlaS runs take augmentation="glas".
     "reference": Recipe(
         optimizer="sgd",
         lr=1e-3,
@@ -136,6 +162,7 @@ RECIPES: dict[str, Recipe] = {
         schedule="step",
         step_delay=1,
         batch_size=8,
+        augmentation="paper",
         erasing_steps=4,
     ),
 }

@@ -1,31 +1,51 @@
-"""Training: a plain loop over image-level labels, for a number of epochs or of seconds."""
+"""Training on Accelerate: epochs over image-level labels, on one core or many machines, resumable at any moment."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
+import hashlib
+import json
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image
+from timm.layers import convert_sync_batchnorm
+from timm.utils import ModelEmaV3
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from minmax_entropy.data import DamagedFileError, LabelledImages, Preprocess, TrainingBatch, TrainingImages, collate
-from minmax_entropy.engine.evaluate import evaluate, require_multiclass
+from minmax_entropy.configuration import to_config
+from minmax_entropy.data import DamagedFileError, LabelledImages, Preprocess, Subset, TrainingBatch, TrainingTransform
+from minmax_entropy.data.loading import TrainingPlan, training_loader
+from minmax_entropy.data.subsets import class_weights, targets_of
+from minmax_entropy.engine.checkpoints import Checkpoints, Progress
+from minmax_entropy.engine.evaluate import Evaluation, evaluate, require_multiclass
+from minmax_entropy.engine.log import write_curves, write_log
 from minmax_entropy.engine.progress import progress_bar
 from minmax_entropy.engine.recipes import Recipe
+from minmax_entropy.extras import require
+from minmax_entropy.hub import check_target
 from minmax_entropy.model import WSLModel
+from minmax_entropy.weights import SavedWeights, weight_files
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _logger = logging.getLogger(__name__)
 
 # A mean mask outside of this range marks next to nothing, or nearly the whole image: the trivial optimum.
 MASK_AREA_RANGE = (0.02, 0.9)
+CHECKPOINT_STEPS = 1000
+STATUS_STEPS = 10
+# Figure of the validation -> folder of the model that is best by it, and whether higher is better.
+BEST = {"valid_error": ("model", False), "valid_f1_foreground": ("model_best_f1", True)}
+PRECISIONS = ("no", "bf16", "fp16")
 
 
 class TrainingError(RuntimeError):
@@ -34,172 +54,462 @@ class TrainingError(RuntimeError):
 
 @dataclasses.dataclass
 class TrainingResult:
-    """What a training leaves behind: the log (a row per epoch), the best epoch, and the files that were skipped."""
+    """What a training leaves behind.
+
+    Attributes:
+        log: a row per epoch.
+        best_epoch: whose weights the model has, the lowest validation error; the last one without validation.
+        best_f1_epoch: of the highest F1+ on the validation masks, or None without masks.
+        damaged: files that were skipped.
+        seconds: validation included.
+        is_main: whether this is the process that writes and prints.
+    """
 
     log: list[dict]
     best_epoch: int
+    best_f1_epoch: int | None
     damaged: list[str]
     seconds: float
+    is_main: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """How a training runs on its machine. What it learns is in the `Recipe`.
+
+    Args:
+        seed: of the order of the images, augmentation, dropout.
+        workers: loader processes; their number changes nothing in the result.
+        precision: "no" (float32), "bf16" or "fp16".
+        accumulation: batches that a step of `Recipe.batch_size` images is cut into, in each process.
+        sync_bn: BatchNorm statistics over all processes (accelerators only).
+        checkpoint_steps: steps between checkpoints within an epoch; there is one at each epoch's end anyway.
+        trackers: of Accelerate, such as "tensorboard" or "wandb".
+        cpu: stay on the CPU where there is an accelerator.
+        skip_damaged: take the next image in the place of a file that can't be read, and list it, instead of raising.
+        progress: show a progress bar.
+        title: text before the bar.
+    """
+
+    seed: int = 0
+    workers: int = 0
+    precision: str = "no"
+    accumulation: int = 1
+    sync_bn: bool = False
+    checkpoint_steps: int = CHECKPOINT_STEPS
+    trackers: Sequence[str] = ()
+    cpu: bool = False
+    skip_damaged: bool = False
+    progress: bool = True
+    title: str = "train"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
+        for name in ("accumulation", "checkpoint_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)!r}")
+        if self.workers < 0:
+            raise ValueError(f"workers must be 0 or more, got {self.workers!r}")
 
 
 def fit(
     model: WSLModel,
     train: LabelledImages,
-    transform: Callable[[Image.Image], Tensor],
     recipe: Recipe,
+    epochs: int,
     *,
-    epochs: int | None = None,
-    seconds: float | None = None,
     valid: LabelledImages | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    transform: Callable[[Image.Image], Tensor] | None = None,
+    size: int | tuple[int, int] | None = None,
     preprocess: Preprocess | None = None,
+    valid_masks: bool = True,
     keep_best: bool = True,
-    seed: int = 0,
-    workers: int = 0,
-    skip_damaged: bool = False,
-    progress: bool = True,
-    title: str = "train",
-    log_path: str | Path | None = None,
+    **run: object,
 ) -> TrainingResult:
     """Train with class labels alone.
 
-    The model of the epoch with the lowest classification error on `valid` is kept, the first of equals; no mask is
-    looked at. The mean of the mask over an epoch is logged, and a warning says when it leaves [0.02, 0.9].
+    The model of the epoch with the lowest classification error on `valid` is kept, the first of equals. Masks of
+    `valid` are never trained on and do not choose the model: the best by F1+ is written beside it.
+
+    Under `accelerate launch` or `torchrun` every process runs this; `Recipe.batch_size` images a step are shared among
+    them, and the gradients are those of one process with all of them (BatchNorm aside, unless it is frozen or
+    `sync_bn`).
 
     Args:
-        model: trained in place, on the device it is on.
+        model: trained in place, on the device that Accelerate chooses.
         train: labelled images.
-        transform: image to the network's input `[C, H, W]`.
-        recipe: optimizer, schedule, erasing.
-        epochs: passes over the images; or
-        seconds: time to train for, in which a started step is finished (validation not counted).
+        recipe: what is learned and how.
+        epochs: passes over the images.
         valid: labelled images for the choice of the epoch; without it the last epoch is kept.
-        preprocess: of the validation images.
+        output: folder for `log.csv`, `curves.png`, `model/` (the best one so far), `model_best_f1/` (where `valid` has
+            masks), `run.json` and checkpoints; None writes nothing.
+        resume: go on with the run in `output`, or start it where there is none yet. It ends with the weights and
+            figures that it would have had without the interruption.
+        transform: image to the network's input `[C, H, W]`; by default the recipe's augmentation.
+        size: `(height, width)` of the training images; by default that of the model's `data_config`.
+        preprocess: of the validation images; by default `preprocess_for(model)`.
+        valid_masks: False leaves the masks of `valid` closed.
         keep_best: False keeps the last epoch.
-        seed: of the order of the images, augmentation, dropout.
-        workers: loader processes.
-        skip_damaged: leave out files that can't be read, and list them, instead of raising.
-        progress: show a progress bar.
-        title: text before the bar.
-        log_path: CSV file, a row is added as each epoch ends.
+        run: fields of `Run`.
 
     Raises:
         DamagedFileError: a file can't be read, unless `skip_damaged`.
+        FileExistsError: `output` holds an unfinished run, and `resume` is False; or something else than a model is in
+            the place of one.
+        ImportError: Accelerate is not installed (the `[train]` extra).
         TrainingError: the loss is not finite.
-        ValueError: a model of another task than "multiclass"; neither or both of `epochs` and `seconds`, or not over 0.
+        ValueError: a model of another task than "multiclass", `epochs` under 1, a run that was started with other
+            settings, or more processes than images in a step.
     """
     require_multiclass(model)
-    if (epochs is None) == (seconds is None):
-        raise ValueError("give either epochs or seconds")
-    if not (epochs if seconds is None else seconds) > 0:
-        raise ValueError(f"epochs or seconds must be over 0, got {epochs if seconds is None else seconds!r}")
-    device = next(model.parameters()).device
-    random.seed(seed)  # timm's augmentations draw from it
-    torch.manual_seed(seed)
-    model.to(memory_format=torch.channels_last)  # convolutions run faster in it, on CPU and GPU
-    loader = DataLoader(
-        TrainingImages(train, transform),
-        batch_size=recipe.batch_size,
-        shuffle=True,
-        drop_last=len(train) > recipe.batch_size,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    optimizer = recipe.build_optimizer(model)
-    own_erasing = model.erasing.steps
-    erasing_steps = own_erasing if recipe.erasing_steps is None else recipe.erasing_steps
-    clock = _Clock(epochs, seconds, len(loader))
-    log: list[dict] = []
-    damaged: dict[str, None] = {}
-    best: tuple[float, int, dict[str, Tensor]] | None = None
-    writer = _CsvLog(log_path)
-    with progress_bar(None, title, progress, total=100, bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}") as bar:
-        while not clock.done:
-            epoch = clock.epoch
-            model.train()
-            model.erasing.steps = erasing_steps if epoch >= recipe.erasing_from_epoch else 0
-            row = _train_epoch(model, loader, optimizer, recipe, clock, bar, damaged, skip_damaged)
-            if valid is not None:
-                with clock.stopped():
-                    result = evaluate(model, valid, preprocess, with_masks=False, skip_damaged=skip_damaged)
-                damaged.update(dict.fromkeys(result.damaged))
-                scores = result.metrics
-                row["valid_error"] = scores["error"]
-                row["valid_mask_area"] = scores["mask_area"]
-                if keep_best and (best is None or scores["error"] < best[0]):
-                    best = scores["error"], epoch, {k: v.detach().clone() for k, v in model.state_dict().items()}
-            log.append(row)
-            writer.add(row)
-            if model.classifier is not None:
-                _warn_of_collapse(row)
-    model.erasing.steps = own_erasing
-    if best is not None:
-        model.load_state_dict(best[2])
-    return TrainingResult(log, best[1] if best else len(log) - 1, list(damaged), clock.elapsed)
+    if epochs < 1:
+        raise ValueError(f"epochs must be 1 or more, got {epochs!r}")
+    if resume and output is None:
+        raise ValueError("resume needs the output folder of the run")
+    options = Run(**run)
+    if transform is None:
+        size = size or model.data_config["input_size"][-2:]
+        config = model.data_config
+        transform = TrainingTransform(recipe.augmentation, size, config["mean"], config["std"])
+    training = _Training(model, train, valid, recipe, epochs, options, transform, preprocess, output)
+    training.valid_masks, training.keep_best = valid_masks, keep_best
+    return training.run(resume)
 
 
-def _train_epoch(model, loader, optimizer, recipe, clock, bar, damaged, skip_damaged) -> dict:
-    """One pass over the images, or as much of it as there is time for; the mean of each figure."""
-    sums: dict[str, Tensor] = {}
-    count = 0
-    lr = 0.0
-    device = next(model.parameters()).device
-    batch: TrainingBatch
-    for batch in loader:
-        if batch.damaged and not skip_damaged:
+class _Training:
+    """One training: `run` reads as what happens."""
+
+    def __init__(self, model, train, valid, recipe, epochs, options, transform, preprocess, output) -> None:
+        self.recipe, self.epochs, self.options = recipe, epochs, options
+        self.train, self.valid, self.preprocess = train, valid, preprocess
+        self.output = None if output is None else Path(output)
+        self.accelerator = _accelerator(options, self.output)
+        self.is_main = self.accelerator.is_main_process
+        if model.class_names is None and len(train.class_names) == model.num_classes:
+            model.class_names = train.class_names
+        if recipe.class_weights is not None:
+            model.criterion.class_weights = class_weights(train)
+        self.model = model
+        targets = targets_of(train)
+        self.plan = TrainingPlan(
+            targets,
+            recipe.batch_size,
+            options.seed,
+            recipe.sampling,
+            options.accumulation,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        self.loader = training_loader(
+            train,
+            transform,
+            self.plan,
+            options.workers,
+            options.skip_damaged,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        self.own_erasing = model.erasing.steps
+        self.progress = Progress()
+        self.best_weights: dict[str, dict[str, Tensor]] = {}
+        self.checkpoints = None
+        if self.output is not None:
+            for folder, _ in BEST.values():  # before the training, not after it
+                check_target(self.output / folder)
+            self.checkpoints = Checkpoints(self.output, self._settings(targets))
+
+    def run(self, resume: bool) -> TrainingResult:
+        random.seed(self.options.seed)
+        np.random.seed(self.options.seed)
+        torch.manual_seed(self.options.seed + self.accelerator.process_index)  # dropout differs between processes
+        if self.checkpoints is not None:
+            self.checkpoints.start(resume, self.progress, self.is_main)
+        self._prepare()
+        if resume and self.checkpoints.load(self.accelerator):
+            _logger.info("going on at epoch %d, step %d", self.progress.epoch, self.progress.step)
+        started = time.perf_counter() - self.progress.seconds
+        self._start_trackers()
+        total = self.epochs * self.plan.steps
+        bar = progress_bar(
+            None, self.options.title, self.options.progress and self.is_main, total=total, initial=self._steps_done()
+        )
+        with bar:
+            while self.progress.epoch < self.epochs and not self._out_of_patience():
+                row = self._train_epoch(bar, started)
+                row.update(self._validate())
+                self._keep_best(row)
+                self._end_epoch(row, started)
+        self._restore_best()
+        self.accelerator.end_training()
+        if self.checkpoints is not None and self.is_main:
+            self.checkpoints.finish(self.progress)
+        return self._result()
+
+    # Before the first epoch
+
+    def _settings(self, targets: Sequence[int]) -> dict:
+        """What decides the result; see `Checkpoints`."""
+        names = (f"{Path(self.train.name(index)).name}\t{target}\n" for index, target in enumerate(targets))
+        digest = hashlib.sha256("".join(names).encode()).hexdigest()
+        options = dataclasses.asdict(self.options)
+        machine = ("workers", "checkpoint_steps", "trackers", "progress", "title")
+        return {
+            "epochs": self.epochs,
+            "recipe": dataclasses.asdict(self.recipe),
+            "run": {key: value for key, value in options.items() if key not in machine},
+            "processes": self.accelerator.num_processes,
+            "train": {"images": len(targets), "classes": self.train.class_names, "sha256": digest},
+            "valid": None if self.valid is None else len(self.valid),
+            "model": json.loads(to_config(self.model, self.model.class_names, {}))["model"],
+        }
+
+    def _prepare(self) -> None:
+        """Hand model and optimizer to Accelerate; what a checkpoint must hold is registered."""
+        device, processes = self.accelerator.device, self.accelerator.num_processes
+        self.model.to(device, memory_format=torch.channels_last)  # convolutions run faster in it, on CPU and GPU
+        if self.options.sync_bn and processes > 1:
+            if device.type == "cpu":
+                raise ValueError("sync_bn needs accelerators: torch has no synchronised BatchNorm for CPUs; freeze_bn?")
+            convert_sync_batchnorm(self.model)
+        self.ema = None
+        if self.recipe.ema_decay is not None:  # a copy, before Accelerate wraps the model's forward
+            self.ema = ModelEmaV3(self.model, decay=self.recipe.ema_decay, use_warmup=True)
+            self.accelerator.register_for_checkpointing(self.ema)
+        optimizer = self.recipe.build_optimizer(self.model)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.accelerator.register_for_checkpointing(self.progress)
+
+    def _start_trackers(self) -> None:
+        if self.options.trackers:
+            config = {**dataclasses.asdict(self.recipe), "epochs": self.epochs, "seed": self.options.seed}
+            known = {key: value for key, value in config.items() if isinstance(value, (int, float, str, bool))}
+            self.accelerator.init_trackers("minmax_entropy", config=known)
+
+    # An epoch
+
+    def _train_epoch(self, bar, started: float) -> dict:
+        """The rest of the epoch that is due; the mean of each figure over all of its images."""
+        progress = self.progress
+        erasing = self.own_erasing if self.recipe.erasing_steps is None else self.recipe.erasing_steps
+        self.model.erasing.steps = erasing if progress.epoch >= self.recipe.erasing_from_epoch else 0
+        self.wrapped.train()
+        self.plan.epoch, self.plan.start = progress.epoch, progress.step
+        sums: dict[str, Tensor] = {}
+        damaged: dict[str, None] = {}
+        lr = self.recipe.lr_at(progress.epoch, self._share_done())
+        batch: TrainingBatch
+        for number, batch in enumerate(self.loader, start=1):
+            self._check_readable(batch, damaged)
+            ends_step = number % self.options.accumulation == 0
+            with contextlib.nullcontext() if ends_step else self.accelerator.no_sync(self.wrapped):
+                self._backward(batch, sums)
+            if not ends_step:
+                continue
+            lr = self._step()
+            progress.step += 1
+            bar.update()
+            if not bar.disable and (progress.step % STATUS_STEPS == 0 or progress.step == self.plan.steps):
+                bar.set_postfix_str(self._status(sums, bar.format_dict))
+            if progress.step % self.options.checkpoint_steps == 0 and progress.step < self.plan.steps:
+                self._gather(sums, damaged)
+                self._save_checkpoint(started)
+        self._gather(sums, damaged)
+        means = progress.sums
+        if not np.isfinite(means["loss"]):
+            raise TrainingError(
+                f"epoch {progress.epoch}: the loss is {means['loss']} "
+                f"({', '.join(f'{key}={value:.4g}' for key, value in means.items())}); "
+                "lower the learning rate, or look for images with NaN or infinite pixels"
+            )
+        images = self.plan.steps * self.plan.batch_size
+        return {"epoch": progress.epoch, "seconds": 0.0, "lr": lr, "images": images, **means}
+
+    def _check_readable(self, batch: TrainingBatch, damaged: dict[str, None]) -> None:
+        if batch.damaged and not self.options.skip_damaged:
             # A new error: this frame holds the other, and a cycle keeps the loader's processes until it is collected.
             raise DamagedFileError(batch.damaged[0].path, batch.damaged[0].reason)
         damaged.update(dict.fromkeys(error.path for error in batch.damaged))
-        # A remainder of one image is left out (BatchNorm has no statistics of it) unless there is nothing else.
-        if len(batch.images) > 1 or (len(batch.images) == 1 and (len(loader) == 1 or recipe.batch_size == 1)):
-            lr = _set_lr(optimizer, recipe.lr_at(clock.epoch, clock.progress))
-            images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
-            target = batch.target.to(device, non_blocking=True)
-            output = model(images, target)
-            optimizer.zero_grad(set_to_none=True)
-            output.loss.backward()
-            if recipe.clip_grad is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad)
-            optimizer.step()
-            with torch.no_grad():
-                figures = {"loss": output.loss, **output.losses, "mask_area": output.mask.mean()}
-                figures["train_error"] = (output.logits.argmax(dim=1) != target).float().mean()
-                for name, value in figures.items():
-                    sums[name] = sums.get(name, 0.0) + value.detach() * len(images)
-            count += len(images)
-        clock.tick()
-        if not bar.disable and (clock.steps % 10 == 0 or clock.done):
-            bar.n = round(100 * clock.progress)
-            bar.set_postfix_str(_status(clock, sums, count))
-        if clock.done:
-            break
-    if not count:
-        raise TrainingError(f"epoch {clock.epoch}: none of the images could be read: {list(damaged)[:3]}")
-    means = {name: float(value) / count for name, value in sums.items()}
-    finished = clock.epoch
-    clock.end_epoch()
-    if not torch.isfinite(torch.tensor(means["loss"])):
-        raise TrainingError(
-            f"epoch {finished}: the loss is {means['loss']} ({', '.join(f'{k}={v:.4g}' for k, v in means.items())}); "
-            "lower the learning rate, or look for images with NaN or infinite pixels"
+        if not len(batch.images):
+            raise TrainingError(f"none of the {len(self.train)} images can be read: {list(damaged)[:3]}")
+
+    def _backward(self, batch: TrainingBatch, sums: dict[str, Tensor]) -> None:
+        """Gradients of a batch, and its part in the means of the epoch."""
+        device = self.accelerator.device
+        images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        target = batch.target.to(device, non_blocking=True)
+        output = self.wrapped(images, target)
+        # The mean of the batch becomes its part of the step's mean; gradients are averaged over the processes.
+        self.accelerator.backward(output.loss * (batch.share * self.accelerator.num_processes))
+        with torch.no_grad():
+            figures = {"loss": output.loss, **output.losses, "mask_area": output.mask.mean()}
+            figures["train_error"] = (output.logits.argmax(dim=1) != target).float().mean()
+            for name, value in figures.items():
+                sums[name] = sums.get(name, 0.0) + value.detach().float() * (batch.share / self.plan.steps)
+
+    def _step(self) -> float:
+        """Move the weights; the learning rate."""
+        lr = self.recipe.lr_at(self.progress.epoch, self._share_done())
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_factor"]
+        if self.recipe.clip_grad is not None:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.recipe.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.model, step=self._steps_done())
+        return lr
+
+    def _gather(self, sums: dict[str, Tensor], damaged: dict[str, None]) -> None:
+        """Add what all processes have seen since the last time to the progress."""
+        if sums:
+            values = self.accelerator.reduce(torch.stack(list(sums.values())), reduction="sum").tolist()
+            for name, value in zip(sums, values, strict=True):
+                self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
+            sums.clear()
+        if self.options.skip_damaged:
+            found = _gather_objects(self.accelerator, list(damaged))
+            self._note_damaged(path for paths in found for path in paths)
+
+    def _note_damaged(self, paths) -> None:
+        self.progress.damaged = list(dict.fromkeys([*self.progress.damaged, *paths]))
+
+    def _validate(self) -> dict:
+        """Figures of the validation; each process takes its share of the images."""
+        if self.valid is None:
+            return {}
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        share = range(process, len(self.valid), processes)
+        part = None
+        if len(share):
+            part = evaluate(
+                self._evaluated(),
+                Subset(self.valid, share) if processes > 1 else self.valid,
+                self.preprocess,
+                with_masks=self.valid_masks,
+                skip_damaged=self.options.skip_damaged,
+            )
+        parts = [part for part in _gather_objects(self.accelerator, part) if part is not None]
+        result = Evaluation.merged(parts) if processes > 1 else parts[0]
+        self._note_damaged(result.damaged)
+        return {f"valid_{name}": float(value) for name, value in result.metrics.items()}
+
+    def _evaluated(self) -> WSLModel:
+        return self.model if self.ema is None else self.ema.module
+
+    def _keep_best(self, row: dict) -> None:
+        """Keep the weights where a figure is better than in every epoch before; without validation the latest."""
+        for key, (folder, higher) in BEST.items():
+            value = row.get(key)
+            if key == "valid_error" and (value is None or not self.keep_best):
+                value = -float(row["epoch"])  # each epoch is better than those before
+            if value is None or value != value:
+                continue
+            best = self.progress.best.get(key)
+            if best is not None and not (value > best[0] if higher else value < best[0]):
+                continue
+            self.progress.best[key] = value, row["epoch"]
+            if self.output is None:
+                if key == "valid_error" and self.keep_best and self.valid is not None:
+                    state = self._evaluated().state_dict()
+                    self.best_weights[key] = {name: tensor.detach().clone() for name, tensor in state.items()}
+            elif self.is_main:
+                figures = {name: value for name, value in row.items() if name.startswith("valid_")}
+                self._evaluated().save_pretrained(self.output / folder, metrics={**figures, "epoch": row["epoch"]})
+
+    def _end_epoch(self, row: dict, started: float) -> None:
+        """Write the log, and a checkpoint from which the next epoch starts."""
+        row["seconds"] = round(time.perf_counter() - started, 2)
+        progress = self.progress
+        progress.log.append(row)
+        progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
+        if self.is_main:
+            if self.model.classifier is not None:
+                _warn_of_collapse(row)
+            if self.output is not None:
+                write_log(progress.log, self.output / "log.csv")
+                write_curves(progress.log, self.output / "curves.png", self.options.title)
+        if self.options.trackers:
+            self.accelerator.log({key: value for key, value in row.items() if key != "epoch"}, step=row["epoch"])
+        if self.checkpoints is not None:
+            self._save_checkpoint(started)
+
+    def _save_checkpoint(self, started: float) -> None:
+        if self.checkpoints is not None:
+            self.progress.seconds = time.perf_counter() - started
+            self.checkpoints.save(self.accelerator, self._steps_done())
+
+    # How far it is
+
+    def _steps_done(self) -> int:
+        return self.progress.epoch * self.plan.steps + self.progress.step
+
+    def _share_done(self) -> float:
+        return self._steps_done() / (self.epochs * self.plan.steps)
+
+    def _out_of_patience(self) -> bool:
+        best = self.progress.best.get("valid_error")
+        if self.recipe.patience is None or best is None:
+            return False
+        return self.progress.epoch - 1 - best[1] >= self.recipe.patience
+
+    def _status(self, sums: dict[str, Tensor], bar: dict) -> str:
+        names = {"loss": "loss", "train_error": "error", "mask_area": "M+"}
+        done = self.progress.step / self.plan.steps
+        means = {name: (self.progress.sums.get(name, 0.0) + float(sums[name])) / done for name in names}
+        steps = bar["rate"] or (bar["n"] - bar["initial"]) / max(bar["elapsed"], 1e-9)
+        shown = " ".join(f"{short} {means[name]:.2f}" for name, short in names.items())
+        return f"epoch {self.progress.epoch} {shown} {steps * self.plan.batch_size:.0f} img/s"
+
+    # After the last epoch
+
+    def _restore_best(self) -> None:
+        """The weights of the best epoch, in the model as it was handed in."""
+        self.accelerator.wait_for_everyone()
+        self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        self.model.erasing.steps = self.own_erasing
+        if self.output is not None:
+            folder = self.output / BEST["valid_error"][0]
+            self.model.load_state_dict(dict(SavedWeights(weight_files(folder)).items()))
+        elif self.best_weights:
+            self.model.load_state_dict(self.best_weights["valid_error"])
+        elif self.ema is not None:
+            self.model.load_state_dict(self.ema.module.state_dict())
+
+    def _result(self) -> TrainingResult:
+        best = {key: epoch for key, (_, epoch) in self.progress.best.items()}
+        progress = self.progress
+        return TrainingResult(
+            progress.log,
+            best["valid_error"],
+            best.get("valid_f1_foreground"),
+            progress.damaged,
+            progress.log[-1]["seconds"],
+            self.is_main,
         )
-    return {"epoch": finished, "seconds": round(clock.elapsed, 2), "lr": lr, "images": count, **means}
 
 
-def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> float:
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
-    return lr
+def _accelerator(options: Run, output: Path | None) -> Accelerator:
+    accelerate = require("accelerate", "train", "training")
+    require("matplotlib", "train", "the picture of the learning curves")
+    if options.trackers and output is None:
+        raise ValueError("trackers need an output folder")
+    return accelerate.Accelerator(
+        mixed_precision=options.precision,
+        cpu=options.cpu,
+        log_with=list(options.trackers) or None,
+        project_dir=None if output is None else str(output),
+    )
 
 
-def _status(clock: _Clock, sums: dict[str, Tensor], count: int) -> str:
-    if not count:
-        return ""
-    figures = {"loss": "loss", "train_error": "error", "mask_area": "M+"}
-    shown = " ".join(f"{short} {float(sums[name]) / count:.2f}" for name, short in figures.items())
-    return f"epoch {clock.epoch} {shown} {clock.images_per_second(count):.0f} img/s"
+def _gather_objects(accelerator: Accelerator, item: object) -> list:
+    """The item of each process, in the order of the processes."""
+    if accelerator.num_processes == 1:
+        return [item]
+    from accelerate.utils import gather_object
+
+    return gather_object([item])
 
 
 def _warn_of_collapse(row: dict) -> None:
@@ -212,64 +522,3 @@ def _warn_of_collapse(row: dict) -> None:
             100 * row["mask_area"],
             "marks next to nothing" if row["mask_area"] < low else "has collapsed to the whole image",
         )
-
-
-class _Clock:
-    """How much of the training is done: by epochs, or by seconds of training (pauses left out)."""
-
-    def __init__(self, epochs: int | None, seconds: float | None, steps_per_epoch: int) -> None:
-        self.epochs, self.seconds, self.steps_per_epoch = epochs, seconds, steps_per_epoch
-        self.epoch = self.steps = 0
-        self._started = self._epoch_started = time.perf_counter()
-
-    @property
-    def elapsed(self) -> float:
-        return time.perf_counter() - self._started
-
-    @property
-    def progress(self) -> float:
-        if self.epochs is not None:
-            return min(self.steps / max(self.epochs * self.steps_per_epoch, 1), 1.0)
-        return min(self.elapsed / self.seconds, 1.0)
-
-    @property
-    def done(self) -> bool:
-        return self.progress >= 1
-
-    def tick(self) -> None:
-        self.steps += 1
-
-    def end_epoch(self) -> None:
-        self.epoch += 1
-        self._epoch_started = time.perf_counter()
-
-    def images_per_second(self, images: int) -> float:
-        return images / max(time.perf_counter() - self._epoch_started, 1e-9)
-
-    @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        paused = time.perf_counter()
-        yield
-        pause = time.perf_counter() - paused
-        self._started += pause
-        self._epoch_started += pause
-
-
-class _CsvLog:
-    """A CSV file that grows by a row per epoch."""
-
-    def __init__(self, path: str | Path | None) -> None:
-        self.path = None if path is None else Path(path)
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.unlink(missing_ok=True)
-
-    def add(self, row: dict) -> None:
-        if self.path is None:
-            return
-        is_new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)

@@ -1,0 +1,144 @@
+"""Checkpoints of a running training: written whole or not at all, so that it can go on after any interruption."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_logger = logging.getLogger(__name__)
+
+SETTINGS_NAME = "run.json"
+FOLDER = "checkpoints"
+PREFIX = "step_"
+INCOMPLETE = "incomplete_"
+
+
+class Progress:
+    """What a resumed training needs beside weights, optimizer and random states. `accelerate` saves it with them.
+
+    Attributes:
+        epoch, step: what comes next; the step counts from the start of the epoch.
+        sums: of the figures of the running epoch, over all processes.
+        log: a row per epoch.
+        best: of each criterion the best value and its epoch.
+        damaged: files that could not be read.
+        seconds: of training so far.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = self.step = 0
+        self.sums: dict[str, float] = {}
+        self.log: list[dict] = []
+        self.best: dict[str, tuple[float, int]] = {}
+        self.damaged: list[str] = []
+        self.seconds = 0.0
+
+    def state_dict(self) -> dict:
+        return {"json": json.dumps(vars(self))}  # text: loading it can't run anything
+
+    def load_state_dict(self, state: dict) -> None:
+        vars(self).update(json.loads(state["json"]))
+        self.best = {name: (value, epoch) for name, (value, epoch) in self.best.items()}
+
+
+class Checkpoints:
+    """The checkpoints of a run, in `output/checkpoints`; only the latest one is kept.
+
+    Args:
+        output: folder of the run.
+        settings: everything that decides what the training gives, as plain values; a run that is resumed must have the
+            same.
+    """
+
+    def __init__(self, output: str | Path, settings: dict) -> None:
+        self.output = Path(output)
+        self.folder = self.output / FOLDER
+        self.settings = json.loads(json.dumps(settings))
+
+    def start(self, resume: bool, progress: Progress, is_main: bool) -> None:
+        """Prepare the folder: of a new run, or of one that goes on. If that is over, `progress` becomes its end.
+
+        Raises:
+            FileExistsError: an unfinished run is there, and `resume` is False.
+            ValueError: the run that is there has other settings.
+        """
+        path = self.output / SETTINGS_NAME
+        if resume and path.is_file():
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            self._compare(saved["settings"])
+            if saved["progress"] is not None:
+                progress.load_state_dict(saved["progress"])
+        elif not resume and self.latest() is not None:
+            raise FileExistsError(
+                f"{self.output} holds an unfinished run ({self.latest().name}): resume it (--resume), delete "
+                f"{self.folder}, or choose another folder"
+            )
+        elif is_main:
+            if resume:
+                _logger.info("there is no run in %s yet: it starts from the beginning", self.output)
+            self.output.mkdir(parents=True, exist_ok=True)
+            self._write(None)
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint that is complete."""
+        complete = sorted(self.folder.glob(f"{PREFIX}*"), key=lambda path: int(path.name.removeprefix(PREFIX)))
+        return complete[-1] if complete else None
+
+    def save(self, accelerator: Accelerator, step: int) -> None:
+        """Write the state after `step` steps under another name, rename it, and delete older ones."""
+        incomplete = self.folder / f"{INCOMPLETE}{step:09d}"
+        if accelerator.is_main_process:
+            shutil.rmtree(incomplete, ignore_errors=True)
+            incomplete.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(incomplete))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            final = self.folder / f"{PREFIX}{step:09d}"
+            incomplete.rename(final)
+            for other in self.folder.iterdir():
+                if other != final:
+                    shutil.rmtree(other)
+        accelerator.wait_for_everyone()
+
+    def load(self, accelerator: Accelerator) -> bool:
+        """Bring everything that is registered to the newest checkpoint; False where there is none yet."""
+        latest = self.latest()
+        if latest is None:
+            return False
+        accelerator.load_state(str(latest))
+        return True
+
+    def finish(self, progress: Progress) -> None:
+        """The training is over and its results are written: the checkpoints are of no more use."""
+        self._write(progress)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write(self, progress: Progress | None) -> None:
+        content = {"settings": self.settings, "progress": None if progress is None else progress.state_dict()}
+        write_text(self.output / SETTINGS_NAME, json.dumps(content, indent=2) + "\n")
+
+    def _compare(self, saved: dict) -> None:
+        different = {
+            key: (saved.get(key), self.settings.get(key))
+            for key in sorted(saved.keys() | self.settings.keys())
+            if saved.get(key) != self.settings.get(key)
+        }
+        if different:
+            texts = (f"{key}: it has {was!r:.200}, asked for is {now!r:.200}" for key, (was, now) in different.items())
+            raise ValueError(
+                f"the run in {self.output} can't be resumed with other settings than its own: {'; '.join(texts)}"
+            )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,53 @@
+"""The log of a training: a row per epoch as CSV, learning curves as PNG."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from minmax_entropy.engine.checkpoints import write_text
+
+# Panels of the picture: title, and the columns that it shows where the log has them.
+PANELS = {
+    "loss": ("loss", "localizer", "foreground", "background", "size"),
+    "classification error": ("train_error", "valid_error"),
+    "mean mask": ("mask_area", "valid_mask_area"),
+    "localization (validation)": ("valid_f1_foreground", "valid_f1_background", "valid_pxap"),
+    "learning rate": ("lr",),
+}
+
+
+def write_log(log: list[dict], path: Path) -> None:
+    """The rows as CSV; a column per figure that any of them has."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in log for key in row)))
+    writer.writeheader()
+    writer.writerows(log)
+    write_text(path, text.getvalue())
+
+
+def write_curves(log: list[dict], path: Path, title: str) -> None:
+    """Learning curves over the epochs, a panel for each kind of figure."""
+    from matplotlib.figure import Figure  # of the [train] extra, which `fit` has asked for
+
+    panels = {name: [key for key in keys if any(key in row for row in log)] for name, keys in PANELS.items()}
+    panels = {name: keys for name, keys in panels.items() if keys}
+    figure = Figure(figsize=(4 * len(panels), 3.2), layout="constrained")
+    figure.suptitle(title)
+    for axes, (name, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for key in keys:
+            rows = [row for row in log if key in row]
+            axes.plot([row["epoch"] for row in rows], [row[key] for row in rows], label=key, marker=".", linewidth=1)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        if name == "learning rate":
+            axes.ticklabel_format(style="sci", axis="y", scilimits=(0, 0))
+        else:
+            axes.set_ylim(bottom=min(0.0, *(row[key] for key in keys for row in log if key in row)))
+            axes.legend(fontsize=7)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=110)
+    temporary.replace(path)
