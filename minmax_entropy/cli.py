@@ -141,10 +141,9 @@ def _print_training(options: argparse.Namespace, output: Path, result: TrainingR
     if result.damaged:
         print(f"skipped {len(result.damaged)} damaged files: {', '.join(result.damaged)}")
     row = result.log[result.best_epoch]
-    print(
-        f"trained {len(result.log)} epochs in {result.seconds:.0f} s; kept epoch {result.best_epoch} with a "
-        f"validation\nerror of {100 * row['valid_error']:.1f} %; log and learning curves in {output}, model in {output / 'model'}"
-    )
+    epochs, error = len(result.log), 100 * row["valid_error"]
+    print(f"trained {epochs} epochs in {result.seconds:.0f} s; kept epoch {result.best_epoch} with a validation")
+    print(f"error of {error:.1f} %; log and learning curves in {output}, model in {output / 'model'}")
     if result.best_f1_epoch is not None:
         f1 = 100 * result.log[result.best_f1_epoch]["valid_f1_foreground"]
         print(f"best F1+ on the validation masks: {f1:.1f} %, epoch {result.best_f1_epoch}, {output / 'model_best_f1'}")

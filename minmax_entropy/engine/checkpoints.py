@@ -24,7 +24,7 @@ class Progress:
 
     Attributes:
         epoch, step: what comes next; the step counts from the start of the epoch.
-        sums: of the figures of the running epoch, over all processes.
+        sums: of the figures of the running epoch, a number for each process.
         log: a row per epoch.
         best: of each criterion the best value and its epoch.
         damaged: files that could not be read.
@@ -33,7 +33,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.epoch = self.step = 0
-        self.sums: dict[str, float] = {}
+        self.sums: dict[str, list[float]] = {}
         self.log: list[dict] = []
         self.best: dict[str, tuple[float, int]] = {}
         self.damaged: list[str] = []
@@ -60,6 +60,7 @@ class Checkpoints:
         self.output = Path(output)
         self.folder = self.output / FOLDER
         self.settings = json.loads(json.dumps(settings))
+        self._resumes = True
 
     def start(self, resume: bool, progress: Progress, is_main: bool) -> None:
         """Prepare the folder: of a new run, or of one that goes on. If that is over, `progress` becomes its end.
@@ -69,19 +70,24 @@ class Checkpoints:
             ValueError: the run that is there has other settings.
         """
         path = self.output / SETTINGS_NAME
-        if resume and path.is_file():
-            saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        is_over = saved is not None and saved["progress"] is not None
+        if resume and saved is not None:
             self._compare(saved["settings"])
-            if saved["progress"] is not None:
+            if is_over:
                 progress.load_state_dict(saved["progress"])
-        elif not resume and self.latest() is not None:
+                self._resumes = False
+            return
+        if not is_over and self.latest() is not None:
             raise FileExistsError(
                 f"{self.output} holds an unfinished run ({self.latest().name}): resume it (--resume), delete "
                 f"{self.folder}, or choose another folder"
             )
-        elif is_main:
+        self._resumes = False
+        if is_main:
             if resume:
                 _logger.info("there is no run in %s yet: it starts from the beginning", self.output)
+            shutil.rmtree(self.folder, ignore_errors=True)
             self.output.mkdir(parents=True, exist_ok=True)
             self._write(None)
 
@@ -109,7 +115,7 @@ class Checkpoints:
 
     def load(self, accelerator: Accelerator) -> bool:
         """Bring everything that is registered to the newest checkpoint; False where there is none yet."""
-        latest = self.latest()
+        latest = self.latest() if self._resumes else None
         if latest is None:
             return False
         accelerator.load_state(str(latest))

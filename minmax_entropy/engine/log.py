@@ -33,7 +33,8 @@ def write_curves(log: list[dict], path: Path, title: str) -> None:
 
     panels = {name: [key for key in keys if any(key in row for row in log)] for name, keys in PANELS.items()}
     panels = {name: keys for name, keys in panels.items() if keys}
-    figure = Figure(figsize=(4 * len(panels), 3.2), layout="constrained")
+    figure = Figure(figsize=(4 * len(panels), 3.2))
+    figure.subplots_adjust(left=0.04, right=0.99, bottom=0.15, top=0.82, wspace=0.25)
     figure.suptitle(title)
     for axes, (name, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for key in keys:

@@ -43,6 +43,7 @@ _logger = logging.getLogger(__name__)
 MASK_AREA_RANGE = (0.02, 0.9)
 CHECKPOINT_STEPS = 1000
 STATUS_STEPS = 10
+CURVES_SECONDS = 30  # the picture takes a second
 # Figure of the validation -> folder of the model that is best by it, and whether higher is better.
 BEST = {"valid_error": ("model", False), "valid_f1_foreground": ("model_best_f1", True)}
 PRECISIONS = ("no", "bf16", "fp16")
@@ -212,6 +213,7 @@ class _Training:
             pin_memory=self.accelerator.device.type == "cuda",
         )
         self.own_erasing = model.erasing.steps
+        self.drawn = time.perf_counter()
         self.progress = Progress()
         self.best_weights: dict[str, dict[str, Tensor]] = {}
         self.checkpoints = None
@@ -227,7 +229,7 @@ class _Training:
         if self.checkpoints is not None:
             self.checkpoints.start(resume, self.progress, self.is_main)
         self._prepare()
-        if resume and self.checkpoints.load(self.accelerator):
+        if self.checkpoints is not None and self.checkpoints.load(self.accelerator):
             _logger.info("going on at epoch %d, step %d", self.progress.epoch, self.progress.step)
         started = time.perf_counter() - self.progress.seconds
         self._start_trackers()
@@ -236,7 +238,7 @@ class _Training:
             None, self.options.title, self.options.progress and self.is_main, total=total, initial=self._steps_done()
         )
         with bar:
-            while self.progress.epoch < self.epochs and not self._out_of_patience():
+            while not self._is_over():
                 row = self._train_epoch(bar, started)
                 row.update(self._validate())
                 self._keep_best(row)
@@ -291,12 +293,12 @@ class _Training:
 
     def _train_epoch(self, bar, started: float) -> dict:
         """The rest of the epoch that is due; the mean of each figure over all of its images."""
-        progress = self.progress
+        progress, process, device = self.progress, self.accelerator.process_index, self.accelerator.device
         erasing = self.own_erasing if self.recipe.erasing_steps is None else self.recipe.erasing_steps
         self.model.erasing.steps = erasing if progress.epoch >= self.recipe.erasing_from_epoch else 0
         self.wrapped.train()
         self.plan.epoch, self.plan.start = progress.epoch, progress.step
-        sums: dict[str, Tensor] = {}
+        sums = {name: torch.tensor(values[process], device=device) for name, values in progress.sums.items()}
         damaged: dict[str, None] = {}
         lr = self.recipe.lr_at(progress.epoch, self._share_done())
         batch: TrainingBatch
@@ -316,7 +318,7 @@ class _Training:
                 self._gather(sums, damaged)
                 self._save_checkpoint(started)
         self._gather(sums, damaged)
-        means = progress.sums
+        means = {name: sum(values) / self.plan.steps for name, values in progress.sums.items()}
         if not np.isfinite(means["loss"]):
             raise TrainingError(
                 f"epoch {progress.epoch}: the loss is {means['loss']} "
@@ -346,7 +348,7 @@ class _Training:
             figures = {"loss": output.loss, **output.losses, "mask_area": output.mask.mean()}
             figures["train_error"] = (output.logits.argmax(dim=1) != target).float().mean()
             for name, value in figures.items():
-                sums[name] = sums.get(name, 0.0) + value.detach().float() * (batch.share / self.plan.steps)
+                sums[name] = sums.get(name, 0.0) + value.detach().float() * batch.share
 
     def _step(self) -> float:
         """Move the weights; the learning rate."""
@@ -362,12 +364,10 @@ class _Training:
         return lr
 
     def _gather(self, sums: dict[str, Tensor], damaged: dict[str, None]) -> None:
-        """Add what all processes have seen since the last time to the progress."""
+        """Bring what each process has seen to the progress, which all of them hold alike."""
         if sums:
-            values = self.accelerator.reduce(torch.stack(list(sums.values())), reduction="sum").tolist()
-            for name, value in zip(sums, values, strict=True):
-                self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
-            sums.clear()
+            values = self.accelerator.gather(torch.stack(list(sums.values())).unsqueeze(0))  # [processes, figures]
+            self.progress.sums = dict(zip(sums, values.T.tolist(), strict=True))
         if self.options.skip_damaged:
             found = _gather_objects(self.accelerator, list(damaged))
             self._note_damaged(path for paths in found for path in paths)
@@ -429,7 +429,9 @@ class _Training:
                 _warn_of_collapse(row)
             if self.output is not None:
                 write_log(progress.log, self.output / "log.csv")
-                write_curves(progress.log, self.output / "curves.png", self.options.title)
+                if self._is_over() or time.perf_counter() - self.drawn > CURVES_SECONDS:
+                    write_curves(progress.log, self.output / "curves.png", self.options.title)
+                    self.drawn = time.perf_counter()
         if self.options.trackers:
             self.accelerator.log({key: value for key, value in row.items() if key != "epoch"}, step=row["epoch"])
         if self.checkpoints is not None:
@@ -448,16 +450,15 @@ class _Training:
     def _share_done(self) -> float:
         return self._steps_done() / (self.epochs * self.plan.steps)
 
-    def _out_of_patience(self) -> bool:
+    def _is_over(self) -> bool:
         best = self.progress.best.get("valid_error")
-        if self.recipe.patience is None or best is None:
-            return False
-        return self.progress.epoch - 1 - best[1] >= self.recipe.patience
+        waited = 0 if best is None else self.progress.epoch - 1 - best[1]
+        return self.progress.epoch == self.epochs or waited >= (self.recipe.patience or self.epochs)
 
     def _status(self, sums: dict[str, Tensor], bar: dict) -> str:
         names = {"loss": "loss", "train_error": "error", "mask_area": "M+"}
-        done = self.progress.step / self.plan.steps
-        means = {name: (self.progress.sums.get(name, 0.0) + float(sums[name])) / done for name in names}
+        share = self.progress.step / self.accelerator.num_processes  # this process's part of what is done
+        means = {name: float(sums[name]) / share for name in names}
         steps = bar["rate"] or (bar["n"] - bar["initial"]) / max(bar["elapsed"], 1e-9)
         shown = " ".join(f"{short} {means[name]:.2f}" for name, short in names.items())
         return f"epoch {self.progress.epoch} {shown} {steps * self.plan.batch_size:.0f} img/s"
