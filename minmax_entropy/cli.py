@@ -1,4 +1,4 @@
-"""The command line: demo, train, evaluate, predict, convert, export, list."""
+"""The command line: demo, train, evaluate, predict, benchmark, convert, export, list."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from minmax_entropy.data import AUGMENTATIONS, ImageFiles, LabelledImages, few_s
 from minmax_entropy.demo import run_demo
 from minmax_entropy.engine import (
     RECIPES,
+    Recipe,
     TrainingError,
     TrainingResult,
     evaluate,
@@ -28,9 +29,11 @@ from minmax_entropy.engine import (
     get_recipe,
     preprocess_for,
 )
+from minmax_entropy.engine.benchmark import Benchmark, markdown, run_benchmark, summarize
+from minmax_entropy.engine.methods import METHODS
 from minmax_entropy.engine.pictures import save_picture
 from minmax_entropy.engine.predict import expand_paths, predict_files
-from minmax_entropy.engine.report import case_grid, metrics_table, ranked_cases
+from minmax_entropy.engine.report import LEGEND, case_grid, metrics_table, ranked_cases
 from minmax_entropy.engine.train import CHECKPOINT_STEPS, PRECISIONS
 from minmax_entropy.export import ExportError, export_onnx, save_program
 from minmax_entropy.factory import create_model, list_models
@@ -40,6 +43,7 @@ from minmax_entropy.reference import CLASSES, convert_reference_checkpoint
 from minmax_entropy.version import __version__
 
 WORST_CASES = 8
+BENCHMARKED = ["all-ones", "cam-avg", "area", "area-erasing"]
 EXPORTS = {".onnx": export_onnx, ".pt2": save_program}
 # Keywords that have an option of their own, or come from the data.
 SETTINGS_WITH_OPTIONS = {
@@ -70,15 +74,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    for name, option in SETTINGS_WITH_OPTIONS.items():
-        if name in options.set:
-            raise ValueError(f"give {option} instead of --set {name}=...")
-    recipe = get_recipe(
-        options.recipe,
-        **{"lr": options.lr, "batch_size": options.batch_size, "erasing_steps": options.erasing_steps}
-        | {"augmentation": options.augmentation, "patience": options.patience, **dict(options.recipe_set)},
-    )
+    _check_settings(options)
+    recipe = _recipe(options, erasing_steps=options.erasing_steps)
     train, valid = _training_data(options)
+    if (options.folds is None) != (options.fold is None):
+        raise ValueError("--folds says how many there are, --fold which of them validates: give both")
+    if options.folds is not None:
+        train, valid = fold([train, valid], options.fold, options.folds, options.seed)
+    if options.shots is not None:
+        train = few_shots(train, options.shots, options.seed)
     torch.manual_seed(options.seed)
     model = create_model(
         options.model,
@@ -86,14 +90,10 @@ def _train(options: argparse.Namespace) -> int:
         num_classes=len(train.class_names),
         img_size=options.size,
         preset=options.preset,
-        **options.set,
+        **dict(options.set),
     )
-    model.class_names = train.class_names
     if model.in_chans != 3:
         raise ValueError(f"train reads RGB images, in_chans must be 3, got {model.in_chans}")
-    device = torch.device(options.device)
-    if device.index is not None:
-        torch.accelerator.set_device_index(device.index)
     output = Path(options.output)
     print(f"{len(train)} images of {len(train.class_names)} classes to train, {len(valid)} to validate")
     result = fit(
@@ -107,19 +107,61 @@ def _train(options: argparse.Namespace) -> int:
         size=options.size,
         preprocess=preprocess_for(model, options.size),
         seed=options.seed,
-        workers=options.workers,
-        precision=options.precision,
-        accumulation=options.accumulation,
-        sync_bn=options.sync_bn,
-        checkpoint_steps=options.checkpoint_steps,
-        trackers=options.trackers,
-        skip_damaged=options.skip_damaged,
-        cpu=device.type == "cpu",
         title=options.model,
+        **_run_options(options),
     )
     if result.is_main:
         _print_training(options, output, result)
     return 0
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    _check_settings(options)
+    train, valid = _training_data(options)
+    test = open_split(options.data, "test", train.class_names)
+    output = Path(options.output)
+    benchmark = Benchmark(
+        few_shots(train, options.shots) if options.shots is not None else train,
+        valid,
+        test,
+        options.models,
+        options.methods,
+        options.seeds,
+        options.epochs,
+        _recipe(options),
+        output,
+        options.size,
+        dict(options.set),
+        options.pretrained,
+        _run_options(options),
+    )
+    rows = run_benchmark(benchmark)
+    print(markdown(summarize(rows)))
+    print(LEGEND)
+    print(f"table.md, table.csv, runs.csv, pictures and runs are in {output}")
+    return 0 if len(rows) == len(benchmark.combinations()) else 1
+
+
+def _check_settings(options: argparse.Namespace) -> None:
+    for name, option in SETTINGS_WITH_OPTIONS.items():
+        if name in dict(options.set):
+            raise ValueError(f"give {option} instead of --set {name}=...")
+
+
+def _recipe(options: argparse.Namespace, **changes: object) -> Recipe:
+    names = ("lr", "batch_size", "augmentation", "patience")
+    return get_recipe(
+        options.recipe, **{name: getattr(options, name) for name in names}, **changes, **dict(options.recipe_set)
+    )
+
+
+def _run_options(options: argparse.Namespace) -> dict:
+    """Fields of `Run`."""
+    device = torch.device(options.device)
+    if device.index is not None:
+        torch.accelerator.set_device_index(device.index)
+    names = ("workers", "precision", "accumulation", "sync_bn", "checkpoint_steps", "trackers", "skip_damaged")
+    return {"cpu": device.type == "cpu", **{name: getattr(options, name) for name in names}}
 
 
 def _training_data(options: argparse.Namespace) -> tuple[LabelledImages, LabelledImages]:
@@ -128,12 +170,6 @@ def _training_data(options: argparse.Namespace) -> tuple[LabelledImages, Labelle
     valid = ImageFiles(valid.records, train.class_names)  # classes may be missing in it
     if len(train.class_names) == 1:
         raise ValueError(f"{options.data}: all images are of class {train.class_names[0]!r}, two or more are needed")
-    if (options.folds is None) != (options.fold is None):
-        raise ValueError("--folds says how many there are, --fold which of them validates: give both")
-    if options.folds is not None:
-        train, valid = fold([train, valid], options.fold, options.folds, options.seed)
-    if options.shots is not None:
-        train = few_shots(train, options.shots, options.seed)
     return train, valid
 
 
@@ -276,6 +312,39 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _training_options(shared: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """What `train` and `benchmark` have in common."""
+    parser = argparse.ArgumentParser(add_help=False, parents=[shared])
+    parser.add_argument("--data", required=True, help="folder: <class>/<image>, or train.csv, valid.csv, test.csv")
+    parser.add_argument("--classes", nargs="+", help="take only these classes")
+    parser.add_argument("--shots", type=_positive, help="train on so many images a class, drawn by the seed")
+    parser.add_argument(
+        "--size", type=_positive, default=224, help="side of the training images in pixels (%(default)s)"
+    )
+    parser.add_argument("--pretrained", action="store_true", help="start from the backbone's pretrained weights")
+    parser.add_argument(
+        "--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="any keyword of create_model"
+    )
+    parser.add_argument("--epochs", type=_positive, default=20, help="%(default)s")
+    parser.add_argument("--recipe", default="finetune", choices=sorted(RECIPES), help="%(default)s")
+    parser.add_argument("--lr", type=float, help="learning rate instead of the recipe's")
+    parser.add_argument("--batch-size", type=_positive, help="images a step instead of the recipe's")
+    parser.add_argument("--augmentation", choices=sorted(AUGMENTATIONS), help="instead of the recipe's")
+    parser.add_argument("--patience", type=_positive, help="stop after so many epochs without a lower error")
+    parser.add_argument(
+        "--recipe-set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="any field of Recipe"
+    )
+    workers = 4 if torch.cuda.is_available() else 0
+    parser.add_argument("--workers", type=int, default=workers, help="loader processes (%(default)s)")
+    parser.add_argument("--precision", default="no", choices=PRECISIONS, help="of the passes (%(default)s: float32)")
+    parser.add_argument("--accumulation", type=_positive, default=1, help="parts a step's images are cut into")
+    parser.add_argument("--sync-bn", action="store_true", help="BatchNorm statistics over all processes")
+    parser.add_argument("--checkpoint-steps", type=_positive, default=CHECKPOINT_STEPS, help="%(default)s")
+    parser.add_argument("--trackers", nargs="+", default=(), metavar="NAME", help="tensorboard, wandb, ...")
+    parser.add_argument("--skip-damaged", action="store_true", help="leave out files that can't be read")
+    return parser
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="minmax-entropy",
@@ -299,42 +368,30 @@ def _parser() -> argparse.ArgumentParser:
         help="Python file to run first; it may register backbones and heads",
     )
 
-    train = commands.add_parser("train", parents=[shared], help="train on a folder of labelled images")
-    train.add_argument("--data", required=True, help="folder: <class>/<image>, or train.csv, valid.csv, test.csv")
+    training = _training_options(shared)
+    train = commands.add_parser("train", parents=[training], help="train on a folder of labelled images")
     train.add_argument("--model", default="wsl_resnet50", help="wsl_<timm name> (%(default)s)")
-    train.add_argument("--pretrained", action="store_true", help="start from the backbone's pretrained weights")
     train.add_argument("--output", default="runs/train", help="folder for model and log (%(default)s)")
-    train.add_argument("--classes", nargs="+", help="take only these classes")
-    train.add_argument("--size", type=_positive, default=224, help="side of the training crops in pixels (%(default)s)")
-    train.add_argument("--epochs", type=_positive, default=20, help="%(default)s")
     train.add_argument("--preset", default="area", choices=sorted(PRESETS), help="%(default)s")
-    train.add_argument("--recipe", default="finetune", choices=sorted(RECIPES), help="%(default)s")
-    train.add_argument("--lr", type=float, help="learning rate instead of the recipe's")
-    train.add_argument("--batch-size", type=_positive, help="images a step instead of the recipe's")
     train.add_argument("--erasing-steps", type=int, help="passes of recursive erasing from the second epoch on")
-    train.add_argument(
-        "--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="any keyword of create_model"
-    )
-    train.add_argument("--augmentation", choices=sorted(AUGMENTATIONS), help="instead of the recipe's")
-    train.add_argument("--patience", type=_positive, help="stop after so many epochs without a lower error")
-    train.add_argument(
-        "--recipe-set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="any field of Recipe"
-    )
-    train.add_argument("--shots", type=_positive, help="train on so many images a class, drawn by the seed")
     train.add_argument("--folds", type=_positive, help="cross-validation: cut what trains and validates into so many")
     train.add_argument("--fold", type=int, help="the fold that validates, from 0")
-    train.add_argument("--resume", action="store_true", help="go on with the run in --output, if there is one")
-    train.add_argument("--precision", default="no", choices=PRECISIONS, help="of the passes (%(default)s: float32)")
-    train.add_argument("--accumulation", type=_positive, default=1, help="parts a step's images are cut into")
-    train.add_argument("--sync-bn", action="store_true", help="BatchNorm statistics over all processes")
-    train.add_argument("--checkpoint-steps", type=_positive, default=CHECKPOINT_STEPS, help="%(default)s")
-    train.add_argument(
-        "--trackers", nargs="+", default=(), metavar="NAME", help="of Accelerate: tensorboard, wandb, ..."
-    )
-    train.add_argument("--workers", type=int, default=4 if torch.cuda.is_available() else 0, help="%(default)s")
     train.add_argument("--seed", type=_seed, default=0)
-    train.add_argument("--skip-damaged", action="store_true", help="leave out files that can't be read")
-    train.set_defaults(run=lambda options: _train(_with_settings(options)))
+    train.add_argument("--resume", action="store_true", help="go on with the run in --output, if there is one")
+    train.set_defaults(run=_train)
+
+    benchmark = commands.add_parser(
+        "benchmark", parents=[training], help="train and evaluate models x methods x seeds, write a table and pictures"
+    )
+    benchmark.add_argument("--models", nargs="+", default=["wsl_resnet50"], metavar="MODEL", help="wsl_<timm name> ...")
+    benchmark.add_argument(
+        "--methods", nargs="+", default=BENCHMARKED, choices=METHODS, metavar="METHOD", help=", ".join(METHODS)
+    )
+    benchmark.add_argument("--seeds", nargs="+", type=_seed, default=[0], help="%(default)s")
+    benchmark.add_argument(
+        "--output", default="runs/benchmark", help="folder for tables, pictures and runs; resumed where it has any"
+    )
+    benchmark.set_defaults(run=_benchmark)
 
     saved = argparse.ArgumentParser(add_help=False, parents=[shared])
     saved.add_argument("--model", required=True, help="folder of a saved model, or hf-hub:ORG/NAME")
@@ -389,11 +446,6 @@ def _parser() -> argparse.ArgumentParser:
     names.add_argument("filter", nargs="?", default="", help="shell-style pattern")
     names.set_defaults(run=_list)
     return parser
-
-
-def _with_settings(options: argparse.Namespace) -> argparse.Namespace:
-    options.set = dict(options.set)
-    return options
 
 
 if __name__ == "__main__":

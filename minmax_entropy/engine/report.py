@@ -34,14 +34,24 @@ def metrics_table(rows: dict[str, dict[str, float]], extra: Sequence[str] = ()) 
     for name, metrics in rows.items():
         figures = [f"{100 * metrics[key]:.1f}" if key in metrics else "-" for key in keys]
         lines.append([name, *figures, *(str(metrics.get(key, "-")) for key in extra)])
+    return table_text(lines)
+
+
+def table_text(lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Cells as a Markdown table, the first line its head, aligned for the terminal as well.
+
+    Args:
+        lines: cells by line.
+        left: number of columns that are aligned to the left.
+    """
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
 
     def row(cells: Sequence[str]) -> str:
-        padded = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
+        padded = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
         return f"| {' | '.join(padded)} |"
 
-    rule = f"| {' | '.join(['-' * widths[0], *('-' * (w - 1) + ':' for w in widths[1:])])} |"
-    return "\n".join([row(lines[0]), rule, *(row(line) for line in lines[1:])])
+    rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([row(lines[0]), row(rule), *(row(line) for line in lines[1:])])
 
 
 def ranked_cases(evaluation: Evaluation, worst: bool = True) -> list[int]:

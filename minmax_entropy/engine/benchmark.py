@@ -1,0 +1,266 @@
+"""Benchmarks: every model with every method and seed, trained and evaluated alike, as a table and pictures."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import logging
+import math
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minmax_entropy.configuration import figures_as_json
+from minmax_entropy.data import LabelledImages
+from minmax_entropy.engine.checkpoints import write_text
+from minmax_entropy.engine.evaluate import evaluate, evaluate_all_ones, preprocess_for
+from minmax_entropy.engine.grad_cam import GradCAM
+from minmax_entropy.engine.methods import ALL_ONES, Method, get_method
+from minmax_entropy.engine.pictures import save_picture
+from minmax_entropy.engine.recipes import Recipe
+from minmax_entropy.engine.report import HEADINGS, case_grid, table_text
+from minmax_entropy.engine.train import TrainingError, fit
+from minmax_entropy.factory import create_model
+from minmax_entropy.model import WSLModel
+
+_logger = logging.getLogger(__name__)
+
+RESULTS_NAME = "results.json"
+PICTURES = 8
+TRAINING_FIGURES = ("epochs", "images", "lowest_mask_area", "highest_mask_area")
+
+
+@dataclasses.dataclass(frozen=True)
+class Combination:
+    """One training of a benchmark."""
+
+    model: str
+    method: str
+    seed: int
+
+    def folder(self, output: Path) -> Path:
+        return output / "runs" / re.sub(r"[^\w.-]", "_", self.model) / self.method / f"seed{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """What is compared, and how all of it is trained.
+
+    Args:
+        train, valid, test: images; `valid` chooses the epoch by the classification error, `test` has masks.
+        models: names of models (`wsl_...`).
+        methods: names of `METHODS`.
+        seeds: of initialization, order and augmentation.
+        epochs: for every method: each sees the same number of images.
+        recipe: for every method, but for its erasing.
+        output: folder; what is there already is not trained again.
+        size: side of the training images, and shorter side of those that are evaluated.
+        settings: keywords of `create_model` for every method, below the method's own.
+        pretrained: start from the backbone's pretrained weights.
+        run: fields of `Run`, such as `workers`.
+    """
+
+    train: LabelledImages
+    valid: LabelledImages
+    test: LabelledImages
+    models: Sequence[str]
+    methods: Sequence[str]
+    seeds: Sequence[int]
+    epochs: int
+    recipe: Recipe
+    output: Path
+    size: int = 224
+    settings: dict = dataclasses.field(default_factory=dict)
+    pretrained: bool = False
+    run: dict = dataclasses.field(default_factory=dict)
+
+    def combinations(self) -> list[Combination]:
+        """In the order in which they are trained: a first seed of everything, then the next."""
+        return [
+            Combination(model, method, seed) for seed in self.seeds for model in self.models for method in self.methods
+        ]
+
+
+def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> list[dict]:
+    """Train and evaluate every combination, and write `table.md`, `table.csv`, `runs.csv` and `pictures/`.
+
+    The tables are written anew after each combination. A training that fails is said and left out of the table.
+
+    Args:
+        benchmark: what to do.
+        say: takes a line about each combination.
+
+    Returns:
+        A dictionary per combination: `model`, `method`, `seed`, the metrics on the test images, and of the training
+        `epochs`, `images`, `lowest_mask_area` and `highest_mask_area` (means over an epoch).
+
+    Raises:
+        ValueError: unknown methods, or results in the folder that are of other settings.
+    """
+    for name in benchmark.methods:
+        get_method(name)
+    rows: list[dict] = []
+    for number, combination in enumerate(benchmark.combinations(), start=1):
+        try:
+            row = _run(benchmark, combination)
+        except TrainingError as error:
+            say(f"{_title(combination)}: {error}")
+            continue
+        rows.append(row)
+        write_tables(rows, benchmark.output)
+        done = f"{number} of {len(benchmark.combinations())}"
+        say(f"{done}: {_title(combination)}: {', '.join(_figures(row))}")
+    for model in benchmark.models:
+        _write_pictures(benchmark, model)
+    return rows
+
+
+def _title(combination: Combination) -> str:
+    return f"{combination.model}, {get_method(combination.method).title}, seed {combination.seed}"
+
+
+def _figures(row: dict) -> list[str]:
+    return [f"{heading} {100 * row[key]:.1f}" for key, heading in HEADINGS.items() if key in row]
+
+
+def _run(benchmark: Benchmark, combination: Combination) -> dict:
+    """The row of a combination: read if it is there, else trained and evaluated."""
+    folder = combination.folder(benchmark.output)
+    row = dataclasses.asdict(combination)
+    if combination.method == ALL_ONES:
+        return row | evaluate_all_ones(benchmark.test)
+    model, training = _trained(benchmark, combination)  # no training, where it is finished
+    path = folder / RESULTS_NAME
+    if not path.is_file():
+        metrics = evaluate(model, benchmark.test, preprocess_for(model, benchmark.size)).metrics
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(figures_as_json({**metrics, **training}), indent=2) + "\n")
+    return row | json.loads(path.read_text())
+
+
+def _trained(benchmark: Benchmark, combination: Combination) -> tuple[WSLModel | GradCAM, dict]:
+    """The trained model of a combination, and figures of its training."""
+    method = get_method(combination.method)
+    own = combination if method.trained_as is None else dataclasses.replace(combination, method=method.trained_as)
+    model = _create(benchmark, own)
+    result = fit(
+        model,
+        benchmark.train,
+        dataclasses.replace(benchmark.recipe, erasing_steps=method.erasing_steps),
+        benchmark.epochs,
+        valid=benchmark.valid,
+        output=own.folder(benchmark.output),
+        resume=True,
+        size=benchmark.size,
+        preprocess=preprocess_for(model, benchmark.size),
+        valid_masks=False,
+        seed=combination.seed,
+        title=_title(own),
+        **benchmark.run,
+    )
+    areas = [row["mask_area"] for row in result.log]
+    images = sum(row["images"] for row in result.log)
+    figures = dict(zip(TRAINING_FIGURES, (len(result.log), images, min(areas), max(areas)), strict=True))
+    return _with_mask(model, method), figures
+
+
+def _create(benchmark: Benchmark, combination: Combination) -> WSLModel:
+    torch.manual_seed(combination.seed)
+    settings = {**benchmark.settings, **get_method(combination.method).settings}
+    return create_model(
+        combination.model,
+        pretrained=benchmark.pretrained or None,
+        num_classes=len(benchmark.train.class_names),
+        img_size=benchmark.size,
+        **settings,
+    )
+
+
+def _with_mask(model: WSLModel, method: Method) -> nn.Module:
+    return model if method.grad_cam is None else GradCAM(model, method.grad_cam)
+
+
+# Tables
+
+
+def summarize(rows: Sequence[dict]) -> list[dict]:
+    """A row per model and method: mean and sample standard deviation of each figure over the seeds.
+
+    Args:
+        rows: those of `run_benchmark`.
+
+    Returns:
+        Dictionaries with `model`, `method`, `seeds` (how many), and for each figure its mean under its own name and the
+        deviation (NaN for one seed) under the name with `_std`.
+    """
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["model"], row["method"]), []).append(row)
+    summary = []
+    for (model, method), members in groups.items():
+        result = {"model": model, "method": method, "seeds": len(members)}
+        for key in dict.fromkeys(key for row in members for key in row if key not in ("model", "method", "seed")):
+            values = [row[key] for row in members if row.get(key) is not None]
+            result[key] = statistics.fmean(values) if values else math.nan
+            result[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else math.nan
+        summary.append(result)
+    return summary
+
+
+def write_tables(rows: Sequence[dict], output: Path) -> None:
+    """`table.md` and `table.csv`, a row per model and method; `runs.csv`, a row per training."""
+    summary = summarize(rows)
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / "table.md", markdown(summary) + "\n")
+    for name, content in (("table.csv", summary), ("runs.csv", rows)):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in content for key in row)))
+        writer.writeheader()
+        writer.writerows(content)
+        write_text(output / name, text.getvalue())
+
+
+def markdown(summary: Sequence[dict]) -> str:
+    """A table of means and, over several seeds, standard deviations, in percent."""
+    keys = [key for key in HEADINGS if any(key in row for row in summary)]
+    lines = [["model", "method", "seeds", *(HEADINGS[key] for key in keys)]]
+    for row in summary:
+        cells = [_cell(row.get(key), row.get(f"{key}_std")) for key in keys]
+        lines.append([row["model"], get_method(row["method"]).title, str(row["seeds"]), *cells])
+    return table_text(lines, left=2)
+
+
+def _cell(mean: float | None, deviation: float | None) -> str:
+    if mean is None or math.isnan(mean):
+        return "-"
+    spread = "" if deviation is None or math.isnan(deviation) else f" ± {100 * deviation:.1f}"
+    return f"{100 * mean:.1f}{spread}"
+
+
+# Pictures
+
+
+def _write_pictures(benchmark: Benchmark, model: str) -> None:
+    """Of the first seed: what each method marks in the same test images, and a grid for each method."""
+    chosen = range(0, len(benchmark.test), max(len(benchmark.test) // PICTURES, 1))[:PICTURES]
+    found: dict[str, nn.Module] = {}
+    for method in benchmark.methods:
+        combination = Combination(model, method, benchmark.seeds[0])
+        if method != ALL_ONES and (combination.folder(benchmark.output) / RESULTS_NAME).is_file():
+            found[method] = _trained(benchmark, combination)[0]
+    name = re.sub(r"[^\w.-]", "_", model)
+    preprocess = {method: preprocess_for(one, benchmark.size) for method, one in found.items()}
+    for method, one in found.items():
+        picture = case_grid({get_method(method).title: one}, benchmark.test, chosen, preprocess[method])
+        save_picture(picture, benchmark.output / "pictures" / f"{name}_{method}.png")
+    if len(found) > 1:
+        titles = {get_method(method).title: one for method, one in found.items()}
+        picture = case_grid(titles, benchmark.test, chosen, next(iter(preprocess.values())))
+        save_picture(picture, benchmark.output / "pictures" / f"{name}.png")

@@ -1,0 +1,78 @@
+"""Grad-CAM of a trained model, through the `grad-cam` package: the baseline that most users know."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minmax_entropy.extras import require
+from minmax_entropy.mask import soft_mask
+from minmax_entropy.model import WSLModel, WSLOutput
+
+# Method -> class of the package, and where it is from.
+METHODS = {
+    "grad_cam": "GradCAM",  # Selvaraju et al., ICCV 2017
+    "grad_cam++": "GradCAMPlusPlus",  # Chattopadhay et al., WACV 2018
+    "layer_cam": "LayerCAM",  # Jiang et al., TIP 2021
+}
+
+
+class GradCAM(nn.Module):
+    """A model whose mask is a gradient-weighted activation map of its localizer; the class stays the model's own.
+
+    The map is taken at the backbone's features, which are `[B, D, h, w]` for every backbone, so that no
+    `reshape_transform` is needed; it is that of the class of the highest localizer score. It is normalized to [0, 1]
+    per image and turned into a mask as the model does it, `sigmoid(omega * (map - sigma))`.
+
+    Args:
+        model: a trained model; its weights are shared.
+        method: "grad_cam", "grad_cam++" or "layer_cam".
+
+    Raises:
+        ImportError: the package is not installed (the `[benchmark]` extra).
+        ValueError: an unknown method.
+    """
+
+    def __init__(self, model: WSLModel, method: str = "grad_cam") -> None:
+        super().__init__()
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {tuple(METHODS)}, got {method!r}")
+        package = require("pytorch_grad_cam", "benchmark", "Grad-CAM")
+        self.model = model
+        self.scores = _LocalizerScores(model)
+        self._cam = getattr(package, METHODS[method])
+
+    def __getattr__(self, name: str):
+        """What is not its own is the model's: preprocessing, class names, threshold, ..."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+    def forward(self, images: Tensor) -> WSLOutput:
+        """Logits `[B, K]` of the model and the mask `[B, 1, H, W]` in [0, 1]; its weights get no gradients."""
+        output = self.model(images, background=False)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        try:
+            for parameter in trained:
+                parameter.requires_grad_(False)
+            with torch.inference_mode(False), torch.enable_grad(), self._cam(self.scores, [self.model.backbone]) as cam:
+                region = cam(images.clone().requires_grad_(), targets=None)  # [B, H, W], each image's in [0, 1]
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+        region = torch.from_numpy(np.asarray(region, dtype=np.float32)).to(images.device).unsqueeze(1)
+        mask = soft_mask(region, self.model.mask_sigma, self.model.mask_omega)
+        return WSLOutput(logits=output.logits, mask=mask, localizer_logits=output.localizer_logits)
+
+
+class _LocalizerScores(nn.Module):
+    """The localizer as a plain classifier: images to scores `[B, K]`."""
+
+    def __init__(self, model: WSLModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.localize(images).localizer_logits
