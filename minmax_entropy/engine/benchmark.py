@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import itertools
 import json
 import logging
 import math
@@ -19,19 +18,20 @@ from torch import nn
 
 from minmax_entropy.configuration import figures_as_json
 from minmax_entropy.data import LabelledImages
-from minmax_entropy.engine.checkpoints import write_text
+from minmax_entropy.engine.checkpoints import compare_settings, write_text
 from minmax_entropy.engine.evaluate import evaluate, evaluate_all_ones, preprocess_for
 from minmax_entropy.engine.grad_cam import GradCAM
 from minmax_entropy.engine.methods import ALL_ONES, Method, get_method
 from minmax_entropy.engine.pictures import save_picture
 from minmax_entropy.engine.recipes import Recipe
 from minmax_entropy.engine.report import HEADINGS, case_grid, table_text
-from minmax_entropy.engine.train import TrainingError, fit
+from minmax_entropy.engine.train import MACHINE, TrainingError, fingerprint, fit
 from minmax_entropy.factory import create_model
 from minmax_entropy.model import WSLModel
 
 _logger = logging.getLogger(__name__)
 
+SETTINGS_NAME = "benchmark.json"
 RESULTS_NAME = "results.json"
 PICTURES = 8
 TRAINING_FIGURES = ("epochs", "images", "lowest_mask_area", "highest_mask_area")
@@ -46,7 +46,7 @@ class Combination:
     seed: int
 
     def folder(self, output: Path) -> Path:
-        return output / "runs" / re.sub(r"[^\w.-]", "_", self.model) / self.method / f"seed{self.seed}"
+        return output / "runs" / _file_name(self.model) / self.method / f"seed{self.seed}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +102,11 @@ def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> l
         `epochs`, `images`, `lowest_mask_area` and `highest_mask_area` (means over an epoch).
 
     Raises:
-        ValueError: unknown methods, or results in the folder that are of other settings.
+        ValueError: an unknown method, or results in the folder that are of other settings.
     """
     for name in benchmark.methods:
         get_method(name)
+    _check_settings(benchmark)
     rows: list[dict] = []
     for number, combination in enumerate(benchmark.combinations(), start=1):
         try:
@@ -122,6 +123,25 @@ def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> l
     return rows
 
 
+def _check_settings(benchmark: Benchmark) -> None:
+    """Write what all trainings have in common, or compare with what is there."""
+    path = benchmark.output / SETTINGS_NAME
+    settings = {
+        "epochs": benchmark.epochs,
+        "recipe": dataclasses.asdict(benchmark.recipe),
+        "size": benchmark.size,
+        "settings": benchmark.settings,
+        "pretrained": benchmark.pretrained,
+        "run": {key: value for key, value in benchmark.run.items() if key not in MACHINE},
+        **{name: fingerprint(getattr(benchmark, name)) for name in ("train", "valid", "test")},
+    }
+    if path.is_file():
+        compare_settings(json.loads(path.read_text(encoding="utf-8")), settings, benchmark.output)
+    else:
+        benchmark.output.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(settings, indent=2) + "\n")
+
+
 def _title(combination: Combination) -> str:
     return f"{combination.model}, {get_method(combination.method).title}, seed {combination.seed}"
 
@@ -132,23 +152,22 @@ def _figures(row: dict) -> list[str]:
 
 def _run(benchmark: Benchmark, combination: Combination) -> dict:
     """The row of a combination: read if it is there, else trained and evaluated."""
-    folder = combination.folder(benchmark.output)
     row = dataclasses.asdict(combination)
     if combination.method == ALL_ONES:
         return row | evaluate_all_ones(benchmark.test)
-    model, training = _trained(benchmark, combination)  # no training, where it is finished
-    path = folder / RESULTS_NAME
+    path = combination.folder(benchmark.output) / RESULTS_NAME
     if not path.is_file():
+        model, training = _trained(benchmark, combination)
         metrics = evaluate(model, benchmark.test, preprocess_for(model, benchmark.size)).metrics
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(figures_as_json({**metrics, **training}), indent=2) + "\n")
-    return row | json.loads(path.read_text())
+    return row | json.loads(path.read_text(encoding="utf-8"))
 
 
 def _trained(benchmark: Benchmark, combination: Combination) -> tuple[WSLModel | GradCAM, dict]:
     """The trained model of a combination, and figures of its training."""
     method = get_method(combination.method)
-    own = combination if method.trained_as is None else dataclasses.replace(combination, method=method.trained_as)
+    own = _trained_as(combination)
     model = _create(benchmark, own)
     result = fit(
         model,
@@ -169,6 +188,11 @@ def _trained(benchmark: Benchmark, combination: Combination) -> tuple[WSLModel |
     images = sum(row["images"] for row in result.log)
     figures = dict(zip(TRAINING_FIGURES, (len(result.log), images, min(areas), max(areas)), strict=True))
     return _with_mask(model, method), figures
+
+
+def _trained_as(combination: Combination) -> Combination:
+    """The combination whose weights it takes."""
+    return dataclasses.replace(combination, method=get_method(combination.method).trained_as or combination.method)
 
 
 def _create(benchmark: Benchmark, combination: Combination) -> WSLModel:
@@ -248,19 +272,28 @@ def _cell(mean: float | None, deviation: float | None) -> str:
 
 
 def _write_pictures(benchmark: Benchmark, model: str) -> None:
-    """Of the first seed: what each method marks in the same test images, and a grid for each method."""
+    """Of the first seed: what each method marks in the same test images, together and by method; once."""
+    runs = {method: Combination(model, method, benchmark.seeds[0]) for method in benchmark.methods}
+    runs = {method: run for method, run in runs.items() if (run.folder(benchmark.output) / RESULTS_NAME).is_file()}
+    folder, name = benchmark.output / "pictures", _file_name(model)
+    paths = {method: folder / f"{name}_{method}.png" for method in runs}
+    if all(path.is_file() for path in paths.values()):
+        return
     chosen = range(0, len(benchmark.test), max(len(benchmark.test) // PICTURES, 1))[:PICTURES]
-    found: dict[str, nn.Module] = {}
-    for method in benchmark.methods:
-        combination = Combination(model, method, benchmark.seeds[0])
-        if method != ALL_ONES and (combination.folder(benchmark.output) / RESULTS_NAME).is_file():
-            found[method] = _trained(benchmark, combination)[0]
-    name = re.sub(r"[^\w.-]", "_", model)
-    preprocess = {method: preprocess_for(one, benchmark.size) for method, one in found.items()}
-    for method, one in found.items():
-        picture = case_grid({get_method(method).title: one}, benchmark.test, chosen, preprocess[method])
-        save_picture(picture, benchmark.output / "pictures" / f"{name}_{method}.png")
+    found = {method: _saved(benchmark, run) for method, run in runs.items()}
+    grids = {path: {get_method(method).title: found[method]} for method, path in paths.items()}
     if len(found) > 1:
-        titles = {get_method(method).title: one for method, one in found.items()}
-        picture = case_grid(titles, benchmark.test, chosen, next(iter(preprocess.values())))
-        save_picture(picture, benchmark.output / "pictures" / f"{name}.png")
+        grids[folder / f"{name}.png"] = {get_method(method).title: one for method, one in found.items()}
+    for path, models in grids.items():
+        preprocess = preprocess_for(next(iter(models.values())), benchmark.size)
+        save_picture(case_grid(models, benchmark.test, chosen, preprocess), path)
+
+
+def _saved(benchmark: Benchmark, combination: Combination) -> nn.Module:
+    method = get_method(combination.method)
+    folder = _trained_as(combination).folder(benchmark.output) / "model"
+    return _with_mask(create_model(f"local-dir:{folder}"), method)
+
+
+def _file_name(model: str) -> str:
+    return re.sub(r"[^\w.-]", "_", model)

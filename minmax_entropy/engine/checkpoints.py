@@ -59,7 +59,7 @@ class Checkpoints:
     def __init__(self, output: str | Path, settings: dict) -> None:
         self.output = Path(output)
         self.folder = self.output / FOLDER
-        self.settings = json.loads(json.dumps(settings))
+        self.settings = settings
         self._resumes = True
 
     def start(self, resume: bool, progress: Progress, is_main: bool) -> None:
@@ -73,7 +73,7 @@ class Checkpoints:
         saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         is_over = saved is not None and saved["progress"] is not None
         if resume and saved is not None:
-            self._compare(saved["settings"])
+            compare_settings(saved["settings"], self.settings, self.output)
             if is_over:
                 progress.load_state_dict(saved["progress"])
                 self._resumes = False
@@ -130,17 +130,22 @@ class Checkpoints:
         content = {"settings": self.settings, "progress": None if progress is None else progress.state_dict()}
         write_text(self.output / SETTINGS_NAME, json.dumps(content, indent=2) + "\n")
 
-    def _compare(self, saved: dict) -> None:
-        different = {
-            key: (saved.get(key), self.settings.get(key))
-            for key in sorted(saved.keys() | self.settings.keys())
-            if saved.get(key) != self.settings.get(key)
-        }
-        if different:
-            texts = (f"{key}: it has {was!r:.200}, asked for is {now!r:.200}" for key, (was, now) in different.items())
-            raise ValueError(
-                f"the run in {self.output} can't be resumed with other settings than its own: {'; '.join(texts)}"
-            )
+
+def compare_settings(saved: dict, settings: dict, place: Path) -> None:
+    """Refuse to go on with other settings than those that were saved.
+
+    Raises:
+        ValueError: they differ; the message says where.
+    """
+    settings = json.loads(json.dumps(settings))
+    different = {
+        key: (saved.get(key), settings.get(key))
+        for key in sorted(saved.keys() | settings.keys())
+        if saved.get(key) != settings.get(key)
+    }
+    if different:
+        texts = (f"{key}: it has {was!r:.200}, asked for is {now!r:.200}" for key, (was, now) in different.items())
+        raise ValueError(f"what is in {place} can't be resumed with other settings than its own: {'; '.join(texts)}")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -47,6 +47,8 @@ CURVES_SECONDS = 30  # the picture takes a second
 # Figure of the validation -> folder of the model that is best by it, and whether higher is better.
 BEST = {"valid_error": ("model", False), "valid_f1_foreground": ("model_best_f1", True)}
 PRECISIONS = ("no", "bf16", "fp16")
+# Fields of `Run` that change nothing in the result.
+MACHINE = ("workers", "checkpoint_steps", "trackers", "progress", "title")
 
 
 class TrainingError(RuntimeError):
@@ -194,9 +196,8 @@ class _Training:
         if recipe.class_weights is not None:
             model.criterion.class_weights = class_weights(train)
         self.model = model
-        targets = targets_of(train)
         self.plan = TrainingPlan(
-            targets,
+            targets_of(train),
             recipe.batch_size,
             options.seed,
             recipe.sampling,
@@ -220,7 +221,7 @@ class _Training:
         if self.output is not None:
             for folder, _ in BEST.values():  # before the training, not after it
                 check_target(self.output / folder)
-            self.checkpoints = Checkpoints(self.output, self._settings(targets))
+            self.checkpoints = Checkpoints(self.output, self._settings())
 
     def run(self, resume: bool) -> TrainingResult:
         random.seed(self.options.seed)
@@ -251,19 +252,16 @@ class _Training:
 
     # Before the first epoch
 
-    def _settings(self, targets: Sequence[int]) -> dict:
+    def _settings(self) -> dict:
         """What decides the result; see `Checkpoints`."""
-        names = (f"{Path(self.train.name(index)).name}\t{target}\n" for index, target in enumerate(targets))
-        digest = hashlib.sha256("".join(names).encode()).hexdigest()
         options = dataclasses.asdict(self.options)
-        machine = ("workers", "checkpoint_steps", "trackers", "progress", "title")
         return {
             "epochs": self.epochs,
             "recipe": dataclasses.asdict(self.recipe),
-            "run": {key: value for key, value in options.items() if key not in machine},
+            "run": {key: value for key, value in options.items() if key not in MACHINE},
             "processes": self.accelerator.num_processes,
-            "train": {"images": len(targets), "classes": self.train.class_names, "sha256": digest},
-            "valid": None if self.valid is None else len(self.valid),
+            "train": fingerprint(self.train),
+            "valid": None if self.valid is None else fingerprint(self.valid),
             "model": json.loads(to_config(self.model, self.model.class_names, {}))["model"],
         }
 
@@ -489,6 +487,13 @@ class _Training:
             progress.log[-1]["seconds"],
             self.is_main,
         )
+
+
+def fingerprint(dataset: LabelledImages) -> dict:
+    """What tells one data set from another: number of images, classes, and a hash of the images' names and labels."""
+    names = (f"{Path(dataset.name(index)).name}\t{target}\n" for index, target in enumerate(targets_of(dataset)))
+    digest = hashlib.sha256("".join(names).encode()).hexdigest()
+    return {"images": len(dataset), "classes": dataset.class_names, "sha256": digest}
 
 
 def _accelerator(options: Run, output: Path | None) -> Accelerator:

@@ -1,0 +1,259 @@
+"""Benchmarks of models, methods and seeds; Grad-CAM as one of the methods."""
+
+import csv
+import dataclasses
+import json
+import statistics
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import minmax_entropy as mme
+from minmax_entropy.data import SyntheticShapes
+from minmax_entropy.engine import Recipe, TrainingError, benchmark, evaluate, preprocess_for
+from minmax_entropy.engine.benchmark import Benchmark, Combination, markdown, run_benchmark, summarize
+from minmax_entropy.engine.grad_cam import GradCAM
+from minmax_entropy.engine.methods import METHODS, get_method
+
+SIZE = 64
+TRAINED = [name for name, method in METHODS.items() if name != "all-ones" and method.trained_as is None]
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return [
+        SyntheticShapes(length=length, size=SIZE, num_classes=2, seed=seed) for seed, length in enumerate((16, 4, 8))
+    ]
+
+
+def small(shapes, output, **changes):
+    settings = dict(
+        models=["wsl_test_resnet"],
+        methods=["all-ones", "cam-avg", "area"],
+        seeds=[0],
+        epochs=1,
+        recipe=Recipe(lr=1e-3, batch_size=8, augmentation="flip"),
+        output=output,
+        size=SIZE,
+        run=dict(progress=False),
+    )
+    return Benchmark(*shapes, **{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def done(shapes, tmp_path_factory):
+    """Two seeds, a few methods."""
+    output = tmp_path_factory.mktemp("benchmark")
+    chosen = small(
+        shapes,
+        output,
+        methods=["all-ones", "cam-avg", "grad-cam", "area-erasing"],
+        seeds=[0, 1],
+        settings=dict(mask_omega=10.0),
+    )
+    lines = []
+    return chosen, run_benchmark(chosen, lines.append), lines
+
+
+def test_rows(done):
+    """Every combination once; figures of the saved models, evaluated again."""
+    chosen, rows, lines = done
+    assert [(row["seed"], row["model"], row["method"]) for row in rows] == [
+        (seed, model, method) for seed in (0, 1) for model in chosen.models for method in chosen.methods
+    ]
+    assert len(lines) == len(rows) == 8
+    assert lines[1].startswith("2 of 8: wsl_test_resnet, CAM, average, seed 0: error ")
+    for row in rows:
+        if row["method"] == "all-ones":
+            assert "error" not in row and row["f1_background"] == 0.0 and row["mask_area"] == 1.0
+            continue
+        assert (
+            row["epochs"] == 1 and row["images"] == 16 and 0 < row["lowest_mask_area"] <= row["highest_mask_area"] < 1
+        )
+        combination = Combination(row["model"], row["method"], row["seed"])
+        trained_as = get_method(row["method"]).trained_as or row["method"]
+        folder = dataclasses.replace(combination, method=trained_as).folder(chosen.output)
+        model = mme.create_model(f"local-dir:{folder / 'model'}")
+        assert model.mask_omega == 10.0
+        if row["method"] == "grad-cam":
+            model = GradCAM(model)
+        metrics = evaluate(model, chosen.test, preprocess_for(model, SIZE)).metrics
+        for name, value in metrics.items():
+            assert row[name] == pytest.approx(value, abs=1e-4), name
+
+
+def test_seeds_and_methods_differ(done):
+    _, rows, _ = done
+    figures = {(row["model"], row["method"], row["seed"]): row["pxap"] for row in rows if row["method"] != "all-ones"}
+    assert len(set(figures.values())) == len(figures)
+
+
+def test_tables(done):
+    """Means and deviations over the seeds, in Markdown and CSV, rebuilt from the rows."""
+    chosen, rows, _ = done
+    with (chosen.output / "table.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    with (chosen.output / "runs.csv").open(newline="") as file:
+        assert [float(row["pxap"]) for row in csv.DictReader(file)] == [row["pxap"] for row in rows]
+    assert len(table) == 4 and {row["seeds"] for row in table} == {"2"}
+    lines = (chosen.output / "table.md").read_text().splitlines()
+    assert len(lines) == 6
+    for line, row in zip(lines[2:], table, strict=True):
+        members = [r for r in rows if r["model"] == row["model"] and r["method"] == row["method"]]
+        values = [r["pxap"] for r in members]
+        mean, deviation = statistics.mean(values), statistics.stdev(values)
+        assert float(row["pxap"]) == pytest.approx(mean) and float(row["pxap_std"]) == pytest.approx(deviation)
+        assert f" {100 * mean:.1f} ± {100 * deviation:.1f} |" in line and METHODS[row["method"]].title in line
+        assert row["model"] in line
+
+
+def test_pictures(done):
+    chosen, _, _ = done
+    names = {path.name for path in (chosen.output / "pictures").iterdir()}
+    assert names == {
+        f"{model}{suffix}.png" for model in chosen.models for suffix in ("", "_cam-avg", "_grad-cam", "_area-erasing")
+    }
+    with Image.open(chosen.output / "pictures" / "wsl_test_resnet.png") as picture:
+        assert picture.width > 4.5 * 160 and picture.height > 8 * 160
+
+
+def test_nothing_is_trained_twice(done, monkeypatch):
+    chosen, rows, _ = done
+    monkeypatch.setattr(benchmark, "evaluate", lambda *args, **kwargs: pytest.fail("it is evaluated again"))
+    monkeypatch.setattr(
+        "minmax_entropy.engine.train._Training._train_epoch", lambda *args: pytest.fail("trained again")
+    )
+    assert run_benchmark(chosen, lambda line: None) == rows
+
+
+def test_other_settings_in_the_same_folder_are_refused(done):
+    chosen, _, _ = done
+    with pytest.raises(ValueError, match=r"can't be resumed with other settings than its own: epochs: it has 1, asked"):
+        run_benchmark(dataclasses.replace(chosen, epochs=2), lambda line: None)
+
+
+def test_a_training_that_fails_leaves_the_others(shapes, tmp_path, monkeypatch):
+    fit = benchmark.fit
+
+    def fails(model, *args, **kwargs):
+        if model.classifier is None:
+            raise TrainingError("epoch 0: the loss is nan")
+        return fit(model, *args, **kwargs)
+
+    monkeypatch.setattr(benchmark, "fit", fails)
+    lines = []
+    rows = run_benchmark(small(shapes, tmp_path), lines.append)
+    assert [row["method"] for row in rows] == ["all-ones", "area"]
+    assert "wsl_test_resnet, CAM, average, seed 0: epoch 0: the loss is nan" in lines
+    assert len((tmp_path / "table.md").read_text().splitlines()) == 4
+
+
+def test_unknown_method(shapes, tmp_path):
+    with pytest.raises(ValueError, match="unknown method 'gradcam'; did you mean grad-cam"):
+        run_benchmark(small(shapes, tmp_path, methods=["gradcam"]))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_methods_build(name):
+    """Each is a model with a finite loss, and with the erasing and size terms that its title says."""
+    method = METHODS[name]
+    torch.manual_seed(0)
+    model = mme.create_model("wsl_test_resnet", num_classes=3, img_size=SIZE, **method.settings)
+    model.erasing.steps = method.erasing_steps
+    output = model(torch.randn(2, 3, SIZE, SIZE), torch.tensor([0, 2]))
+    assert output.loss.isfinite()
+    assert (model.classifier is None) == ("entropy" not in method.title)
+    assert ("size" in output.losses) == ("size" in method.title or "area" in method.title)
+    assert (method.erasing_steps > 0) == ("erasing" in method.title)
+
+
+def test_summary_of_one_seed():
+    rows = [{"model": "m", "method": "area", "seed": 0, "error": 0.25, "pxap": None}]
+    summary = summarize(rows)
+    assert summary[0]["error"] == 0.25 and np.isnan(summary[0]["error_std"]) and np.isnan(summary[0]["pxap"])
+    assert " 25.0 |" in markdown(summary) and "±" not in markdown(summary)
+
+
+# Grad-CAM
+
+
+def test_grad_cam_by_hand():
+    """Weights are the means of the gradients over the positions; the map is their weighted sum, cut at zero."""
+    torch.manual_seed(0)
+    model = mme.create_model(
+        "wsl_test_resnet", num_classes=3, img_size=SIZE, out_index=1, localizer="lse", classifier=None
+    )
+    model.eval()
+    images = torch.randn(2, 3, SIZE, SIZE)
+    output = GradCAM(model)(images)
+    features = model.forward_features(images).detach().requires_grad_()
+    scores, _ = model.localizer(features)
+    scores.max(dim=1).values.sum().backward()
+    region = (features.grad.mean(dim=(2, 3), keepdim=True) * features).sum(dim=1).relu().detach()
+    for index in range(2):
+        small = region[index]
+        assert small.max() > 0
+        shown = output.mask[index, 0]
+        # The mask at the centres of the map's positions follows the map.
+        step = SIZE // small.shape[0]
+        at_centres = shown.unfold(0, step, step).unfold(1, step, step).mean(dim=(2, 3))
+        correlation = np.corrcoef(at_centres.numpy().ravel(), small.numpy().ravel())[0, 1]
+        assert correlation > 0.9
+    torch.testing.assert_close(output.logits, model(images).logits)
+
+
+@pytest.mark.parametrize("name", ["wsl_test_resnet", "wsl_test_vit"])
+@pytest.mark.parametrize("method", ["grad_cam", "grad_cam++", "layer_cam"])
+def test_grad_cam_of_any_backbone(name, method):
+    """No `reshape_transform`; neither modes nor gradients of the model change, within inference mode as well."""
+    torch.manual_seed(0)
+    model = mme.create_model(name, num_classes=3, img_size=SIZE, preset="cam")
+    model.backbone.requires_grad_(False)
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    with torch.inference_mode():
+        output = GradCAM(model.eval(), method)(torch.randn(3, 3, SIZE, SIZE))
+    assert output.mask.shape == (3, 1, SIZE, SIZE) and 0 <= output.mask.min() and output.mask.max() <= 1
+    assert output.mask.flatten(1).std(dim=1).max() > 0.1  # a map without a positive value is flat
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model.backbone._forward_hooks
+
+
+def test_grad_cam_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
+    model = mme.create_model("wsl_test_resnet", num_classes=3, img_size=SIZE, preset="cam")
+    with pytest.raises(ImportError, match=r"Grad-CAM needs pytorch_grad_cam.*minmax_entropy\[benchmark\]"):
+        GradCAM(model)
+    with pytest.raises(ValueError, match="method must be one of"):
+        GradCAM(model, "cam")
+
+
+# Command line
+
+
+def test_benchmark_command(tmp_path, capsys):
+    from minmax_entropy.cli import main
+
+    data = SyntheticShapes(length=40, size=SIZE, num_classes=2)
+    for folder in ("images", "masks"):
+        for name in data.class_names:
+            (tmp_path / folder / name).mkdir(parents=True)
+    for index in range(40):
+        sample = data[index]
+        place = f"{data.class_names[sample.target]}/{index:02d}.png"
+        sample.image.save(tmp_path / "images" / place)
+        Image.fromarray(sample.mask).save(tmp_path / "masks" / place)
+    output = tmp_path / "out"
+    command = (
+        f"benchmark --data {tmp_path} --models wsl_test_resnet --methods all-ones wildcat --epochs 1 --size {SIZE}"
+    )
+    status = main([*command.split(), "--recipe", "scratch", "--shots", "8", "--output", str(output)])
+    out = capsys.readouterr().out
+    assert status == 0 and "WILDCAT" in out and "all-ones" in out and str(output) in out
+    settings = json.loads(next(output.glob("runs/*/wildcat/seed0/run.json")).read_text())["settings"]
+    assert settings["train"]["images"] == 16 and settings["recipe"]["lr"] == 1e-2
+    assert (output / "table.md").read_text().strip() in out
