@@ -392,6 +392,7 @@ def test_max_box_acc_by_hand():
     # The whole image, 128 pixels, has an IoU of 0.25 with the object of 32: less than any delta.
     assert np.array_equal(any_region, np.stack([largest] * 3))
     accuracy.update(low, [box])
+    accuracy.update(low, [])  # nothing to find: left out
     assert accuracy.compute() == {"max_box_acc": 2 / 3, "max_box_acc_v2": pytest.approx(2 / 3)}
 
 
@@ -669,6 +670,7 @@ def test_when_box_metrics_are_computed():
         (dict(mask=np.array([[0.5, np.inf]])), "has values from 0.5 to inf"),
         (dict(mask=np.array([[-np.inf, np.inf]])), "the mask h"),
         (dict(mask=np.array([[-0.1, 1.0]])), r"has values from -0.1 to 1; values in \[0, 1\] are expected"),
+        (dict(mask=np.array([[0.25, 1.001]])), "has values from 0.25 to 1.001"),
         (dict(mask=np.array([[0, 255]], dtype=np.uint8)), "has values from 0 to 255"),
         (dict(mask=np.ones((1, 4, 4))), r"a mask \[H, W\] is expected, got shape \(1, 4, 4\)"),
         (dict(mask=np.ones((0, 4))), r"got shape \(0, 4\)"),
@@ -700,7 +702,9 @@ def test_rounding_at_the_ends_and_other_types():
     meter.update(np.array([[1, 0]], dtype=np.float16), target)
     meter.update(torch.tensor([[1.0, 0.0]]), torch.tensor(target))
     assert all(meter.compute()[name] == 1 for name in ("f1_foreground", "pxap", "piou", "max_box_acc", "gt_known_loc"))
-    LocalizationMeter().load_state_dict(meter.state_dict())
+    meter = LocalizationMeter()
+    meter.update(np.full((2, 2), -1e-6))
+    assert LocalizationMeter().load_state_dict(meter.state_dict()).compute() == {"mask_area": 0}
 
 
 def test_bad_settings():
@@ -764,10 +768,21 @@ def test_states_travel():
     for loaded in (other, third):
         assert_same_state(loaded.state_dict(), state)
         assert loaded.compute() == meter.compute()
-    before = other.state_dict()
-    meter.update(np.ones((3, 3)), np.ones((3, 3), bool), rank=0)
-    state["pixels.object_pixels"] += 1
-    assert_same_state(other.state_dict(), before)
+
+
+def test_states_are_copies():
+    meter = filled(samples(20))
+    state = meter.state_dict()
+    kept = pickle.loads(pickle.dumps(state))
+    loaded = LocalizationMeter().load_state_dict(state)
+    meter.update(np.ones((3, 3)), np.ones((3, 3), bool), rank=0, boxes=[(0, 0, 3, 3)])
+    assert_same_state(state, kept)
+    after = pickle.loads(pickle.dumps(meter.state_dict()))
+    for value in state.values():
+        if isinstance(value, np.ndarray):
+            value += 1
+    assert_same_state(loaded.state_dict(), kept)
+    assert_same_state(meter.state_dict(), after)
 
 
 def test_states_that_do_not_fit():
