@@ -29,8 +29,9 @@ HEADINGS = {
 }
 LEGEND = (
     "error: of the class. F1+, F1-: Dice of object and background. PxAP: pixel average precision. pIoU: IoU over all "
-    "pixels, at 0.5 and (max) at the best threshold. MaxBoxAcc, MaxBoxAccV2: boxes found, at the best threshold. "
-    "GT-known, Top-1, Top-5 loc: boxes found at 0.5, whatever the class and with the right class. M+: mean mask."
+    "pixels, at the mask's threshold and (max) at the best one. MaxBoxAcc, MaxBoxAccV2: boxes found, at the best "
+    "threshold. GT-known, Top-1, Top-5 loc: boxes found at the mask's threshold, whatever the class is and with the "
+    "right class among the first 1 or 5. M+: mean mask."
 )
 
 
