@@ -183,11 +183,12 @@ def test_evaluate(model, data, tmp_path, capsys):
     assert run("evaluate", "--model", model, "--data", data, "--output", tmp_path / "deep" / "out") == 0
     printed = capsys.readouterr().out
     table = [line for line in printed.splitlines() if line.startswith("|")]
-    assert table[0].split() == "| method | error % | F1+ % | F1- % | PxAP % | M+ % |".split()
+    assert table[0].split() == "| method | error % | F1+ % | F1- % | PxAP % | pIoU % | max pIoU % | M+ % |".split()
     assert [line.split()[1] for line in table[2:]] == ["all-ones", "model"]
     out = tmp_path / "deep" / "out"
     metrics = json.loads((out / "metrics.json").read_text())
-    assert set(metrics) == {"error", "f1_foreground", "f1_background", "pxap", "mask_area"}
+    pixels = {"f1_foreground", "f1_background", "pxap", "piou", "max_piou", "max_piou_threshold"}
+    assert set(metrics) == {"error", *pixels, "mask_area"}
     assert all(0 <= value <= 1 for value in metrics.values())
     with (out / "images.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

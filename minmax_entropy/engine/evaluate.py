@@ -174,10 +174,8 @@ def evaluate(
             "target": target,
             "predicted": prediction.class_index,
             "probability": prediction.probability,
-            "mask_area": float(prediction.mask.mean()),
+            **scores,
         }
-        if scores is not None:
-            row["f1_foreground"], row["f1_background"] = scores
         rows.append(row)
     if not rows:
         raise ValueError(f"none of the {len(dataset)} images could be read")
@@ -191,6 +189,4 @@ def evaluate_all_ones(dataset: LabelledImages) -> dict[str, float]:
         mask = dataset.mask(index)
         if mask is not None:
             meter.update(np.ones(mask.shape, dtype=np.float32), mask)
-    metrics = meter.compute()
-    del metrics["error"]
-    return metrics
+    return meter.compute()

@@ -11,15 +11,28 @@ from minmax_entropy.engine.evaluate import Evaluation, predict_images
 from minmax_entropy.engine.pictures import grid, overlay
 from minmax_entropy.model import WSLModel
 
-# Metric -> heading; all are shares, shown in percent.
+# Metric -> heading, in the order of the columns; all are shares, shown in percent.
 HEADINGS = {
     "error": "error %",
+    "top5_error": "top-5 error %",
     "f1_foreground": "F1+ %",
     "f1_background": "F1- %",
     "pxap": "PxAP %",
+    "piou": "pIoU %",
+    "max_piou": "max pIoU %",
+    "max_box_acc": "MaxBoxAcc %",
+    "max_box_acc_v2": "MaxBoxAccV2 %",
+    "gt_known_loc": "GT-known %",
+    "top1_loc": "Top-1 loc %",
+    "top5_loc": "Top-5 loc %",
     "mask_area": "M+ %",
 }
-LEGEND = "error: of the class. F1+, F1-: Dice of object and background. PxAP: pixel average precision. M+: mean mask."
+LEGEND = (
+    "error: of the class. F1+, F1-: Dice of object and background. PxAP: pixel average precision. pIoU: IoU over all "
+    "pixels, at the mask's threshold and (max) at the best one. MaxBoxAcc, MaxBoxAccV2: boxes found, at the best "
+    "threshold. GT-known, Top-1, Top-5 loc: boxes found at the mask's threshold, whatever the class is and with the "
+    "right class among the first 1 or 5. M+: mean mask."
+)
 
 
 def metrics_table(rows: dict[str, dict[str, float]], extra: Sequence[str] = ()) -> str:

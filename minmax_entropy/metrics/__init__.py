@@ -1,7 +1,23 @@
-"""Metrics of classification and localization: pure functions, and one meter that collects them over a data set."""
+"""Metrics of classification and localization: pure functions, mergeable states, and one meter of all of them."""
 
+from minmax_entropy.metrics.boxes import BoxAccuracy, LocalizationAccuracy, box_iou, box_overlaps
+from minmax_entropy.metrics.classification import ClassificationError, target_rank
 from minmax_entropy.metrics.meter import LocalizationMeter
-from minmax_entropy.metrics.pixel import PixelPrecisionRecall, dice
+from minmax_entropy.metrics.pixel import MaskScores, PixelPrecisionRecall, dice
 from minmax_entropy.metrics.regions import region_boxes
+from minmax_entropy.metrics.state import MergeableState
 
-__all__ = ["LocalizationMeter", "PixelPrecisionRecall", "dice", "region_boxes"]
+__all__ = [
+    "BoxAccuracy",
+    "ClassificationError",
+    "LocalizationAccuracy",
+    "LocalizationMeter",
+    "MaskScores",
+    "MergeableState",
+    "PixelPrecisionRecall",
+    "box_iou",
+    "box_overlaps",
+    "dice",
+    "region_boxes",
+    "target_rank",
+]
