@@ -93,12 +93,13 @@ def train_method(
     torch.manual_seed(seed)
     model = create_model(num_classes=len(train.class_names), **method.settings)
     preprocess = preprocess_for(model)
-    tensors: dict[int, Tensor] = {}  # the data set keeps its images, and every epoch asks for them again
+    # The data set keeps its images, and every epoch asks for them again; held here, an image's id stays its own.
+    tensors: dict[int, tuple[Image.Image, Tensor]] = {}
 
     def transform(image: Image.Image) -> Tensor:
-        tensor = tensors.get(id(image))
-        if tensor is None:
-            tensor = tensors[id(image)] = preprocess(image)
+        if id(image) not in tensors:
+            tensors[id(image)] = image, preprocess(image)
+        tensor = tensors[id(image)][1]
         return tensor.flip(-1) if torch.rand(()) < 0.5 else tensor
 
     recipe = get_recipe("scratch", erasing_steps=method.erasing_steps)
