@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -86,32 +86,21 @@ def open_cub(
     folder = _locate(root)
     if not (folder / IMAGES).is_file() and (root.parent / IMAGES).is_file():
         raise FileNotFoundError(f"{root} is a part of CUB-200-2011: give the folder above, {root.parent}")
-    paths = _read(folder, IMAGES, lambda cells: cells[0])
-    names = _read(folder, CLASSES, lambda cells: cells[0].partition(".")[2] or cells[0])
-    labels = _read(folder, LABELS, lambda cells: int(cells[0]))
-    in_train = _read(folder, SPLIT, lambda cells: cells[0] == "1")
-    boxes = _read(folder, BOXES, _box) if (folder / BOXES).is_file() else None
-    for name, values in ((LABELS, labels), (SPLIT, in_train), (BOXES, boxes or paths)):
-        if values.keys() != paths.keys():
-            raise ValueError(f"{folder / name} lists {len(values)} images, {IMAGES} lists {len(paths)}, not the same")
-    if not names.keys() >= set(labels.values()):
-        raise ValueError(f"{folder / LABELS} has classes that {CLASSES} does not name")
-    ids = [number for number in paths if in_train[number] != (split == "test")]
+    lists = _read_lists(folder)
+    ids = [number for number in lists.images if lists.in_train[number] != (split == "test")]
     if split != "test":
-        drawn = draw_per_class([labels[number] for number in ids], _valid_count, seed)
+        drawn = draw_per_class([lists.labels[number] for number in ids], _valid_count, seed)
         ids = [number for number, held_out in zip(ids, drawn, strict=True) if held_out == (split == "valid")]
     masks = _masks_folder(folder, root)
     records = []
     for number in ids:
-        image = folder / "images" / paths[number]
-        mask = None if masks is None else masks / Path(paths[number]).with_suffix(".png")
-        box = None if boxes is None else (boxes[number],)
-        records.append(Record(image, mask, names[labels[number]], box))
+        path = lists.images[number]
+        mask = None if masks is None else masks / Path(path).with_suffix(".png")
+        boxes = None if lists.boxes is None else (lists.boxes[number],)
+        records.append(Record(folder / "images" / path, mask, lists.classes[lists.labels[number]], boxes))
     records = select_records(records, classes, split, root)
-    for record in records:
-        if not record.image.is_file():
-            raise DOWNLOAD.missing(record.image, ARCHIVE, _extracted_in(folder))
-    return CubImages(records, classes or list(names.values()), read_cub_mask)
+    DOWNLOAD.require((record.image for record in records), ARCHIVE, _extracted_in(folder))
+    return CubImages(records, classes or list(lists.classes.values()), read_cub_mask)
 
 
 @register_reader("cub5")
@@ -128,9 +117,7 @@ def open_cub5(
 
 def read_cub_mask(path: Path) -> np.ndarray:
     """A segmentation as bool `[H, W]`: foreground where its value, the share of annotators times 255, is over 127."""
-    if not path.is_file():
-        folder = path.parents[1]  # segmentations/<class>/<name>.png
-        raise DOWNLOAD.missing(path, MASK_ARCHIVE, folder.parent)
+    DOWNLOAD.require([path], MASK_ARCHIVE, path.parents[2])  # segmentations/<class>/<name>.png
     return read_values(path) > MASK_THRESHOLD
 
 
@@ -139,11 +126,37 @@ def _extracted_in(folder: Path) -> Path:
     return folder.parent if folder.name == FOLDER else folder
 
 
+class _Lists(NamedTuple):
+    """The lists of the archive, by image number, and the class names by class number."""
+
+    images: dict[int, str]
+    labels: dict[int, int]
+    in_train: dict[int, bool]
+    boxes: dict[int, Box] | None
+    classes: dict[int, str]
+
+
+def _read_lists(folder: Path) -> _Lists:
+    lists = _Lists(
+        images=_read(folder, IMAGES, lambda cells: cells[0]),
+        labels=_read(folder, LABELS, lambda cells: int(cells[0])),
+        in_train=_read(folder, SPLIT, lambda cells: cells[0] == "1"),
+        boxes=_read(folder, BOXES, _box) if (folder / BOXES).is_file() else None,
+        classes=_read(folder, CLASSES, lambda cells: cells[0].partition(".")[2] or cells[0]),
+    )
+    count = len(lists.images)
+    for name, values in ((LABELS, lists.labels), (SPLIT, lists.in_train), (BOXES, lists.boxes)):
+        if values is not None and values.keys() != lists.images.keys():
+            raise ValueError(f"{folder / name} lists {len(values)} images, {IMAGES} lists {count}, not the same")
+    if not lists.classes.keys() >= set(lists.labels.values()):
+        raise ValueError(f"{folder / LABELS} has classes that {CLASSES} does not name")
+    return lists
+
+
 def _read(folder: Path, name: str, parse: Callable[[list[str]], Value]) -> dict[int, Value]:
     """Lines `<id> <value>...` of a list, as values by id."""
     path = folder / name
-    if not path.is_file():
-        raise DOWNLOAD.missing(path, ARCHIVE, _extracted_in(folder))
+    DOWNLOAD.require([path], ARCHIVE, _extracted_in(folder))
     values = {}
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         cells = line.split()

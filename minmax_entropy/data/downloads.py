@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 EXTRACT = {".tgz": "tar -xf", ".zip": "unzip"}
@@ -33,6 +34,12 @@ class Download:
         else:
             text = f"download {file} from {self.title!r}, {self.url}"
         return FileNotFoundError(f"no {path}: {text}")
+
+    def require(self, paths: Iterable[Path], file: str, folder: Path) -> None:
+        """Raise `missing` for the first path that does not exist."""
+        for path in paths:
+            if not path.is_file():
+                raise self.missing(path, file, folder)
 
     def lies_in(self, folder: Path) -> bool:
         """Whether one of the page's files lies in a folder."""

@@ -25,8 +25,7 @@ DOWNLOAD = Download(
 SPLIT_KEYS = {"train": "trnid", "valid": "valid", "test": "tstid"}
 NUM_CLASSES = 102
 # The colour around the flower in the segmentations, which JPEG blurs at the outline. Objects of photographs put on this
-# colour and saved as JPEG (quality 50 to 90, with and without subsampling, as they are and tinted violet and blue) are
-# found with an intersection over union of 0.97 to 1.00 at a distance of 100; at 30 it is 0.88, at 150 down to 0.84.
+# colour and saved as JPEG are found with an intersection over union of 0.97 to 1.00 at this distance: docs/data.md.
 BACKGROUND = (0, 0, 254)
 BACKGROUND_DISTANCE = 100
 
@@ -61,19 +60,18 @@ def open_flowers(root: Path, split: str = "train", classes: Sequence[str] | None
     records = []
     for number in sorted(ids.tolist()):
         image = root / "jpg" / f"image_{number:05d}.jpg"
-        if not image.is_file():
-            raise DOWNLOAD.missing(image, ARCHIVE, root)
         mask = None if masks is None else masks / f"segmim_{number:05d}.jpg"
         records.append(Record(image, mask, f"{labels[number - 1]:03d}"))
+    records = select_records(records, classes, split, root)
+    DOWNLOAD.require((record.image for record in records), ARCHIVE, root)
     names = [f"{label:03d}" for label in range(1, NUM_CLASSES + 1)]
-    return ImageFiles(select_records(records, classes, split, root), classes or names, read_flowers_mask)
+    return ImageFiles(records, classes or names, read_flowers_mask)
 
 
 def read_flowers_mask(path: Path) -> np.ndarray:
     """A segmentation as bool `[H, W]`: foreground where the colour is further than 100 (of 255, Euclidean in RGB) from
     the background's blue, (0, 0, 254)."""
-    if not path.is_file():
-        raise DOWNLOAD.missing(path, MASK_ARCHIVE, path.parents[1])
+    DOWNLOAD.require([path], MASK_ARCHIVE, path.parents[1])
     difference = np.asarray(read_image(path), dtype=np.float32) - np.asarray(BACKGROUND, dtype=np.float32)
     return (difference**2).sum(axis=2) > BACKGROUND_DISTANCE**2
 
@@ -85,8 +83,7 @@ def _read_mat(root: Path, file: str, key: str) -> np.ndarray:
     except ImportError as error:
         raise ImportError('Flowers 102 needs SciPy: pip install "minmax-entropy[data]"') from error
     path = root / file
-    if not path.is_file():
-        raise DOWNLOAD.missing(path, file, root)
+    DOWNLOAD.require([path], file, root)
     try:
         values = loadmat(path, variable_names=[key])
     except Exception as error:  # SciPy's reader raises many kinds

@@ -74,24 +74,22 @@ def open_glas(
     records = []
     for name in names:
         image = folder / f"{name}.bmp"
-        if not image.is_file():
-            raise DOWNLOAD.missing(image, ARCHIVE, root)
         records.append(Record(image, folder / f"{name}_anno.bmp" if annotated else None, grades[name]))
-    return ImageFiles(select_records(records, classes, split, root), classes or CLASSES, read_glas_mask)
+    records = select_records(records, classes, split, root)
+    DOWNLOAD.require((record.image for record in records), ARCHIVE, root)
+    return ImageFiles(records, classes or CLASSES, read_glas_mask)
 
 
 def read_glas_mask(path: Path) -> np.ndarray:
     """An annotation as bool `[H, W]`: foreground where it is not 0."""
-    if not path.is_file():
-        raise DOWNLOAD.missing(path, ARCHIVE, path.parent)
+    DOWNLOAD.require([path], ARCHIVE, path.parent)
     return read_values(path) != 0
 
 
 def _read_grades(folder: Path, root: Path) -> dict[str, str]:
     """Class by image name. The file as distributed has spaces around column names and values."""
     path = folder / GRADES
-    if not path.is_file():
-        raise DOWNLOAD.missing(path, ARCHIVE, root)
+    DOWNLOAD.require([path], ARCHIVE, root)
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
     header = [cell.lower() for cell in rows[0]] if rows else []
