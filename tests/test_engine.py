@@ -105,7 +105,7 @@ def test_evaluation_equals_one_by_one(various, keywords):
     model.eval()
     errors, foreground, background = [], [], []
     for index, row in enumerate(result.rows):
-        image, target, truth, _ = various[index]
+        image, target, truth, *_ = various[index]
         with torch.no_grad():
             output = model(preprocess(image).unsqueeze(0))
         mask = preprocess.restore(output.mask[0], (image.height, image.width))[0].numpy()

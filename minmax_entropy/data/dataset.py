@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from minmax_entropy.data.images import MaskSizeError
+from minmax_entropy.data.images import BoxError, MaskSizeError
+
+Box = tuple[float, float, float, float]
+# A box may reach this many pixels beyond its image: rounding, and the habit of counting from 1.
+BOX_SLACK = 1
 
 
 class Sample(NamedTuple):
@@ -17,13 +22,15 @@ class Sample(NamedTuple):
     target: int  # class index
     mask: np.ndarray | None  # bool [H, W], the image's size; for evaluation only
     name: str  # where it comes from, for messages and results
+    boxes: list[Box] | None = None  # (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; for evaluation only
 
 
 class LabelledImages:
-    """Images with class labels and, for evaluation, masks where they exist. `dataset[i]` is a `Sample`.
+    """Images with class labels and, for evaluation, masks and boxes where they exist. `dataset[i]` is a `Sample`.
 
-    Subclasses give `class_names`, `__len__`, `image` and `target`, and `mask` and `name` where they have them. Taking a
-    sample raises `DamagedFileError` for a file that can't be read, and `ValueError` for a mask of another size.
+    Subclasses give `class_names`, `__len__`, `image` and `target`, and `mask`, `boxes` and `name` where they have them.
+    Taking a sample raises `DamagedFileError` for a file that can't be read, a mask of another size than the image, and
+    a box that does not lie in it.
     """
 
     class_names: list[str]
@@ -43,17 +50,68 @@ class LabelledImages:
         """Object pixels, bool `[H, W]`, or None where there is no mask."""
         return None
 
+    def boxes(self, index: int) -> list[Box] | None:
+        """Boxes around the objects, `(x0, y0, x1, y1)` in pixels of the image as `image` gives it (upright), `x1` and
+        `y1` exclusive; None where they are not known."""
+        return None
+
     def name(self, index: int) -> str:
         """Where the image comes from."""
         return str(index)
 
+    def with_classes(self, class_names: Sequence[str]) -> LabelledImages:
+        """The same images, their classes indexed by this list, which may name further ones.
+
+        Raises:
+            ValueError: a class of the images is not in the list, or one is in it twice.
+        """
+        if list(class_names) != self.class_names:
+            raise ValueError(f"the classes are {self.class_names}, in this order; got {list(class_names)}")
+        return self
+
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside of {len(self)} images")
-        image, mask = self.image(index), self.mask(index)
-        if mask is not None and mask.shape != (image.height, image.width):
-            raise MaskSizeError(
-                self.name(index),
-                f"{mask.shape[0]} x {mask.shape[1]}, the image is {image.height} x {image.width} (height x width)",
-            )
-        return Sample(image, self.target(index), mask, self.name(index))
+        name = self.name(index)
+        sample = Sample(self.image(index), self.target(index), self.mask(index), name, self.boxes(index))
+        check_annotations(sample)
+        return sample
+
+
+class LabelledStream:
+    """Labelled images that are read one after the other, always in the same order. Iteration gives `Sample`s.
+
+    Subclasses give `class_names`, `__iter__`, `shuffled` and `skip`. An iterator that raised `DamagedFileError` for an
+    image goes on with the next one.
+
+    Attributes:
+        class_names: names in the order of the class indices.
+        with_masks: whether masks are read; set it to True to evaluate, training leaves them closed.
+    """
+
+    class_names: list[str]
+    with_masks: bool = False
+
+    def __iter__(self) -> Iterator[Sample]:
+        raise NotImplementedError
+
+    def shuffled(self, seed: int, buffer_size: int = 1000) -> LabelledStream:
+        """The same images in an order drawn by `seed`, from a buffer of so many images; this stream stays as it is."""
+        raise NotImplementedError
+
+    def skip(self, count: int) -> LabelledStream:
+        """The stream without its first `count` images (damaged ones count), in whichever order it has: to go on with a
+        training that was interrupted."""
+        raise NotImplementedError
+
+
+def check_annotations(sample: Sample) -> None:
+    """Raise `DamagedFileError` for a mask of another size than the image, or a box that does not lie in it."""
+    width, height = sample.image.size
+    if sample.mask is not None and sample.mask.shape != (height, width):
+        sizes = f"{sample.mask.shape[0]} x {sample.mask.shape[1]}, the image is {height} x {width} (height x width)"
+        raise MaskSizeError(sample.name, sizes)
+    for x0, y0, x1, y1 in sample.boxes or ():
+        inside = -BOX_SLACK <= x0 < x1 <= width + BOX_SLACK and -BOX_SLACK <= y0 < y1 <= height + BOX_SLACK
+        if not inside:
+            raise BoxError(sample.name, f"({x0:g}, {y0:g}, {x1:g}, {y1:g}), the image is {width} x {height} (x, y)")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif")
 MASK_THRESHOLD = 127
@@ -33,6 +35,12 @@ class MaskSizeError(DamagedFileError):
     text = "the mask of {path} is {reason}"
 
 
+class BoxError(DamagedFileError):
+    """A box that does not lie in its image. `path` names the image."""
+
+    text = "a box of {path} is {reason}"
+
+
 def read_image(path: str | Path) -> Image.Image:
     """An image file as RGB, upright.
 
@@ -44,13 +52,12 @@ def read_image(path: str | Path) -> Image.Image:
         FileNotFoundError: no such file.
         DamagedFileError: the file is truncated, damaged, or not an image.
     """
-    image = _open(path)
-    if image.mode in _WIDE_MODES:
-        image = Image.fromarray(_to_bytes(np.asarray(image), image.mode))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return _as_rgb(_open(path))
+
+
+def decode_image(data: bytes | Image.Image, name: str) -> Image.Image:
+    """`read_image` of a file's content, or of an image that is open; `name` stands for the path in errors."""
+    return _as_rgb(_load(io.BytesIO(data) if isinstance(data, bytes) else data, name))
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -66,28 +73,76 @@ def read_mask(path: str | Path) -> np.ndarray:
         FileNotFoundError: no such file.
         DamagedFileError: the file is truncated, damaged, or not an image.
     """
-    image = _open(path)
-    values = np.asarray(image.convert("RGB") if image.mode in ("RGBA", "LA", "CMYK", "YCbCr") else image)
-    if values.ndim == 3:
-        values = values.max(axis=2)
+    return _as_mask(_open(path))
+
+
+def decode_mask(data: bytes | Image.Image, name: str) -> np.ndarray:
+    """`read_mask` of a file's content, or of an image that is open; `name` stands for the path in errors."""
+    return _as_mask(_load(io.BytesIO(data) if isinstance(data, bytes) else data, name))
+
+
+def read_values(path: str | Path) -> np.ndarray:
+    """The values of a mask file as they are, `[H, W]`: greys, palette indices, or the brightest colour channel.
+
+    Transparency does not count. Raises as `read_mask`.
+    """
+    return _values(_open(path))
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height in pixels of an image file, upright, without decoding it. Raises as `read_image`."""
+    path = _existing(path)
+    try:
+        with Image.open(path) as image:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            return image.size[::-1] if orientation in range(5, 9) else image.size
+    except Exception as error:
+        raise DamagedFileError(path, error) from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _WIDE_MODES:
+        image = Image.fromarray(_to_bytes(np.asarray(image), image.mode))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _as_mask(image: Image.Image) -> np.ndarray:
+    values = _values(image)
     if image.mode == "P":
         objects = (values != 0) & (values != VOID)
         return objects if objects.any() else values != 0
     return values > (MASK_THRESHOLD if values.max(initial=0) > MASK_THRESHOLD else 0)
 
 
-def _open(path: str | Path) -> Image.Image:
-    """The loaded image, upright; EXIF data that can't be read is passed over."""
+def _values(image: Image.Image) -> np.ndarray:
+    values = np.asarray(image.convert("RGB") if image.mode in ("RGBA", "LA", "CMYK", "YCbCr") else image)
+    return values.max(axis=2) if values.ndim == 3 else values
+
+
+def _existing(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
+    return path
+
+
+def _open(path: str | Path) -> Image.Image:
+    path = _existing(path)
+    return _load(path, path)
+
+
+def _load(file: Path | BinaryIO | Image.Image, name: str | Path) -> Image.Image:
+    """The loaded image, upright; EXIF data that can't be read is passed over."""
     try:
-        image = Image.open(path)
+        image = file if isinstance(file, Image.Image) else Image.open(file)
         image.load()
     except UnidentifiedImageError:
-        raise DamagedFileError(path, "not an image, or of an unknown format") from None
+        raise DamagedFileError(name, "not an image, or of an unknown format") from None
     except Exception as error:  # Pillow's decoders raise many kinds
-        raise DamagedFileError(path, error) from error
+        raise DamagedFileError(name, error) from error
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # Pillow's EXIF reader raises many kinds, too

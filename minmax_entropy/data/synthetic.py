@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from minmax_entropy.data.dataset import LabelledImages
+from minmax_entropy.data.sources import register_reader
 
 # Shares of the image's side.
 RADIUS = (0.16, 0.29)
@@ -20,6 +21,10 @@ STROKES = (8, 16)
 CONTRAST = (0.37, 1.0)
 MIN_COLOUR_DISTANCE = 190
 NOISE = 10.0
+
+# Images and instances kept after they were drawn, in bytes: some 10,000 images of 64 pixels.
+KEPT_BYTES = 256 * 2**20
+LENGTHS = {"train": 2000, "valid": 300, "test": 300}
 
 
 def _dots(u: np.ndarray, v: np.ndarray, turn: float) -> np.ndarray:
@@ -52,7 +57,8 @@ class SyntheticShapes(LabelledImages):
     An image holds one to three objects of its class. The texture of the objects alone decides the class: outline, size,
     colours and contrast are drawn alike for every class, and so is the clutter of soft colour, strokes and untextured
     decoys. Objects of one image differ in contrast, so that the plainest alone gives the class away and the others have
-    to be looked for. Image `i` depends on `seed` and `i` only.
+    to be looked for. Image `i` depends on `seed` and `i` only. The first images that are drawn are kept in memory, 256
+    MiB of them; the others are drawn whenever they are asked for.
 
     Args:
         length: number of images; the class of image `i` is `i % num_classes`.
@@ -75,6 +81,7 @@ class SyntheticShapes(LabelledImages):
         self.length, self.size, self.seed = length, size, seed
         self.class_names = list(_TEXTURES)[:num_classes]
         self._drawn: dict[int, tuple[Image.Image, np.ndarray]] = {}
+        self._drawn_bytes = 0
 
     def __len__(self) -> int:
         return self.length
@@ -106,13 +113,51 @@ class SyntheticShapes(LabelledImages):
     def _draw(self, index: int) -> tuple[Image.Image, np.ndarray]:
         if not 0 <= index < self.length:
             raise IndexError(f"index {index} is outside of {self.length} images")
-        if index not in self._drawn:
-            rng = np.random.default_rng([self.seed, index])
-            pixels = np.asarray(_clutter(rng, self.size), dtype=np.float64).copy()
-            instances = _objects(rng, pixels, _TEXTURES[self.class_names[self.target(index)]])
-            pixels += rng.normal(0, NOISE, pixels.shape)
-            self._drawn[index] = Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), instances
-        return self._drawn[index]
+        if index in self._drawn:
+            return self._drawn[index]
+        rng = np.random.default_rng([self.seed, index])
+        pixels = np.asarray(_clutter(rng, self.size), dtype=np.float64).copy()
+        instances = _objects(rng, pixels, _TEXTURES[self.class_names[self.target(index)]])
+        pixels += rng.normal(0, NOISE, pixels.shape)
+        drawn = Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), instances
+        size = pixels.size + instances.nbytes
+        if self._drawn_bytes + size <= KEPT_BYTES:
+            self._drawn[index] = drawn
+            self._drawn_bytes += size
+        return drawn
+
+
+@register_reader("shapes", reads_folder=False)
+def open_shapes(
+    source: str,
+    split: str = "train",
+    classes: Sequence[str] | None = None,
+    length: int | None = None,
+    size: int = 64,
+    num_classes: int | None = None,
+    seed: int = 0,
+) -> SyntheticShapes:
+    """The embedded images, other ones for each part.
+
+    Args:
+        source: empty, nothing stands behind "shapes:".
+        split: part `k` of train, valid, test has the images of `SyntheticShapes(seed=3 * seed + k)`.
+        classes: the first classes of `SyntheticShapes`, in its order.
+        length: number of images, by default 2000 for "train" and 300 for the others.
+        size: height and width in pixels.
+        num_classes: 2 to 6, by default that of `classes`, or 6.
+        seed: 0 or more.
+
+    Raises:
+        ValueError: other classes, an argument out of its range, or text behind "shapes:".
+    """
+    if source:
+        raise ValueError(f"the embedded images are 'shapes:', with nothing behind it, got {source!r}")
+    if num_classes is None:
+        num_classes = len(_TEXTURES) if classes is None else len(classes)
+    part = list(LENGTHS).index(split)
+    dataset = SyntheticShapes(LENGTHS[split] if length is None else length, size, num_classes, seed=3 * seed + part)
+    return dataset if classes is None else dataset.with_classes(classes)
 
 
 def _colour(rng: np.random.Generator) -> tuple[int, int, int]:

@@ -152,7 +152,7 @@ def evaluate(
         for index in progress_bar(range(len(dataset)), "evaluate", progress):
             try:
                 if with_masks:
-                    image, target, mask, name = dataset[index]
+                    image, target, mask, name, _ = dataset[index]
                 else:
                     image, target, mask, name = dataset.image(index), dataset.target(index), None, dataset.name(index)
             except DamagedFileError as error:

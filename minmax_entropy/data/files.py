@@ -1,0 +1,92 @@
+"""Image files with class names, and masks and boxes where they exist."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from minmax_entropy.data.dataset import Box, LabelledImages
+from minmax_entropy.data.images import read_image, read_mask
+from minmax_entropy.data.selection import check_classes
+
+
+class Record(NamedTuple):
+    """A line of a data set."""
+
+    image: Path
+    mask: Path | None
+    class_name: str
+    boxes: tuple[Box, ...] | None = None  # (x0, y0, x1, y1) in pixels of the upright image
+
+
+class ImageFiles(LabelledImages):
+    """Image files with class names and optional mask files and boxes.
+
+    Args:
+        records: the files.
+        class_names: names in the order of the class indices; sorted by default.
+        mask_reader: from a mask file's path to bool `[H, W]`.
+
+    Raises:
+        ValueError: no records, a class that is not in `class_names`, or a name that is twice in it.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        class_names: Sequence[str] | None = None,
+        mask_reader: Callable[[Path], np.ndarray] = read_mask,
+    ) -> None:
+        if not records:
+            raise ValueError("no images")
+        self.records = list(records)
+        self.mask_reader = mask_reader
+        self._set_classes(sorted({record.class_name for record in records}) if class_names is None else class_names)
+
+    def _set_classes(self, class_names: Sequence[str]) -> None:
+        self.class_names = list(class_names)
+        self._index = {name: index for index, name in enumerate(self.class_names)}
+        if len(self._index) != len(self.class_names):
+            raise ValueError(f"a class is named twice in {self.class_names}")
+        unknown = next((record for record in self.records if record.class_name not in self._index), None)
+        if unknown is not None:
+            text = f"class {unknown.class_name!r} of {unknown.image} is none of the known classes {self.class_names}"
+            raise ValueError(text)
+
+    def with_classes(self, class_names: Sequence[str]) -> ImageFiles:
+        other = copy.copy(self)
+        other._set_classes(class_names)
+        return other
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def image(self, index: int) -> Image.Image:
+        return read_image(self.records[index].image)
+
+    def target(self, index: int) -> int:
+        return self._index[self.records[index].class_name]
+
+    def mask(self, index: int) -> np.ndarray | None:
+        path = self.records[index].mask
+        return None if path is None else self.mask_reader(path)
+
+    def boxes(self, index: int) -> list[Box] | None:
+        boxes = self.records[index].boxes
+        return None if boxes is None else list(boxes)
+
+    def name(self, index: int) -> str:
+        return str(self.records[index].image)
+
+
+def select_records(records: list[Record], classes: Sequence[str] | None, split: str, place: object) -> list[Record]:
+    """The records of some classes; raises and logs as `check_classes`."""
+    if classes is None:
+        return records
+    check_classes({record.class_name for record in records}, classes, split, place)
+    return [record for record in records if record.class_name in set(classes)]

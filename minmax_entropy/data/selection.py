@@ -1,0 +1,66 @@
+"""Which images of a data set are taken: its parts, the draw of a validation part, and a choice of classes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+
+_logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "valid", "test")
+SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
+SPLIT_SEED = 0
+HELD_OUT = {"valid": 0.15, "test": 0.25}
+
+
+def check_split(split: str) -> None:
+    """Raise `ValueError` for a name that is none of "train", "valid" and "test"."""
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+
+
+def draw_per_class(targets: Sequence[int], count: Callable[[int], int], seed: int) -> np.ndarray:
+    """Draw images of every class, without regard to the other classes.
+
+    Of class `k`, the images at the first positions of `numpy.random.default_rng([seed, k]).permutation(n)` are drawn,
+    `n` being their number: a class has the same draw whether all classes are read or a few.
+
+    Args:
+        targets: class index of each image.
+        count: from the number of images of a class to the number to draw.
+        seed: 0 or more.
+
+    Returns:
+        Bool `[len(targets)]`, True for the images that are drawn.
+    """
+    targets = np.asarray(targets)
+    drawn = np.zeros(len(targets), dtype=bool)
+    for target in np.unique(targets):
+        members = np.flatnonzero(targets == target)
+        order = np.random.default_rng([seed, int(target)]).permutation(len(members))
+        drawn[members[order[: count(len(members))]]] = True
+    return drawn
+
+
+def check_classes(known: Collection[str], classes: Sequence[str], split: str, place: object) -> None:
+    """Log which classes are left out, and which are asked for and have no images.
+
+    Args:
+        known: classes that have images.
+        classes: those that are asked for.
+        split: part of the data set; all classes must have images in "train", one in the other parts.
+        place: the data set, for messages.
+
+    Raises:
+        ValueError: a class without images, or one that is named twice.
+    """
+    missing = [name for name in classes if name not in known]
+    if missing and (split == "train" or len(missing) == len(classes)):
+        raise ValueError(f"{place} has no images of class {missing[0]!r} for {split}; its classes: {sorted(known)}")
+    if len(set(classes)) != len(classes):
+        raise ValueError(f"a class is named twice in {list(classes)}")
+    for names, text in ((missing, "no images of"), (sorted(set(known) - set(classes)), "leaving out")):
+        if names:
+            _logger.info("%s, %s: %s %s", place, split, text, ", ".join(names))
