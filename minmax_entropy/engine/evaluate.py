@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 
@@ -25,6 +26,9 @@ __all__ = [
     "read_samples",
     "require_multiclass",
 ]
+
+
+MAX_SCORED = 2**26  # pixels of an image that figures are made of; they take some 20 bytes each for a while
 
 
 @dataclasses.dataclass
@@ -50,6 +54,8 @@ def evaluate(
     inference: Inference | None = None,
 ) -> Evaluation:
     """Classification error and, where the data set has masks, F1+, F1- and PxAP.
+
+    Of images with more than 67,108,864 pixels every n-th row and column counts, so that no more are left.
 
     Args:
         model: any `WSLModel`, a plain CAM baseline included.
@@ -82,7 +88,7 @@ def evaluate(
     for prediction in predict_images(model, images(), preprocess, batch_size, with_masks, inference):
         target, mask, name = targets.pop(prediction.index)
         correct = prediction.class_index == target
-        scores = meter.update(prediction.mask, mask, correct)
+        scores = meter.update(_sampled(prediction.mask), None if mask is None else _sampled(mask), correct)
         row = {
             "index": prediction.index,
             "name": name,
@@ -129,7 +135,14 @@ def evaluate_all_ones(dataset: LabelledImages) -> dict[str, float]:
     for index in range(len(dataset)):
         mask = dataset.mask(index)
         if mask is not None:
+            mask = _sampled(mask)
             meter.update(np.ones(mask.shape, dtype=np.float32), mask)
     metrics = meter.compute()
     del metrics["error"]
     return metrics
+
+
+def _sampled(pixels: np.ndarray) -> np.ndarray:
+    """Every n-th row and column of `[H, W]`, the smallest n that leaves at most `MAX_SCORED` pixels."""
+    step = math.ceil(math.sqrt(pixels.size / MAX_SCORED))
+    return pixels[::step, ::step] if step > 1 else pixels

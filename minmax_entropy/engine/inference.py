@@ -66,8 +66,8 @@ class Inference:
 
     Args:
         tile: side in pixels, at the network's scale, of the tiles of images whose network input is larger (see
-            `Tiling`). None: inputs of more than 4,194,304 pixels (2048 x 2048) go by tiles of 1024, all others whole.
-        overlap: pixels that neighbouring tiles share; by default a quarter of the tile.
+            `Tiling`). None: inputs of more than 4,194,304 pixels (2048 x 2048) go by tiles of 2048, all others whole.
+        overlap: pixels that neighbouring tiles share; 256 by default, a quarter of smaller tiles.
         flips: "horizontal", "vertical", "both": views that are averaged with the image as it is.
         scales: factors of the network's input size; every scale has every flip. Masks are averaged at the image's own
             size, class probabilities as they are.

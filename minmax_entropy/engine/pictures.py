@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from minmax_entropy.engine.bands import row_bands
+from minmax_entropy.engine.bands import BAND_PIXELS, row_bands
 from minmax_entropy.metrics.meter import THRESHOLD
 
 TINT = (255, 60, 20)
@@ -101,7 +101,8 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    picture.save(temporary, format="PNG")
+    large = picture.width * picture.height > BAND_PIXELS
+    picture.save(temporary, format="PNG", compress_level=1 if large else 6)  # 6 takes minutes there
     temporary.replace(path)
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from PIL import Image
 
 from minmax_entropy.registry import Registry
@@ -14,7 +15,7 @@ from minmax_entropy.registry import Registry
 # From an image, uint8 [H, W, 3], and its mask, float32 [H, W] in [0, 1], to a mask of the same kind.
 Refinement = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-MAX_REFINED = 2**22  # pixels; larger images are refined at this number
+MAX_REFINED = 2**20  # pixels; larger images are refined at this number
 RGB_RANGE = 255.0
 
 _REFINEMENTS = Registry("refinement")
@@ -48,7 +49,7 @@ def create_refinement(name: str, **options: float) -> Refinement:
 
 @register_refinement
 def guided_filter(radius: float = 0.04, eps: float = 1e-3) -> Refinement:
-    """The mask as a local linear function of the image (He et al., "Guided Image Filtering", TPAMI 2013), by OpenCV.
+    """The mask as a local linear function of the image (He et al., "Guided Image Filtering", TPAMI 2013), by kornia.
 
     Args:
         radius: of the window, as a share of the image's shorter side, over 0 and up to 1 (a pixel at least).
@@ -56,22 +57,20 @@ def guided_filter(radius: float = 0.04, eps: float = 1e-3) -> Refinement:
 
     Raises:
         ValueError: an option out of its range.
-        ImportError: `opencv-contrib-python-headless` is not installed.
+        ImportError: `kornia` is not installed.
     """
     _check("radius", radius, most=1.0)
     _check("eps", eps)
     try:
-        from cv2 import ximgproc
+        from kornia.filters import guided_blur
     except ImportError as error:
-        raise ImportError(
-            'guided_filter needs OpenCV with its contributed modules: pip install "minmax-entropy[refine]" (an '
-            "opencv-python without them has to go first)"
-        ) from error
+        raise ImportError('guided_filter needs kornia: pip install "minmax-entropy[refine]"') from error
 
     def refine(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        pixels = max(1, round(radius * min(mask.shape)))
-        guide = image.astype(np.float32) / np.float32(RGB_RANGE)
-        return ximgproc.guidedFilter(guide, mask, pixels, eps).clip(0, 1)
+        side = 2 * max(1, round(radius * min(mask.shape))) + 1
+        guide = torch.from_numpy(image.astype(np.float32) / np.float32(RGB_RANGE)).permute(2, 0, 1)[None]
+        result = guided_blur(guide, torch.from_numpy(mask)[None, None], side, eps, "replicate", separable=True)
+        return result[0, 0].clamp(0, 1).numpy()
 
     return refine
 
@@ -121,7 +120,7 @@ def dense_crf(
         crf = DenseCRF2D(width, height, 2)
         crf.setUnaryEnergy(unary_from_softmax(np.stack([1 - mask, mask])))
         crf.addPairwiseGaussian(sxy=smooth_position * side, compat=smooth_weight)
-        crf.addPairwiseBilateral(sxy=position * side, srgb=colour, rgbim=np.ascontiguousarray(image), compat=weight)
+        crf.addPairwiseBilateral(sxy=position * side, srgb=colour, rgbim=image, compat=weight)
         return np.array(crf.inference(iterations), dtype=np.float32)[1].reshape(height, width)
 
     return refine
@@ -130,7 +129,7 @@ def dense_crf(
 def refine_mask(refine: Refinement, image: Image.Image, mask: np.ndarray) -> np.ndarray:
     """Refine the mask of an image of any size.
 
-    Images of more than 4,194,304 pixels are refined at that number, and the refined mask is resized: what a filter
+    Images of more than 1,048,576 pixels are refined at that number, and the refined mask is resized: what a filter
     needs for each pixel is many times a pixel's size.
 
     Args:
@@ -147,8 +146,8 @@ def refine_mask(refine: Refinement, image: Image.Image, mask: np.ndarray) -> np.
     if ratio < 1:
         size = max(1, int(image.width * ratio)), max(1, int(image.height * ratio))
         small, values = (picture.resize(size, Image.Resampling.BILINEAR) for picture in (small, values))
-    given = np.asarray(values)
-    refined = np.asarray(refine(np.asarray(small), given), dtype=np.float32)
+    given = np.array(values)  # of their own: not every filter takes what is read-only
+    refined = np.asarray(refine(np.array(small), given), dtype=np.float32)
     if refined.shape != given.shape or not (refined.min() >= 0 and refined.max() <= 1):
         raise ValueError(f"a refinement gives a mask {given.shape} in [0, 1], it gave {refined.shape} {refined!r:.80}")
     return np.asarray(Image.fromarray(refined).resize(image.size, Image.Resampling.BILINEAR)) if ratio < 1 else refined

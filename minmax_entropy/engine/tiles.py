@@ -1,10 +1,10 @@
 """Large images by overlapping tiles: their class maps are stitched, and become scores and one mask afterwards.
 
 A tile can't have a mask of its own: masks are normalized over the image, and a tile without an object would mark
-something all the same. So the tiles' un-normalized class maps are stitched on the grid of the whole image; the head
-pools that to scores, the expected map of the whole image is normalized once, and the classifier sees X+ through the same
-tiles, its maps stitched and pooled likewise. What remains of the tiles is that convolutions don't see beyond them, which
-the blending over the overlap keeps small, and that layers which look at the whole input see a tile instead.
+something all the same. So the tiles' un-normalized class maps are stitched on the grid of the whole image. The head
+pools them to scores, the expected map of the whole image is normalized once, and the classifier sees X+ through the
+same tiles, its maps stitched and pooled likewise. What remains of the tiles is that convolutions don't see beyond them,
+which a wide enough overlap makes good, and that layers which look at the whole input see a tile instead.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from minmax_entropy.model import WSLModel
 from minmax_entropy.tasks import TASKS
 
 MAX_WHOLE = 2**22  # pixels of a network input that is taken whole by default, and of the tiles of one pass
-TILE = 1024  # pixels
+TILE, OVERLAP = 2048, 256  # pixels
 MAX_MAP_BYTES = 2**31  # of the stitched maps
 BLENDED = 0.5  # share of the overlap in which neighbouring tiles are blended
 LEAST_WEIGHT = 1e-4  # at a tile's edge, so that the image's own border has one
@@ -51,8 +51,9 @@ class Tiling:
     Args:
         model: the model.
         size: `(height, width)` of the network's input, padded to whole positions.
-        tile: side of a tile in pixels; None is 1024, or the nearest below that the backbone takes.
-        overlap: pixels that neighbours share at least; None is a quarter of the tile. What is within the reach of the
+        tile: side of a tile in pixels; None is 2048, or the nearest below that the backbone takes.
+        overlap: pixels that neighbours share at least; None is 256, or a quarter of smaller tiles, an eighth of
+            larger ones. What is within the reach of the
             backbone's padding from a tile's edge is wrong there: measured in docs/results/large_images.md.
 
     Raises:
@@ -67,7 +68,7 @@ class Tiling:
         self.stride = model.backbone.reduction
         side = check_tile(model, tile, overlap)
         if overlap is None:
-            overlap = max(side // 4, self.stride)
+            overlap = max(side // 8, min(side // 4, OVERLAP), self.stride)
         overlap = max(overlap // self.stride * self.stride, self.stride)
         self.size = size
         self.tile: Size = sizes.fixed or tuple(min(side, length) for length in size)
@@ -86,7 +87,7 @@ class Tiling:
 
 
 def check_tile(model: WSLModel, tile: int | None, overlap: int | None = None) -> int:
-    """The side of a tile, 1024 or what the backbone takes instead by default.
+    """The side of a tile, by default 2048 or what the backbone takes instead.
 
     Raises:
         ValueError: the backbone does not take such tiles, or the overlap is not one position to half a tile.
@@ -111,7 +112,7 @@ def check_tile(model: WSLModel, tile: int | None, overlap: int | None = None) ->
 
 
 def _starts(length: int, tile: int, overlap: int, unit: int) -> list[int]:
-    """First pixels of tiles that cover `length`: multiples of `unit`, but for the last, which ends where the image does."""
+    """First pixels of tiles that cover `length`: multiples of `unit`, and the last ends where the image does."""
     if length <= tile:
         return [0]
     return [*range(0, length - tile, (tile - overlap) // unit * unit), length - tile]
@@ -244,7 +245,7 @@ def stitch(passes: Iterator[tuple[Sequence[Size], Tensor]], tiling: Tiling, seen
             if needed > MAX_MAP_BYTES:
                 raise ValueError(
                     f"the class maps of the whole image, [{count}, {grid[0]}, {grid[1]}], would take "
-                    f"{needed / 2**30:.1f} GiB, the limit is {MAX_MAP_BYTES / 2**30:.0f}: take the image at a smaller size"
+                    f"{needed / 2**30:.1f} GiB, the limit is {MAX_MAP_BYTES / 2**30:.0f}: take a smaller size of it"
                 )
             total, weights = torch.zeros(count, *grid), torch.zeros(grid)
             rises = [tiling.cells * tiling.stride * share for share in shares]
@@ -259,9 +260,9 @@ def stitch(passes: Iterator[tuple[Sequence[Size], Tensor]], tiling: Tiling, seen
     return total.div_(weights)
 
 
-def _window(length: int, overlap: int) -> Tensor:
-    """Weights of a tile's positions: next to nothing at its edge, a raised cosine in the middle of the overlap, then 1."""
+def _window(length: int, overlap: float) -> Tensor:
+    """Weights of a tile's positions: next to nothing at its edge, a raised cosine within the overlap, then 1."""
     position = torch.arange(length)
-    depth = (torch.minimum(position, length - 1 - position) + 0.5) / max(overlap, 1)  # in overlaps
+    depth = (torch.minimum(position, length - 1 - position) + 0.5) / overlap  # in overlaps
     rise = ((depth - (1 - BLENDED) / 2) / BLENDED).clamp(0, 1)
     return (0.5 - 0.5 * torch.cos(torch.pi * rise)).clamp(min=LEAST_WEIGHT)
