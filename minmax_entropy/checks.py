@@ -56,6 +56,17 @@ def check_mask(sigma: float, omega: float) -> None:
         raise ValueError(f"mask_omega must be over 0, got {omega!r}")
 
 
+def check_threshold(name: str, value: float) -> None:
+    """Refuse what does not cut a mask in two.
+
+    Raises:
+        ValueError: it is no number, or not in (0, 1).
+    """
+    check_number(name, value)
+    if not 0 < value < 1:
+        raise ValueError(f"{name} cuts a mask with values in [0, 1], it must be over 0 and below 1, got {value!r}")
+
+
 def check_data_config(config: dict) -> None:
     """Refuse settings of the preprocessing that timm's `data_config` does not have, or values that can't be.
 

@@ -15,21 +15,30 @@ from pathlib import Path
 import torch
 
 from minmax_entropy import hub
+from minmax_entropy.checks import check_threshold
 from minmax_entropy.configuration import figures_as_json
 from minmax_entropy.data import AUGMENTATIONS, ImageFiles, LabelledImages, few_shots, fold, open_split
 from minmax_entropy.demo import run_demo
 from minmax_entropy.engine import (
     RECIPES,
+    Inference,
     Recipe,
+    ThresholdChoice,
     TrainingError,
     TrainingResult,
+    allow_pixels,
+    choose_threshold,
+    create_refinement,
     evaluate,
     evaluate_all_ones,
     fit,
     get_recipe,
+    list_refinements,
     preprocess_for,
 )
 from minmax_entropy.engine.benchmark import Benchmark, markdown, run_benchmark, summarize
+from minmax_entropy.engine.inference import FLIPS
+from minmax_entropy.engine.limits import DEFAULT_PIXELS
 from minmax_entropy.engine.methods import METHODS
 from minmax_entropy.engine.pictures import save_picture
 from minmax_entropy.engine.predict import expand_paths, predict_files
@@ -188,19 +197,19 @@ def _print_training(options: argparse.Namespace, output: Path, result: TrainingR
 
 def _evaluate(options: argparse.Namespace) -> int:
     model = _load(options)
-    dataset = open_split(options.data, options.split, model.class_names)
+    split = options.split or ("valid" if options.choose_threshold else "test")
+    dataset = open_split(options.data, split, model.class_names)
     if len(dataset.class_names) != model.num_classes:
         raise ValueError(
             f"{options.model} has {model.num_classes} classes and no names of them, {options.data} has "
-            f"{len(dataset.class_names)} for {options.split}"
+            f"{len(dataset.class_names)} for {split}"
         )
-    result = evaluate(
-        model,
-        dataset,
-        preprocess_for(model, options.size),
-        skip_damaged=options.skip_damaged,
-        progress=True,
-    )
+    preprocess, inference = preprocess_for(model, options.size), _inference(options)
+    reading = dict(skip_damaged=options.skip_damaged, progress=True, inference=inference)
+    with allow_pixels(options.max_pixels):
+        if options.choose_threshold:
+            return _choose_threshold(model, options, choose_threshold(model, dataset, preprocess, **reading), split)
+        result = evaluate(model, dataset, preprocess, threshold=options.threshold, **reading)
     table = {Path(options.model).name: result.metrics}
     if "f1_foreground" in result.metrics and not result.damaged:
         table = {"all-ones": evaluate_all_ones(dataset), **table}
@@ -217,22 +226,47 @@ def _evaluate(options: argparse.Namespace) -> int:
             writer.writerows(result.rows)
         for title, worst in (("worst", True), ("best", False)):
             cases = ranked_cases(result, worst)[:WORST_CASES]
-            picture = case_grid({"prediction": model}, dataset, cases, preprocess_for(model, options.size))
+            with allow_pixels(options.max_pixels):
+                shown = dict(inference=inference, threshold=options.threshold)
+                picture = case_grid({"prediction": model}, dataset, cases, preprocess, **shown)
             save_picture(picture, output / f"{title}.png")
         print(f"metrics.json, images.csv, worst.png and best.png are in {output}")
     return 0
 
 
+def _choose_threshold(model: WSLModel, options: argparse.Namespace, choice: ThresholdChoice, split: str) -> int:
+    """Store the threshold with the model, and say what it brings."""
+    if options.model.startswith(tuple(source for source in hub.SOURCES if source != hub.LOCAL)):
+        raise ValueError(
+            f"a threshold is stored with a model in a folder, {options.model} is none: save it to one first"
+        )
+    before, model.mask_threshold = model.mask_threshold, choice.threshold
+    path = hub.save_settings(model, options.model.removeprefix(hub.LOCAL))
+    print(
+        f"threshold {choice.threshold:g} instead of {before:g}: F1+ {100 * choice.f1_foreground:.1f} % instead of "
+        f"{100 * choice.f1_foreground_before:.1f} % on {choice.images} images of {split}; stored in {path}"
+    )
+    return 0
+
+
 def _predict(options: argparse.Namespace) -> int:
     model = _load(options)
-    paths = expand_paths(options.images)
+    paths = expand_paths(options.images, options.output)
     if not paths:
         raise FileNotFoundError(f"no image files in {', '.join(options.images)}")
     failed = False
-    for result in predict_files(model, paths, options.output, preprocess_for(model, options.size)):
+    how = dict(inference=_inference(options), threshold=options.threshold, max_pixels=options.max_pixels)
+    for result in predict_files(model, paths, options.output, preprocess_for(model, options.size), **how):
         failed |= "error" in result
         print(json.dumps(result), flush=True)
     return 1 if failed else 0
+
+
+def _inference(options: argparse.Namespace) -> Inference:
+    if options.refine_set and not options.refine:
+        raise ValueError("--refine-set gives options of --refine NAME")
+    refine = create_refinement(options.refine, **dict(options.refine_set)) if options.refine else None
+    return Inference(options.tile, options.overlap, options.flips, options.scales, refine)
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -289,6 +323,29 @@ def _setting(text: str) -> tuple[str, object]:
         except (ValueError, SyntaxError):
             continue
     return name, value
+
+
+def _flips(text: str) -> tuple[str, ...]:
+    unknown = [name for name in text.split(",") if name not in FLIPS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"expected any of {','.join(FLIPS)}, got {unknown[0]!r}")
+    return tuple(text.split(","))
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 0.75,1,1.25, got {text!r}") from None
+
+
+def _threshold(text: str) -> float:
+    try:
+        value = float(text)
+        check_threshold("the threshold", value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number over 0 and below 1, got {text!r}") from None
+    return value
 
 
 def _check_device(name: str) -> None:
@@ -397,9 +454,27 @@ def _parser() -> argparse.ArgumentParser:
     saved.add_argument("--model", required=True, help="folder of a saved model, or hf-hub:ORG/NAME")
     saved.add_argument("--size", type=_positive, help="shorter side of the images as the network sees them")
 
+    saved.add_argument("--threshold", type=_threshold, help="of the mask, instead of the one stored with the model")
+    saved.add_argument("--tile", type=_positive, metavar="PIXELS", help="take larger images by tiles of this side")
+    saved.add_argument("--overlap", type=_positive, metavar="PIXELS", help="of neighbouring tiles (256, or a quarter)")
+    saved.add_argument("--flips", type=_flips, default=(), help="average with flipped images: horizontal,vertical,both")
+    saved.add_argument("--scales", type=_scales, default=(1.0,), help="average over sizes: 0.75,1,1.25")
+    saved.add_argument("--refine", metavar="NAME", help=f"filter of the masks: {', '.join(list_refinements())}")
+    saved.add_argument(
+        "--refine-set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="an option of --refine"
+    )
+    saved.add_argument("--max-pixels", type=_positive, help=f"largest image that is read ({DEFAULT_PIXELS})")
+
     evaluation = commands.add_parser("evaluate", parents=[saved], help="error and localization of a saved model")
     evaluation.add_argument("--data", required=True, help="as for train")
-    evaluation.add_argument("--split", default="test", choices=("train", "valid", "test"), help="%(default)s")
+    evaluation.add_argument(
+        "--split", choices=("train", "valid", "test"), help="test, or valid with --choose-threshold, by default"
+    )
+    evaluation.add_argument(
+        "--choose-threshold",
+        action="store_true",
+        help="find the threshold of the highest F1+ on images with masks, and store it with the model",
+    )
     evaluation.add_argument("--output", help="folder for figures per image, worst and best cases")
     evaluation.add_argument("--skip-damaged", action="store_true", help="leave out files that can't be read")
     evaluation.set_defaults(run=_evaluate)

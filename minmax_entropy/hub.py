@@ -76,6 +76,33 @@ def save_pretrained(
     return directory
 
 
+def save_settings(model: WSLModel, directory: str | Path) -> Path:
+    """Write the configuration of a saved model anew, with the model's settings as they are now; the weights stay.
+
+    Args:
+        model: as it was loaded from the directory, with other settings such as `mask_threshold`.
+        directory: of the saved model.
+
+    Returns:
+        Path of the configuration.
+
+    Raises:
+        FileNotFoundError: there is no saved model.
+        ValueError: the model would not load again.
+    """
+    path = Path(directory).expanduser() / CONFIG_NAME
+    read_config(path)
+    text = to_config(model, model.class_names, model.info)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        shutil.copymode(path, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
 def push_to_hub(
     model: WSLModel,
     repo_id: str,

@@ -26,6 +26,7 @@ from minmax_entropy.checks import (
     check_data_config,
     check_flag,
     check_mask,
+    check_threshold,
 )
 from minmax_entropy.conventions import TimmConventions
 from minmax_entropy.erasing import RecursiveErasing
@@ -112,6 +113,8 @@ class WSLModel(TimmConventions, Shareable):
             class); by default the first with a classifier, the second without.
         mask_sigma: threshold on the normalized map, in [0, 1].
         mask_omega: steepness of the mask, over 0.
+        mask_threshold: a pixel counts as marked where the mask is at least this, in (0, 1): for evaluation, boxes and
+            pictures; it takes no part in the training.
         mask_normalization: range of the map per "image", or over the "batch" as in the authors' implementation.
         detach_mask: keep the classifier's gradient from the localizer's head; it flows through the mask otherwise, and
             without a size term the mask then grows to the whole image, a trivial optimum. By default True without
@@ -157,6 +160,7 @@ class WSLModel(TimmConventions, Shareable):
         mask_source: str | None = None,
         mask_sigma: float = 0.5,
         mask_omega: float = 8.0,
+        mask_threshold: float = 0.5,
         mask_normalization: str = "image",
         detach_mask: bool | None = None,
         background_loss: str = "sem",
@@ -189,6 +193,7 @@ class WSLModel(TimmConventions, Shareable):
         check_choice("mask_source", mask_source, MASK_SOURCES)
         check_choice("mask_normalization", mask_normalization, NORMALIZATIONS)
         check_mask(mask_sigma, mask_omega)
+        check_threshold("mask_threshold", mask_threshold)
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.class_names: list[str] | None = None
@@ -197,6 +202,7 @@ class WSLModel(TimmConventions, Shareable):
         self.mask_source = mask_source
         self.mask_sigma = float(mask_sigma)
         self.mask_omega = float(mask_omega)
+        self.mask_threshold = float(mask_threshold)
         self.mask_normalization = mask_normalization
         flags = dict(shared_backbone=shared_backbone, freeze_backbone=freeze_backbone, freeze_bn=freeze_bn)
         for name, flag in dict(flags, checkpoint_passes=checkpoint_passes).items():
@@ -409,10 +415,10 @@ class WSLModel(TimmConventions, Shareable):
 
     def _live(self) -> dict:
         """What can be set on a model that is built."""
-        own = ("mask_sigma", "mask_omega", "mask_source", "mask_normalization", "classifier_scale", "detach_mask")
+        own = ("mask_sigma", "mask_omega", "mask_threshold", "mask_source", "mask_normalization", "classifier_scale")
         erasing = ("steps", "sigma", "scope", "reduction", "fallback", "normalize_trust")
         return {
-            **{name: getattr(self, name) for name in (*own, "checkpoint_passes")},
+            **{name: getattr(self, name) for name in (*own, "detach_mask", "checkpoint_passes")},
             **{f"erasing_{name}": getattr(self.erasing, name) for name in erasing},
             **{f"{name}_weight": weight for name, weight in self.criterion.weights.items()},
             "background_loss": self.criterion.background_loss,

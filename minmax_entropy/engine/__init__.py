@@ -1,22 +1,34 @@
 """The engine: recipes, training, evaluation, prediction."""
 
-from minmax_entropy.engine.evaluate import Evaluation, evaluate, evaluate_all_ones, predict_images, preprocess_for
+from minmax_entropy.engine.evaluate import Evaluation, evaluate, evaluate_all_ones
+from minmax_entropy.engine.inference import Inference, Prediction, predict_images, preprocess_for
+from minmax_entropy.engine.limits import allow_pixels
 from minmax_entropy.engine.recipes import RECIPES, Recipe, get_recipe, step_decay, warmup_cosine
+from minmax_entropy.engine.refine import create_refinement, list_refinements, register_refinement
+from minmax_entropy.engine.threshold import ThresholdChoice, choose_threshold
 from minmax_entropy.engine.train import Run, TrainingError, TrainingResult, fit
 
 __all__ = [
     "RECIPES",
     "Evaluation",
+    "Inference",
+    "Prediction",
     "Recipe",
     "Run",
+    "ThresholdChoice",
     "TrainingError",
     "TrainingResult",
+    "allow_pixels",
+    "choose_threshold",
+    "create_refinement",
     "evaluate",
     "evaluate_all_ones",
     "fit",
     "get_recipe",
+    "list_refinements",
     "predict_images",
     "preprocess_for",
+    "register_refinement",
     "step_decay",
     "warmup_cosine",
 ]

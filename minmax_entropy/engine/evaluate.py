@@ -2,119 +2,61 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import itertools
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import torch
 from PIL import Image
 
-from minmax_entropy.data import DamagedFileError, LabelledImages, Preprocess
+from minmax_entropy.data import DamagedFileError, LabelledImages, LabelledStream, Preprocess, Sample
+from minmax_entropy.engine.inference import Inference, Prediction, predict_images, preprocess_for, require_multiclass
 from minmax_entropy.engine.progress import progress_bar
-from minmax_entropy.metrics import LocalizationMeter
+from minmax_entropy.metrics import LocalizationMeter, target_rank
 from minmax_entropy.model import WSLModel
-from minmax_entropy.modes import in_evaluation
+
+__all__ = [
+    "Evaluation",
+    "Prediction",
+    "evaluate",
+    "evaluate_all_ones",
+    "predict_images",
+    "preprocess_for",
+    "read_samples",
+    "require_multiclass",
+]
 
 
-def preprocess_for(model: WSLModel, short_side: int | None = None) -> Preprocess:
-    """The evaluation input that a model expects.
-
-    Args:
-        short_side: shorter side of the images as the network sees them; by default that of `data_config`'s
-            `input_size`. Where `data_config` has `resize="reference"` only images that are smaller are scaled, and none
-            with "reference_native", as in the authors' implementation.
-    """
-    config = model.data_config
-    resize = config.get("resize", "short_side")
-    if short_side is None and resize != "reference_native":
-        short_side = min(config["input_size"][-2:])
-    return Preprocess(
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        short_side=short_side,
-        multiple=model.backbone.sizes.multiple,
-        fixed_size=model.backbone.sizes.fixed,
-        reference=resize != "short_side",
-    )
-
-
-def require_multiclass(model: WSLModel) -> None:
-    """Refuse models of other tasks: data sets and predictions here have one class an image.
-
-    Raises:
-        ValueError: the model's task is another.
-    """
-    if model.task != "multiclass":
-        raise ValueError(
-            f'one class an image is expected here, the model has task="{model.task}": call the model itself, '
-            "`model(images, target)` in a training loop and `model(images)` for scores and mask"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What a model says of one image."""
-
-    index: int
-    class_index: int
-    probability: float
-    mask: np.ndarray  # float32 [H, W] in [0, 1]
-
-
-@torch.inference_mode()
-def predict_images(
-    model: WSLModel,
-    images: Iterator[tuple[int, Image.Image]],
-    preprocess: Preprocess | None = None,
-    batch_size: int = 16,
-    full_size: bool = True,
-) -> Iterator[Prediction]:
-    """Predict images one after the other; those of one network size that follow each other go through together.
-
-    Args:
-        model: the model, put into eval mode for the time being.
-        images: pairs of an index and an RGB image.
-        preprocess: by default `preprocess_for(model)`.
-        batch_size: largest number of images in one forward pass; 1 for a model whose mask depends on the batch.
-        full_size: masks at the images' own sizes; False leaves them at the network's, padding included.
-
-    Raises:
-        ValueError: the model's task is not "multiclass".
-    """
-    require_multiclass(model)
-    if model.mask_normalization == "batch":
-        batch_size = 1
-    preprocess = preprocess or preprocess_for(model)
-    device = next(model.parameters()).device
-
-    def flush(batch: list[tuple[int, tuple[int, int], torch.Tensor]]) -> Iterator[Prediction]:
-        output = model(torch.stack([tensor for _, _, tensor in batch]).to(device))
-        probabilities, classes = output.logits.softmax(dim=1).max(dim=1)
-        masks = output.mask.float().cpu()
-        for (index, size, _), p, k, mask in zip(batch, probabilities.tolist(), classes.tolist(), masks, strict=True):
-            yield Prediction(index, k, p, (preprocess.restore(mask, size) if full_size else mask)[0].numpy())
-
-    with in_evaluation(model):
-        batch = []
-        for index, image in images:
-            tensor = preprocess(image)
-            if batch and (len(batch) == batch_size or batch[0][2].shape != tensor.shape):
-                yield from flush(batch)
-                batch = []
-            batch.append((index, (image.height, image.width), tensor))
-        if batch:
-            yield from flush(batch)
+TOP = 5  # Top-5 says nothing of so few classes
+MAX_SCORED = 2**26  # pixels of an image that figures are made of; they take some 20 bytes each for a while
 
 
 @dataclasses.dataclass
 class Evaluation:
     """Figures of an evaluation: `metrics` over all images, and a row per image, in the order of the data set."""
 
-    metrics: dict[str, float]
+    meter: LocalizationMeter
     rows: list[dict]
     damaged: list[str]
     seconds: float
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """See `LocalizationMeter.compute`."""
+        return self.meter.compute()
+
+    @staticmethod
+    def merged(parts: Sequence[Evaluation]) -> Evaluation:
+        """The evaluation of a data set from those of its parts."""
+        meter = copy.deepcopy(parts[0].meter)
+        for part in parts[1:]:
+            meter.merge(part.meter)
+        rows = sorted((row for part in parts for row in part.rows), key=lambda row: row["index"])
+        damaged = [path for part in parts for path in part.damaged]
+        return Evaluation(meter, rows, damaged, max(part.seconds for part in parts))
 
 
 def evaluate(
@@ -126,67 +68,145 @@ def evaluate(
     with_masks: bool = True,
     skip_damaged: bool = False,
     progress: bool = False,
+    threshold: float | None = None,
+    boxes: bool | None = None,
+    inference: Inference | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Evaluation:
-    """Classification error and, where the data set has masks, F1+, F1- and PxAP.
+    """Classification error and, where the data set has masks or boxes, the figures of localization.
+
+    Of images with more than 67,108,864 pixels every n-th row and column counts, so that no more are left.
 
     Args:
         model: any `WSLModel`, a plain CAM baseline included.
-        dataset: labelled images; every image at its own size, one after the other.
+        dataset: labelled images, or a stream of them; every image at its own size, one after the other.
         preprocess: by default `preprocess_for(model)`.
         batch_size: largest number of images in one forward pass.
         with_masks: False leaves the masks closed: error and area of the predicted mask alone.
         skip_damaged: leave images that can't be read, or whose mask can't be read or does not fit, out of the figures,
             and list them.
         progress: show a progress bar.
+        threshold: a pixel is foreground where the mask is at least this; by default the model's `mask_threshold`.
+        boxes: None computes box metrics of images whose true boxes are known; True also of those with a mask, whose
+            connected regions then are the true boxes; False of none. They may take most of the time.
+        inference: tiles, averaging and refinement; by default one pass over each image.
+        share: `(number, count)`: evaluate every `count`-th image, from the one with this number on; see
+            `Evaluation.merged`.
 
     Raises:
         DamagedFileError: a file can't be read, or a mask has another size than its image, unless `skip_damaged`.
         ValueError: no image could be read.
     """
     started = time.perf_counter()
-    meter = LocalizationMeter()
+    meter = LocalizationMeter(model.mask_threshold if threshold is None else threshold, boxes)
     damaged: list[str] = []
-    targets: dict[int, tuple[int, np.ndarray | None, str]] = {}
+    samples: dict[int, Sample] = {}
+    reader = read_samples(dataset, with_masks, damaged if skip_damaged else None, share)
 
     def images() -> Iterator[tuple[int, Image.Image]]:
-        for index in progress_bar(range(len(dataset)), "evaluate", progress):
-            try:
-                if with_masks:
-                    image, target, mask, name, _ = dataset[index]
-                else:
-                    image, target, mask, name = dataset.image(index), dataset.target(index), None, dataset.name(index)
-            except DamagedFileError as error:
-                if not skip_damaged:
-                    raise
-                damaged.append(error.path)
-                continue
-            targets[index] = target, mask, name
-            yield index, image
+        for index, sample in progress_bar(reader, "evaluate", progress, total=length_of(dataset, share)):
+            samples[index] = sample._replace(image=None)
+            yield index, sample.image
 
     rows = []
-    for prediction in predict_images(model, images(), preprocess, batch_size, full_size=with_masks):
-        target, mask, name = targets.pop(prediction.index)
-        correct = prediction.class_index == target
-        scores = meter.update(prediction.mask, mask, correct)
-        row = {
-            "index": prediction.index,
-            "name": name,
-            "target": target,
-            "predicted": prediction.class_index,
-            "probability": prediction.probability,
-            **scores,
-        }
-        rows.append(row)
+    for prediction in predict_images(model, images(), preprocess, batch_size, with_masks, inference):
+        sample = samples.pop(prediction.index)
+        scores = _scores(meter, prediction, sample, with_masks)
+        rows.append(
+            {
+                "index": prediction.index,
+                "name": sample.name,
+                "target": sample.target,
+                "predicted": prediction.class_index,
+                "probability": prediction.probability,
+                **scores,
+            }
+        )
     if not rows:
-        raise ValueError(f"none of the {len(dataset)} images could be read")
-    return Evaluation(meter.compute(), rows, damaged, time.perf_counter() - started)
+        raise ValueError("none of the images could be read")
+    return Evaluation(meter, rows, damaged, time.perf_counter() - started)
 
 
-def evaluate_all_ones(dataset: LabelledImages) -> dict[str, float]:
-    """The figures of a mask that is 1 everywhere: what any localization must beat."""
-    meter = LocalizationMeter()
-    for index in range(len(dataset)):
-        mask = dataset.mask(index)
+def _scores(meter: LocalizationMeter, prediction: Prediction, sample: Sample, with_boxes: bool) -> dict[str, float]:
+    """Count an image."""
+    step = sampling_step(prediction.mask.size)
+    boxes = [tuple(side / step for side in box) for box in sample.boxes] if with_boxes and sample.boxes else None
+    return meter.update(
+        prediction.mask[::step, ::step],
+        None if sample.mask is None else sample.mask[::step, ::step],
+        prediction.class_index == sample.target,
+        rank=target_rank(prediction.probabilities, sample.target) if len(prediction.probabilities) > TOP else None,
+        boxes=boxes,
+    )
+
+
+def length_of(dataset: LabelledImages | LabelledStream, share: tuple[int, int] = (0, 1)) -> int | None:
+    """Number of images in a share, where it is known."""
+    return None if isinstance(dataset, LabelledStream) else len(range(share[0], len(dataset), share[1]))
+
+
+def read_samples(
+    dataset: LabelledImages | LabelledStream,
+    with_masks: bool = True,
+    damaged: list[str] | None = None,
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[tuple[int, Sample]]:
+    """Indices and samples in order.
+
+    Args:
+        dataset: the images, or a stream of them.
+        with_masks: False leaves the masks closed.
+        damaged: gets the paths of what can't be read; None raises `DamagedFileError` instead.
+        share: see `evaluate`.
+    """
+    take = _from_stream(dataset, with_masks) if isinstance(dataset, LabelledStream) else None
+    indices = itertools.count() if take else range(share[0], len(dataset), share[1])
+    for index in indices:
+        try:
+            sample = take() if take else _sample(dataset, index, with_masks)
+        except StopIteration:
+            return
+        except DamagedFileError as error:
+            if take and index % share[1] != share[0]:
+                continue
+            if damaged is None:
+                raise
+            damaged.append(error.path)
+            continue
+        if index % share[1] == share[0] % share[1]:
+            yield index, sample
+
+
+def _sample(dataset: LabelledImages, index: int, with_masks: bool) -> Sample:
+    if with_masks:
+        return dataset[index]
+    return Sample(dataset.image(index), dataset.target(index), None, dataset.name(index), None)
+
+
+def _from_stream(stream: LabelledStream, with_masks: bool) -> Callable[[], Sample]:
+    stream.with_masks = with_masks
+    return iter(stream).__next__
+
+
+def evaluate_all_ones(dataset: LabelledImages | LabelledStream, boxes: bool | None = None) -> dict[str, float]:
+    """The figures of a mask that is 1 everywhere: what any localization must beat. `boxes` is that of `evaluate`."""
+    meter = LocalizationMeter(boxes=boxes)
+    for mask, known in _annotations(dataset):
         if mask is not None:
-            meter.update(np.ones(mask.shape, dtype=np.float32), mask)
+            step = sampling_step(mask.size)
+            scaled = [tuple(side / step for side in box) for box in known] if known else None
+            meter.update(np.ones(mask[::step, ::step].shape, dtype=np.float32), mask[::step, ::step], boxes=scaled)
     return meter.compute()
+
+
+def _annotations(dataset: LabelledImages | LabelledStream) -> Iterator[tuple[np.ndarray | None, Sequence | None]]:
+    """Mask and boxes of each image; the images themselves stay closed where they can."""
+    if isinstance(dataset, LabelledStream):
+        yield from ((sample.mask, sample.boxes) for _, sample in read_samples(dataset))
+    else:
+        yield from ((dataset.mask(index), dataset.boxes(index)) for index in range(len(dataset)))
+
+
+def sampling_step(pixels: int) -> int:
+    """The smallest n so that every n-th row and column of so many pixels leave at most `MAX_SCORED`."""
+    return max(math.ceil(math.sqrt(pixels / MAX_SCORED)), 1)

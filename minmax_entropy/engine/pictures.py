@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from minmax_entropy.engine.bands import BAND_PIXELS, row_bands
 from minmax_entropy.metrics.meter import THRESHOLD
 
 TINT = (255, 60, 20)
@@ -25,18 +26,40 @@ def overlay(image: Image.Image, mask: np.ndarray, threshold: float = THRESHOLD) 
         mask: `[H, W]` in [0, 1], or bool, of the image's size.
         threshold: a pixel is relevant where the mask is at least this.
     """
-    inside = mask.astype(np.float32) >= threshold
-    pixels = np.asarray(image, dtype=np.float32)
-    tinted = pixels * (1 - TINT_STRENGTH) + np.array(TINT, dtype=np.float32) * TINT_STRENGTH
-    result = np.where(inside[..., None], tinted, pixels * OUTSIDE_BRIGHTNESS)
-    result[_edge(inside)] = OUTLINE
-    return Image.fromarray(result.clip(0, 255).astype(np.uint8))
+    values = np.arange(256, dtype=np.float32)
+    tinted = [values * (1 - TINT_STRENGTH) + np.float32(tint) * np.float32(TINT_STRENGTH) for tint in TINT]
+    tinted = np.stack(tinted, axis=1).astype(np.uint8)  # [256, 3], by pixel value and channel
+    darkened = (values * OUTSIDE_BRIGHTNESS).astype(np.uint8)
+    result = Image.new("RGB", image.size)
+    for rows in row_bands(image.height, image.width):
+        around = slice(max(rows.start - 1, 0), rows.stop + 1)  # a row more on both sides, for the outline
+        own = slice(rows.start - around.start, rows.stop - around.start)
+        inside = mask[around].astype(np.float32) >= threshold
+        pixels = np.asarray(image.crop((0, rows.start, image.width, rows.stop)))
+        band = np.where(inside[own, :, None], tinted[pixels, [0, 1, 2]], darkened[pixels])
+        band[_edge(inside)[own]] = OUTLINE
+        result.paste(Image.fromarray(band), (0, rows.start))
+    return result
 
 
 def mask_picture(mask: np.ndarray, threshold: float | None = None) -> Image.Image:
     """A mask as greyscale; black and white where a threshold is given."""
-    values = mask.astype(np.float32) if threshold is None else (mask >= threshold).astype(np.float32)
-    return Image.fromarray((values * 255).round().astype(np.uint8))
+    values = np.empty(mask.shape, dtype=np.uint8)
+    for rows in row_bands(*mask.shape):
+        if threshold is None:
+            values[rows] = (mask[rows].astype(np.float32) * 255).round()
+        else:
+            values[rows] = (mask[rows] >= threshold) * np.uint8(255)
+    return Image.fromarray(values)
+
+
+def reduced(image: Image.Image, mask: np.ndarray, side: int) -> tuple[Image.Image, np.ndarray]:
+    """Image and mask with a longer side of at most `side` pixels; of the mask every n-th pixel is taken."""
+    if max(image.size) <= side:
+        return image, mask
+    size = tuple(max(1, round(length * side / max(image.size))) for length in image.size)
+    rows, columns = (np.arange(new) * old // new for new, old in zip(size[::-1], mask.shape, strict=True))
+    return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0), mask[rows[:, None], columns]
 
 
 def grid(
@@ -78,7 +101,8 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    picture.save(temporary, format="PNG")
+    large = picture.width * picture.height > BAND_PIXELS
+    picture.save(temporary, format="PNG", compress_level=1 if large else 6)  # 6 takes minutes there
     temporary.replace(path)
 
 

@@ -8,37 +8,59 @@ from pathlib import Path
 
 from minmax_entropy.data import DamagedFileError, Preprocess, read_image
 from minmax_entropy.data.folder import image_files
-from minmax_entropy.engine.evaluate import predict_images
-from minmax_entropy.engine.pictures import mask_picture, overlay, save_picture
+from minmax_entropy.engine.inference import Inference, check_inference, predict_images
+from minmax_entropy.engine.limits import allow_pixels
+from minmax_entropy.engine.pictures import mask_picture, overlay, reduced, save_picture
 from minmax_entropy.metrics import region_boxes
-from minmax_entropy.metrics.meter import THRESHOLD
 from minmax_entropy.model import WSLModel
 
 # Regions smaller than this share of the image are left out of the boxes.
 MIN_REGION = 0.001
+# Overlays are to be looked at: larger images are reduced to this for them. Masks are never reduced.
+OVERLAY_SIDE = 8192
+SUFFIXES = ("_overlay.png", "_mask.png")
 
 
-def expand_paths(paths: Sequence[str | Path]) -> list[Path]:
-    """Files as they are, folders as the image files in them (hidden ones left out)."""
+def expand_paths(paths: Sequence[str | Path], output: str | Path | None = None) -> list[Path]:
+    """Files as they are, folders as the image files in them (hidden ones left out).
+
+    Args:
+        paths: files and folders.
+        output: where predictions are written: where it lies within one of the folders, the overlays and masks of an
+            earlier run are no images.
+    """
+    own = None if output is None else Path(output).resolve()
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            files += image_files(path)
+            found = image_files(path)
+            files += [file for file in found if not (file.name.endswith(SUFFIXES) and file.parent.resolve() == own)]
         else:
             files.append(path)
     return files
 
 
 def predict_files(
-    model: WSLModel, paths: Sequence[str | Path], output: str | Path | None = None, preprocess: Preprocess | None = None
+    model: WSLModel,
+    paths: Sequence[str | Path],
+    output: str | Path | None = None,
+    preprocess: Preprocess | None = None,
+    *,
+    inference: Inference | None = None,
+    threshold: float | None = None,
+    max_pixels: int | None = None,
 ) -> Iterator[dict]:
     """Predict image files one by one.
 
     Args:
         model: the model; its `class_names` name the classes where it has them.
         paths: image files.
-        output: folder for `<name>_overlay.png` and `<name>_mask.png` (0 and 255, at the image's own size).
+        output: folder for `<name>_overlay.png` (at most 8192 pixels on its longer side) and `<name>_mask.png` (0 and
+            255, at the image's own size).
         preprocess: by default `preprocess_for(model)`.
+        inference: tiles, averaging and refinement; by default one pass over each image.
+        threshold: a pixel is marked where the mask is at least this; by default the model's `mask_threshold`.
+        max_pixels: see `allow_pixels`.
 
     Yields:
         A dictionary per file: `image`, `class`, `probability`, `boxes` (`[x0, y0, x1, y1]` of the connected regions,
@@ -47,17 +69,21 @@ def predict_files(
 
     Raises:
         FileExistsError: an output would overwrite one of the images.
+        ValueError: the model does not work as `inference` asks.
     """
+    check_inference(model, inference or Inference())
+    threshold = model.mask_threshold if threshold is None else threshold
     inputs = {Path(path).resolve() for path in paths}
     stems = _unique_stems([Path(path) for path in paths])
     for path, stem in zip(paths, stems, strict=True):
         try:
-            image = read_image(path)
+            with allow_pixels(max_pixels):
+                image = read_image(path)
         except (DamagedFileError, OSError) as error:
             yield {"image": str(path), "error": str(error)}
             continue
-        prediction = next(predict_images(model, iter([(0, image)]), preprocess))
-        inside = prediction.mask >= THRESHOLD
+        prediction = next(predict_images(model, iter([(0, image)]), preprocess, inference=inference))
+        inside = prediction.mask >= threshold
         names = model.class_names
         result = {
             "image": str(path),
@@ -67,13 +93,12 @@ def predict_files(
             "share": round(float(inside.mean()), 4),
         }
         if output is not None:
-            result["overlay"] = str(Path(output) / f"{stem}_overlay.png")
-            result["mask"] = str(Path(output) / f"{stem}_mask.png")
-            for name in ("overlay", "mask"):
+            for name, suffix in zip(("overlay", "mask"), SUFFIXES, strict=True):
+                result[name] = str(Path(output) / f"{stem}{suffix}")
                 if Path(result[name]).resolve() in inputs:
                     raise FileExistsError(f"{result[name]} is one of the images: choose another output folder")
-            save_picture(overlay(image, prediction.mask), result["overlay"])
-            save_picture(mask_picture(prediction.mask, THRESHOLD), result["mask"])
+            save_picture(overlay(*reduced(image, inside, OVERLAY_SIDE)), result["overlay"])
+            save_picture(mask_picture(inside), result["mask"])
         yield result
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from PIL import Image
 
 from minmax_entropy.data import LabelledImages, Preprocess
-from minmax_entropy.engine.evaluate import Evaluation, predict_images
+from minmax_entropy.engine.evaluate import Evaluation
+from minmax_entropy.engine.inference import Inference, predict_images
 from minmax_entropy.engine.pictures import grid, overlay
 from minmax_entropy.model import WSLModel
 
@@ -87,18 +88,27 @@ def case_grid(
     indices: Sequence[int],
     preprocess: Preprocess | None = None,
     cell: int = 160,
+    inference: Inference | None = None,
+    threshold: float | None = None,
 ) -> Image.Image:
-    """A row per image: the image, its true mask, and the overlay of each model with the class it predicts."""
+    """A row per image: the image, its true mask, and the overlay of each model with the class it predicts.
+
+    The masks are cut at `threshold`, by default at each model's `mask_threshold`.
+    """
     samples = [dataset[index] for index in indices]
     columns = {
-        name: list(predict_images(model, ((i, s.image) for i, s in enumerate(samples)), preprocess))
+        name: list(
+            predict_images(model, ((i, s.image) for i, s in enumerate(samples)), preprocess, inference=inference)
+        )
         for name, model in models.items()
     }
     rows, captions = [], []
     for index, sample in enumerate(samples):
         truth = Image.new("RGB", sample.image.size) if sample.mask is None else overlay(sample.image, sample.mask)
         predictions = [column[index] for column in columns.values()]
-        rows.append([sample.image, truth, *(overlay(sample.image, p.mask) for p in predictions)])
+        cuts = [model.mask_threshold if threshold is None else threshold for model in models.values()]
+        found = [overlay(sample.image, p.mask, cut) for p, cut in zip(predictions, cuts, strict=True)]
+        rows.append([sample.image, truth, *found])
         said = [f"{dataset.class_names[p.class_index]} {p.probability:.2f}" for p in predictions]
         captions.append([dataset.class_names[sample.target], "no mask" if sample.mask is None else "", *said])
     return grid(rows, ["image", "true mask", *models], captions, cell)

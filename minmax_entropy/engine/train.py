@@ -21,11 +21,11 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from minmax_entropy.configuration import to_config
-from minmax_entropy.data import DamagedFileError, LabelledImages, Preprocess, Subset, TrainingBatch, TrainingTransform
+from minmax_entropy.data import DamagedFileError, LabelledImages, Preprocess, TrainingBatch, TrainingTransform
 from minmax_entropy.data.loading import TrainingPlan, training_loader
 from minmax_entropy.data.subsets import class_weights, targets_of
 from minmax_entropy.engine.checkpoints import Checkpoints, Progress
-from minmax_entropy.engine.evaluate import Evaluation, evaluate, require_multiclass
+from minmax_entropy.engine.evaluate import Evaluation, evaluate, length_of, require_multiclass
 from minmax_entropy.engine.log import write_curves, write_log
 from minmax_entropy.engine.progress import progress_bar
 from minmax_entropy.engine.recipes import Recipe
@@ -377,19 +377,19 @@ class _Training:
         """Figures of the validation; each process takes its share of the images."""
         if self.valid is None:
             return {}
-        process, processes = self.accelerator.process_index, self.accelerator.num_processes
-        share = range(process, len(self.valid), processes)
+        share = self.accelerator.process_index, self.accelerator.num_processes
         part = None
-        if len(share):
+        if length_of(self.valid, share) != 0:
             part = evaluate(
                 self._evaluated(),
-                Subset(self.valid, share) if processes > 1 else self.valid,
+                self.valid,
                 self.preprocess,
                 with_masks=self.valid_masks,
                 skip_damaged=self.options.skip_damaged,
+                boxes=False,
+                share=share,
             )
-        parts = [part for part in _gather_objects(self.accelerator, part) if part is not None]
-        result = Evaluation.merged(parts) if processes > 1 else parts[0]
+        result = Evaluation.merged([part for part in _gather_objects(self.accelerator, part) if part is not None])
         self._note_damaged(result.damaged)
         return {f"valid_{name}": float(value) for name, value in result.metrics.items()}
 

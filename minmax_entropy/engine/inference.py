@@ -1,0 +1,269 @@
+"""Prediction of images: whole and in batches, by tiles, averaged over views, refined; masks at the images' own size."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+
+from minmax_entropy.data import Preprocess, padding, scaled_size
+from minmax_entropy.engine.bands import RegionMask
+from minmax_entropy.engine.refine import Refinement, refine_mask
+from minmax_entropy.engine.tiles import MAX_WHOLE, check_tile, obstacle, predict_tiled
+from minmax_entropy.model import WSLModel
+from minmax_entropy.modes import in_evaluation
+
+# Flip -> what brings a picture there, and a mask back.
+FLIPS = {
+    "horizontal": Image.Transpose.FLIP_LEFT_RIGHT,
+    "vertical": Image.Transpose.FLIP_TOP_BOTTOM,
+    "both": Image.Transpose.ROTATE_180,
+}
+
+
+def preprocess_for(model: WSLModel, short_side: int | None = None) -> Preprocess:
+    """The evaluation input that a model expects.
+
+    Args:
+        short_side: shorter side of the images as the network sees them; by default that of `data_config`'s
+            `input_size`. Where `data_config` has `resize="reference"` only images that are smaller are scaled, and none
+            with "reference_native", as in the authors' implementation.
+    """
+    config = model.data_config
+    resize = config.get("resize", "short_side")
+    if short_side is None and resize != "reference_native":
+        short_side = min(config["input_size"][-2:])
+    return Preprocess(
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        short_side=short_side,
+        multiple=model.backbone.sizes.multiple,
+        fixed_size=model.backbone.sizes.fixed,
+        reference=resize != "short_side",
+    )
+
+
+def require_multiclass(model: WSLModel) -> None:
+    """Refuse models of other tasks: data sets and predictions here have one class an image.
+
+    Raises:
+        ValueError: the model's task is another.
+    """
+    if model.task != "multiclass":
+        raise ValueError(
+            f'one class an image is expected here, the model has task="{model.task}": call the model itself, '
+            "`model(images, target)` in a training loop and `model(images)` for scores and mask"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """How images are predicted. As it is: one pass over each whole image.
+
+    Args:
+        tile: side in pixels, at the network's scale, of the tiles of images whose network input is larger (see
+            `Tiling`). None: inputs of more than 4,194,304 pixels (2048 x 2048) go by tiles of 2048, all others whole.
+        overlap: pixels that neighbouring tiles share; 256 by default, a quarter of smaller tiles.
+        flips: "horizontal", "vertical", "both": views that are averaged with the image as it is.
+        scales: factors of the network's input size; every scale has every flip. Masks are averaged at the image's own
+            size, class probabilities as they are.
+        refine: brings the mask closer to the image's edges; see `minmax_entropy.engine.refine`.
+
+    Raises:
+        ValueError: an unknown flip, no scale or one that is not over 0, tile or overlap below 1.
+    """
+
+    tile: int | None = None
+    overlap: int | None = None
+    flips: tuple[str, ...] = ()
+    scales: tuple[float, ...] = (1.0,)
+    refine: Refinement | None = None
+
+    def __post_init__(self) -> None:
+        unknown = [flip for flip in self.flips if flip not in FLIPS]
+        if unknown:
+            raise ValueError(f"flips are any of {tuple(FLIPS)}, got {unknown[0]!r}")
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
+            raise ValueError(f"scales are numbers over 0, such as (0.75, 1.0, 1.25), got {self.scales!r}")
+        for name in ("tile", "overlap"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is a number of pixels, 1 or more, got {getattr(self, name)!r}")
+
+    @property
+    def views(self) -> list[tuple[str | None, float]]:
+        """Flip and scale of each pass."""
+        return [(flip, scale) for scale in self.scales for flip in (None, *self.flips)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image."""
+
+    index: int
+    class_index: int
+    probability: float
+    mask: np.ndarray  # float32 [H, W] in [0, 1]
+    probabilities: np.ndarray  # float32 [K]
+
+
+@dataclasses.dataclass
+class _View:
+    """One pass over an image: what goes in, and what came out."""
+
+    index: int
+    image: Image.Image | None
+    flip: str | None
+    preprocess: Preprocess
+    size: tuple[int, int]
+    probabilities: torch.Tensor | None = None  # [K]
+    mask: np.ndarray | RegionMask | None = None
+
+    def bands(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """The mask in bands of rows, flipped back."""
+        height = self.size[0]
+        for rows, values in self.mask.bands() if isinstance(self.mask, RegionMask) else [(slice(0, height), self.mask)]:
+            if self.flip in ("vertical", "both"):
+                rows, values = slice(height - rows.stop, height - rows.start), values[::-1]
+            yield rows, values[:, ::-1] if self.flip in ("horizontal", "both") else values
+
+
+@torch.inference_mode()
+def predict_images(
+    model: WSLModel,
+    images: Iterable[tuple[int, Image.Image]],
+    preprocess: Preprocess | None = None,
+    batch_size: int = 16,
+    full_size: bool = True,
+    inference: Inference | None = None,
+) -> Iterator[Prediction]:
+    """Predict images one after the other; those of one network size that follow each other go through together.
+
+    Args:
+        model: the model, put into eval mode for the time being.
+        images: pairs of an index and an RGB image.
+        preprocess: by default `preprocess_for(model)`.
+        batch_size: largest number of images in one forward pass; 1 for a model whose mask depends on the batch.
+        full_size: masks at the images' own sizes; False leaves them at the network's, padding included, where they come
+            from one pass over the whole image.
+        inference: tiles, averaging and refinement; by default one pass over each image.
+
+    Raises:
+        ValueError: the model's task is not "multiclass", or the model does not work as `inference` asks.
+    """
+    require_multiclass(model)
+    if model.mask_normalization == "batch":
+        batch_size = 1
+    inference = inference or Inference()
+    preprocess = preprocess or preprocess_for(model)
+    check_inference(model, inference)
+    count = len(inference.views)
+    full_size = full_size or count > 1 or inference.refine is not None
+
+    with in_evaluation(model):
+        views = _views(images, preprocess, inference)
+        pending: list[_View] = []
+        for view in _passes(model, views, inference, batch_size, full_size):
+            pending.append(view)
+            if len(pending) == count:
+                yield _prediction(pending, inference.refine)
+                pending = []
+
+
+def check_inference(model: WSLModel, inference: Inference) -> None:
+    """Refuse what a model can't do.
+
+    Raises:
+        ValueError: scales for a backbone of one size; tiles that the backbone or the heads don't work with.
+    """
+    if model.backbone.sizes.fixed is not None and inference.tile is None and set(inference.scales) != {1.0}:
+        raise ValueError(
+            f"this backbone takes images of {model.backbone.sizes}: give a tile of that size to see images at other "
+            "scales"
+        )
+    if inference.tile is not None:
+        check_tile(model, inference.tile, inference.overlap)
+        if reason := obstacle(model):
+            raise ValueError(f"this model can't work by tiles: {reason}")
+
+
+def _views(images: Iterable[tuple[int, Image.Image]], preprocess: Preprocess, inference: Inference) -> Iterator[_View]:
+    for index, image in images:
+        size = image.height, image.width
+        for flip, scale in inference.views:
+            picture = image if flip is None else image.transpose(FLIPS[flip])
+            yield _View(index, picture, flip, preprocess if scale == 1 else _scaled(preprocess, size, scale), size)
+
+
+def _scaled(preprocess: Preprocess, size: tuple[int, int], scale: float) -> Preprocess:
+    """The same for an input that is `scale` times as large."""
+    usual = scaled_size(*size, preprocess.short_side, preprocess.reference)
+    return dataclasses.replace(preprocess, short_side=max(round(scale * min(usual)), 1), reference=False)
+
+
+def _passes(
+    model: WSLModel, views: Iterable[_View], inference: Inference, batch_size: int, full_size: bool
+) -> Iterator[_View]:
+    """Views with their probabilities and masks, in the same order."""
+    batch: list[tuple[_View, torch.Tensor]] = []
+    for view in views:
+        tiled = _needs_tiles(model, view, inference)
+        tensor = None if tiled else view.preprocess(view.image)
+        if batch and (tiled or len(batch) == batch_size or batch[0][1].shape != tensor.shape):
+            yield from _forward(model, batch, full_size)
+            batch = []
+        if tiled:
+            options = inference.tile, inference.overlap, batch_size
+            logits, view.mask = predict_tiled(model, view.image, view.preprocess, *options)
+            view.probabilities = logits.softmax(dim=0)
+            yield _without_image(view, inference)
+        else:
+            batch.append((_without_image(view, inference), tensor))
+    if batch:
+        yield from _forward(model, batch, full_size)
+
+
+def _without_image(view: _View, inference: Inference) -> _View:
+    """Images may be large: only a refinement needs them again."""
+    return view if inference.refine is not None else dataclasses.replace(view, image=None)
+
+
+def _needs_tiles(model: WSLModel, view: _View, inference: Inference) -> bool:
+    preprocess = view.preprocess
+    height, width = (
+        length + sum(padding(length, preprocess.multiple))
+        for length in scaled_size(*view.size, preprocess.short_side, preprocess.reference)
+    )
+    if inference.tile is not None:
+        fixed = preprocess.fixed_size
+        return max(height, width) > inference.tile if fixed is None else (height, width) != fixed
+    return preprocess.fixed_size is None and height * width > MAX_WHOLE and obstacle(model) is None
+
+
+def _forward(model: WSLModel, batch: list[tuple[_View, torch.Tensor]], full_size: bool) -> Iterator[_View]:
+    """One pass over whole images of one network size."""
+    device = next(model.parameters()).device
+    output = model(torch.stack([tensor for _, tensor in batch]).to(device))
+    probabilities = output.logits.softmax(dim=1).float().cpu()
+    for (view, _), view.probabilities, mask in zip(batch, probabilities, output.mask.float().cpu(), strict=True):
+        view.mask = (view.preprocess.restore(mask, view.size) if full_size else mask)[0].numpy()
+        yield view
+
+
+def _prediction(views: list[_View], refine: Refinement | None) -> Prediction:
+    """The views of one image as one prediction; the first of them is the image as it is."""
+    probabilities = torch.stack([view.probabilities for view in views]).mean(dim=0)
+    probability, class_index = probabilities.max(dim=0)
+    if len(views) == 1 and isinstance(views[0].mask, np.ndarray):
+        mask = views[0].mask
+    else:
+        mask = np.zeros(views[0].size, dtype=np.float32)
+        for view in views:
+            for rows, values in view.bands():
+                mask[rows] += values / len(views)
+    if refine is not None:
+        mask = refine_mask(refine, views[0].image, mask)
+    return Prediction(views[0].index, int(class_index), float(probability), mask, probabilities.numpy())

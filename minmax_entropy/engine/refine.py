@@ -1,0 +1,160 @@
+"""Refinement after prediction: filters that bring a mask closer to the edges of its image."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+
+from minmax_entropy.registry import Registry
+
+# From an image, uint8 [H, W, 3], and its mask, float32 [H, W] in [0, 1], to a mask of the same kind.
+Refinement = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+MAX_REFINED = 2**20  # pixels; larger images are refined at this number
+RGB_RANGE = 255.0
+
+_REFINEMENTS = Registry("refinement")
+register_refinement = _REFINEMENTS.register
+
+
+def list_refinements() -> list[str]:
+    """Names of the registered refinements."""
+    return _REFINEMENTS.names()
+
+
+def create_refinement(name: str, **options: float) -> Refinement:
+    """A refinement by name.
+
+    Args:
+        name: "guided_filter", "dense_crf", or one of `register_refinement`.
+        options: of the factory of that name.
+
+    Raises:
+        ValueError: unknown name, or an option out of its range.
+        TypeError: unknown option.
+        ImportError: the package that does the work is not installed; says which extra has it.
+    """
+    factory = _REFINEMENTS[name]
+    try:
+        inspect.signature(factory).bind(**options)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}; its options are {list(inspect.signature(factory).parameters)}") from None
+    return factory(**options)
+
+
+@register_refinement
+def guided_filter(radius: float = 0.04, eps: float = 1e-3) -> Refinement:
+    """The mask as a local linear function of the image (He et al., "Guided Image Filtering", TPAMI 2013), by kornia.
+
+    Args:
+        radius: of the window, as a share of the image's shorter side, over 0 and up to 1 (a pixel at least).
+        eps: regularization, over 0, for pixels in [0, 1]: edges of a lower variance than this are smoothed over.
+
+    Raises:
+        ValueError: an option out of its range.
+        ImportError: `kornia` is not installed.
+    """
+    _check("radius", radius, most=1.0)
+    _check("eps", eps)
+    try:
+        from kornia.filters import guided_blur
+    except ImportError as error:
+        raise ImportError('guided_filter needs kornia: pip install "minmax-entropy[refine]"') from error
+
+    def refine(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        side = 2 * max(1, round(radius * min(mask.shape))) + 1
+        guide = torch.from_numpy(image.astype(np.float32) / np.float32(RGB_RANGE)).permute(2, 0, 1)[None]
+        result = guided_blur(guide, torch.from_numpy(mask)[None, None], side, eps, "replicate", separable=True)
+        return result[0, 0].clamp(0, 1).numpy()
+
+    return refine
+
+
+@register_refinement
+def dense_crf(
+    weight: float = 4.0,
+    position: float = 0.1,
+    colour: float = 13.0,
+    smooth_weight: float = 3.0,
+    smooth_position: float = 0.01,
+    iterations: int = 5,
+) -> Refinement:
+    """A fully connected CRF of two labels (Krähenbühl and Koltun, NIPS 2011), by `pydensecrf2`.
+
+    The mask is the probability of the foreground; the result is its mean-field marginal.
+
+    Args:
+        weight: of the bilateral term, which wants one label for pixels that are close and of like colour; 0 or more.
+        position: its standard deviation, as a share of the image's shorter side, over 0 and up to 1.
+        colour: its standard deviation in the colours, [0, 255], over 0.
+        smooth_weight, smooth_position: of the term that looks at the distance alone.
+        iterations: of the mean-field inference, 1 or more.
+
+    Raises:
+        ValueError: an option out of its range.
+        ImportError: `pydensecrf2` is not installed.
+    """
+    for name, value in (("position", position), ("smooth_position", smooth_position)):
+        _check(name, value, most=1.0)
+    _check("colour", colour)
+    for name, value in (("weight", weight), ("smooth_weight", smooth_weight)):
+        _check(name, value, zero=True)
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+        raise ValueError(f"iterations must be an integer of 1 or more, got {iterations!r}")
+    try:
+        from pydensecrf.densecrf import DenseCRF2D
+        from pydensecrf.utils import unary_from_softmax
+    except ImportError as error:
+        raise ImportError(
+            'dense_crf needs pydensecrf2: pip install "minmax-entropy[crf]" (it is compiled, with a C++ compiler)'
+        ) from error
+
+    def refine(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        height, width = mask.shape
+        side = min(height, width)
+        crf = DenseCRF2D(width, height, 2)
+        crf.setUnaryEnergy(unary_from_softmax(np.stack([1 - mask, mask])))
+        crf.addPairwiseGaussian(sxy=smooth_position * side, compat=smooth_weight)
+        crf.addPairwiseBilateral(sxy=position * side, srgb=colour, rgbim=image, compat=weight)
+        return np.array(crf.inference(iterations), dtype=np.float32)[1].reshape(height, width)
+
+    return refine
+
+
+def refine_mask(refine: Refinement, image: Image.Image, mask: np.ndarray) -> np.ndarray:
+    """Refine the mask of an image of any size.
+
+    Images of more than 1,048,576 pixels are refined at that number, and the refined mask is resized: what a filter
+    needs for each pixel is many times a pixel's size.
+
+    Args:
+        refine: a refinement.
+        image: RGB.
+        mask: float32 `[H, W]` in [0, 1], the image's size.
+
+    Raises:
+        ValueError: the refinement gave something else than a mask of the size it was given.
+    """
+    ratio = math.sqrt(MAX_REFINED / mask.size)
+    small = image.convert("RGB")
+    values = Image.fromarray(mask)
+    if ratio < 1:
+        size = max(1, int(image.width * ratio)), max(1, int(image.height * ratio))
+        small, values = (picture.resize(size, Image.Resampling.BILINEAR) for picture in (small, values))
+    given = np.array(values)  # of their own: not every filter takes what is read-only
+    refined = np.asarray(refine(np.array(small), given), dtype=np.float32)
+    if refined.shape != given.shape or not (refined.min() >= 0 and refined.max() <= 1):
+        raise ValueError(f"a refinement gives a mask {given.shape} in [0, 1], it gave {refined.shape} {refined!r:.80}")
+    return np.asarray(Image.fromarray(refined).resize(image.size, Image.Resampling.BILINEAR)) if ratio < 1 else refined
+
+
+def _check(name: str, value: float, most: float = math.inf, zero: bool = False) -> None:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and value <= most
+    if not (good and (0 <= value if zero else 0 < value) and value < math.inf):
+        bound = "0 or more" if zero else "over 0"
+        raise ValueError(f"{name} must be {bound}{f' and up to {most:g}' if most < math.inf else ''}, got {value!r}")

@@ -1,0 +1,104 @@
+"""The threshold of a model's masks, chosen by F1+ on images with known masks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+from minmax_entropy.data import LabelledImages, Preprocess
+from minmax_entropy.engine.bands import row_bands
+from minmax_entropy.engine.evaluate import length_of, read_samples
+from minmax_entropy.engine.inference import Inference, predict_images
+from minmax_entropy.engine.progress import progress_bar
+from minmax_entropy.metrics import dice
+from minmax_entropy.model import WSLModel
+
+# Those that are tried. float32 as the masks are, so that counts are those of `mask >= threshold`.
+THRESHOLDS = np.linspace(0.01, 0.99, 99, dtype=np.float32)
+
+
+class DiceCurve:
+    """Mean F1+ over images at each of `THRESHOLDS`, in one pass: per image two histograms say it all."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.total = np.zeros(len(THRESHOLDS))
+
+    def update(self, mask: np.ndarray, target: np.ndarray) -> None:
+        """Count an image: mask in [0, 1] and bool object pixels, both `[H, W]`.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        if mask.shape != target.shape:
+            raise ValueError(f"mask {mask.shape} and target {target.shape} differ in shape")
+        counts = np.zeros((2, len(THRESHOLDS) + 1), dtype=np.int64)
+        for rows in row_bands(*mask.shape):
+            reached = np.searchsorted(THRESHOLDS, mask[rows], side="right")  # so many thresholds mark the pixel
+            for row, chosen in zip(counts, (slice(None), target[rows]), strict=True):
+                row += np.bincount(reached[chosen].ravel(), minlength=counts.shape[1])
+        marked, found = (row[::-1].cumsum()[::-1][1:] for row in counts)  # pixels, and object pixels, over a threshold
+        size = marked + int(counts[1].sum())
+        self.total += np.where(size > 0, 2 * found / np.maximum(size, 1), 1.0)  # both empty counts as 1
+        self.images += 1
+
+    def mean(self) -> np.ndarray:
+        """Mean F1+ at each threshold, `[99]`."""
+        return self.total / max(self.images, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ThresholdChoice:
+    """The best threshold, and the mean F1+ there and at the one that the model had."""
+
+    threshold: float
+    f1_foreground: float
+    f1_foreground_before: float
+    images: int
+
+
+def choose_threshold(
+    model: WSLModel,
+    dataset: LabelledImages,
+    preprocess: Preprocess | None = None,
+    *,
+    batch_size: int = 16,
+    skip_damaged: bool = False,
+    progress: bool = False,
+    inference: Inference | None = None,
+) -> ThresholdChoice:
+    """The threshold of the highest mean F1+ (the lowest of equals), of 0.01, 0.02, ... 0.99; the model stays as it is.
+
+    It uses masks: choose it on images that are held out from testing, `model.mask_threshold = choice.threshold`.
+
+    Args:
+        model: any `WSLModel`.
+        dataset: labelled images with masks; those without are passed over.
+        preprocess, batch_size, skip_damaged, progress, inference: as for `evaluate`.
+
+    Raises:
+        DamagedFileError: as `evaluate`.
+        ValueError: no image has a mask.
+    """
+    curve, before = DiceCurve(), []
+    targets: dict[int, np.ndarray] = {}
+    samples = read_samples(dataset, True, [] if skip_damaged else None)
+
+    def images() -> Iterator[tuple[int, Image.Image]]:
+        for index, sample in progress_bar(samples, "choose a threshold", progress, total=length_of(dataset)):
+            if sample.mask is not None:
+                targets[index] = sample.mask
+                yield index, sample.image
+
+    for prediction in predict_images(model, images(), preprocess, batch_size, inference=inference):
+        target = targets.pop(prediction.index)
+        curve.update(prediction.mask, target)
+        before.append(dice(prediction.mask >= model.mask_threshold, target))
+    if not curve.images:
+        raise ValueError("none of the images has a mask: a threshold is chosen by them")
+    mean = curve.mean()
+    best = int(mean.argmax())
+    return ThresholdChoice(round(float(THRESHOLDS[best]), 2), float(mean[best]), float(np.mean(before)), curve.images)

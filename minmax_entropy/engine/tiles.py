@@ -1,0 +1,268 @@
+"""Large images by overlapping tiles: their class maps are stitched, and become scores and one mask afterwards.
+
+A tile can't have a mask of its own: masks are normalized over the image, and a tile without an object would mark
+something all the same. So the tiles' un-normalized class maps are stitched on the grid of the whole image. The head
+pools them to scores, the expected map of the whole image is normalized once, and the classifier sees X+ through the
+same tiles, its maps stitched and pooled likewise. What remains of the tiles is that convolutions don't see beyond them,
+which a wide enough overlap makes good, and that layers which look at the whole input see a tile instead.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from minmax_entropy.data import Preprocess, padding, scaled_size
+from minmax_entropy.engine.bands import RegionMask
+from minmax_entropy.heads import ClassMapHead
+from minmax_entropy.mask import resize, split_regions
+from minmax_entropy.model import WSLModel
+from minmax_entropy.tasks import TASKS
+
+MAX_WHOLE = 2**22  # pixels of a network input that is taken whole by default, and of the tiles of one pass
+TILE, OVERLAP = 2048, 256  # pixels
+MAX_MAP_BYTES = 2**31  # of the stitched maps
+BLENDED = 0.5  # share of the overlap in which neighbouring tiles are blended
+LEAST_WEIGHT = 1e-4  # at a tile's edge, so that the image's own border has one
+
+Size = tuple[int, int]
+
+
+def obstacle(model: WSLModel) -> str | None:
+    """Why a model can't work by tiles, or None."""
+    heads = [head for head in (model.localizer, model.classifier) if head is not None]
+    for head in heads:
+        if not isinstance(head, ClassMapHead):
+            return f"they need heads that pool their class maps (`ClassMapHead`), {type(head).__name__} does not"
+    if model.classifier is not None and isinstance(model.classifier_scale, tuple):
+        return f"they need a classifier_scale that is a share of the image, it is {model.classifier_scale}"
+    return None
+
+
+class Tiling:
+    """How the network's input is cut: tiles of one size, on whole positions of the feature map.
+
+    Args:
+        model: the model.
+        size: `(height, width)` of the network's input, padded to whole positions.
+        tile: side of a tile in pixels; None is 2048, or the nearest below that the backbone takes.
+        overlap: pixels that neighbours share at least; None is 256, or a quarter of smaller tiles, an eighth of
+            larger ones. What is within the reach of the
+            backbone's padding from a tile's edge is wrong there: measured in docs/results/large_images.md.
+
+    Raises:
+        ValueError: tile or overlap do not fit the backbone, or the model can't work by tiles.
+    """
+
+    def __init__(self, model: WSLModel, size: Size, tile: int | None = None, overlap: int | None = None) -> None:
+        reason = obstacle(model)
+        if reason is not None:
+            raise ValueError(f"this model can't work by tiles: {reason}")
+        sizes = model.backbone.sizes
+        self.stride = model.backbone.reduction
+        side = check_tile(model, tile, overlap)
+        if overlap is None:
+            overlap = max(side // 8, min(side // 4, OVERLAP), self.stride)
+        overlap = max(overlap // self.stride * self.stride, self.stride)
+        self.size = size
+        self.tile: Size = sizes.fixed or tuple(min(side, length) for length in size)
+        self.cells = overlap // self.stride
+        self.classifier_tile = model.classifier_size(*self.tile) if model.classifier is not None else self.tile
+        rows, columns = (
+            _starts(length, part, overlap, self._unit(part, small))
+            for length, part, small in zip(size, self.tile, self.classifier_tile, strict=True)
+        )
+        self.places = list(itertools.product(rows, columns))
+
+    def _unit(self, tile: int, small: int) -> int:
+        """Step of the starts, for which the classifier's smaller tiles start on whole positions too, where possible."""
+        unit = self.stride * (tile // math.gcd(tile, small))
+        return unit if unit <= self.cells * self.stride else self.stride
+
+
+def check_tile(model: WSLModel, tile: int | None, overlap: int | None = None) -> int:
+    """The side of a tile, by default 2048 or what the backbone takes instead.
+
+    Raises:
+        ValueError: the backbone does not take such tiles, or the overlap is not one position to half a tile.
+    """
+    sizes, stride = model.backbone.sizes, model.backbone.reduction
+    step = math.lcm(sizes.multiple, stride)
+    if sizes.fixed is not None:
+        side = sizes.fixed[0] if tile is None else tile
+        if (side, side) != sizes.fixed:
+            raise ValueError(f"this backbone takes images of {sizes} only, which is the size of its tiles, got {tile}")
+    else:
+        side = max(TILE // step, math.ceil(sizes.floor / step)) * step if tile is None else tile
+        if side % step or side < sizes.floor:
+            nearest = max(round(side / step), math.ceil(sizes.floor / step), 1) * step
+            raise ValueError(f"tiles of this backbone are multiples of {step} pixels, got {side}; try {nearest}")
+    if overlap is not None and not stride <= overlap <= side // 2:
+        raise ValueError(
+            f"the overlap of tiles of {side} pixels is {stride} (one position of the features) to {side // 2} pixels, "
+            f"got {overlap}"
+        )
+    return side
+
+
+def _starts(length: int, tile: int, overlap: int, unit: int) -> list[int]:
+    """First pixels of tiles that cover `length`: multiples of `unit`, and the last ends where the image does."""
+    if length <= tile:
+        return [0]
+    return [*range(0, length - tile, (tile - overlap) // unit * unit), length - tile]
+
+
+class TiledImage:
+    """The network's input of an image, a tile at a time: scaled, reflect-padded and normalized as `Preprocess` does.
+
+    Args:
+        image: RGB.
+        preprocess: gives scale and normalization; the aspect ratio is kept for backbones of one size as well.
+        model: the model; the input is padded to whole positions of its features, and to a tile where it takes one size.
+    """
+
+    def __init__(self, image: Image.Image, preprocess: Preprocess, model: WSLModel) -> None:
+        height, width = scaled_size(image.height, image.width, preprocess.short_side, preprocess.reference)
+        self.own = image.height, image.width
+        unscaled = (height, width) == self.own
+        self.image = image if unscaled else image.resize((width, height), Image.Resampling.BILINEAR)
+        self.normalize = Preprocess(preprocess.mean, preprocess.std, multiple=1)
+        pads = [self._pads(length, preprocess, model, axis) for axis, length in enumerate((height, width))]
+        self.size: Size = tuple(sum(pad) + length for pad, length in zip(pads, (height, width), strict=True))
+        self.inner = tuple(slice(pad[0], pad[0] + length) for pad, length in zip(pads, (height, width), strict=True))
+
+    @staticmethod
+    def _pads(length: int, preprocess: Preprocess, model: WSLModel, axis: int) -> tuple[int, int]:
+        sizes = model.backbone.sizes
+        if sizes.fixed is not None and length < sizes.fixed[axis]:
+            return padding(length, sizes.fixed[axis])
+        return padding(length, math.lcm(preprocess.multiple, sizes.multiple, model.backbone.reduction))
+
+    def tile(self, top: int, left: int, size: Size) -> Tensor:
+        """A part of the input, `[C, *size]`."""
+        rows = _reflected(top - self.inner[0].start, size[0], self.image.height)
+        columns = _reflected(left - self.inner[1].start, size[1], self.image.width)
+        box = int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+        pixels = np.asarray(self.image.crop(box))
+        return self.normalize(Image.fromarray(pixels[(rows - box[1])[:, None], columns - box[0]]))
+
+
+def _reflected(start: int, count: int, length: int) -> np.ndarray:
+    """Indices in [0, length) of `count` positions from `start` on, mirrored at both ends without repeating them."""
+    period = max(2 * (length - 1), 1)
+    index = np.arange(start, start + count) % period
+    return np.minimum(index, period - index) if length > 1 else np.zeros(count, dtype=int)
+
+
+def predict_tiled(
+    model: WSLModel,
+    image: Image.Image,
+    preprocess: Preprocess,
+    tile: int | None = None,
+    overlap: int | None = None,
+    batch_size: int = 16,
+) -> tuple[Tensor, RegionMask]:
+    """Scores and mask of an image by tiles.
+
+    Memory: the image at the network's scale, `batch_size` tiles of at most `MAX_WHOLE` pixels together in one pass, and
+    the stitched class maps, `4 K h w` bytes.
+
+    Args:
+        model: in evaluation mode, for one class an image.
+        image: RGB, of any size.
+        preprocess: see `TiledImage`.
+        tile, overlap: see `Tiling`.
+        batch_size: largest number of tiles in one pass.
+
+    Returns:
+        Logits `[K]`, and the mask.
+
+    Raises:
+        ValueError: as `Tiling`; or the stitched maps would take more than 2 GiB.
+    """
+    picture = TiledImage(image, preprocess, model)
+    tiling = Tiling(model, picture.size, tile, overlap)
+    batch_size = max(1, min(batch_size, MAX_WHOLE // math.prod(tiling.tile)))
+    device = next(model.parameters()).device
+
+    def passes(forward: Callable[[Tensor, Sequence[Size]], Tensor]) -> Iterator[tuple[Sequence[Size], Tensor]]:
+        for start in range(0, len(tiling.places), batch_size):
+            places = tiling.places[start : start + batch_size]
+            tiles = torch.stack([picture.tile(*place, tiling.tile) for place in places]).to(device)
+            yield places, forward(tiles, places).float().cpu()
+
+    maps = stitch(passes(lambda tiles, _: model.localize(tiles).localizer_maps), tiling, tiling.tile)
+    logits = model.localizer.pool(maps[None])
+    task = TASKS[model.task]
+    weights = task.probabilities(logits) if model.mask_source == "expected" else task.predicted(logits)
+    region = (weights @ maps.flatten(1)).unflatten(1, maps.shape[1:])[0]  # [h, w]
+    mask = RegionMask(region, picture.size, picture.inner, picture.own, model.mask_sigma, model.mask_omega)
+    if model.classifier is None:
+        return logits[0], mask
+
+    def classify(tiles: Tensor, places: Sequence[Size]) -> Tensor:
+        height, width = tiling.tile
+        rows = {top: mask.network_rows(slice(top, top + height)) for top in {top for top, _ in places}}
+        parts = torch.stack([rows[top][:, :, left : left + width] for top, left in places])
+        relevant, _ = split_regions(tiles, parts.to(tiles))
+        backbone = model.classifier_backbone or model.backbone
+        return model.classifier(backbone(resize(relevant, tiling.classifier_tile)))[1]
+
+    return model.classifier.pool(stitch(passes(classify), tiling, tiling.classifier_tile)[None])[0], mask
+
+
+def stitch(passes: Iterator[tuple[Sequence[Size], Tensor]], tiling: Tiling, seen: Size) -> Tensor:
+    """Blend the class maps of tiles into those of the whole image.
+
+    The middle half of each overlap is blended; what is nearer to a tile's edge sees too little of its surroundings, and
+    counts only where there is nothing else.
+
+    Args:
+        passes: places of tiles, `(top, left)` in pixels, and their maps `[B, K, h, w]`.
+        tiling: how the image is cut.
+        seen: `(height, width)` of the tiles as the maps' backbone sees them.
+
+    Returns:
+        `[K, h, w]`, float32.
+
+    Raises:
+        ValueError: the maps of neighbouring tiles leave a gap, or take more than 2 GiB.
+    """
+    shares = [small / (part * tiling.stride) for small, part in zip(seen, tiling.tile, strict=True)]
+    total = weights = None
+    for places, maps in passes:
+        if total is None:
+            count, *shape = maps.shape[1:]
+            last = (max(starts) for starts in zip(*tiling.places, strict=True))
+            grid = [round(start * share) + side for start, share, side in zip(last, shares, shape, strict=True)]
+            needed = 4 * count * math.prod(grid)
+            if needed > MAX_MAP_BYTES:
+                raise ValueError(
+                    f"the class maps of the whole image, [{count}, {grid[0]}, {grid[1]}], would take "
+                    f"{needed / 2**30:.1f} GiB, the limit is {MAX_MAP_BYTES / 2**30:.0f}: take a smaller size of it"
+                )
+            total, weights = torch.zeros(count, *grid), torch.zeros(grid)
+            rises = [tiling.cells * tiling.stride * share for share in shares]
+            window = _window(shape[0], rises[0])[:, None] * _window(shape[1], rises[1])
+        for (top, left), each in zip(places, maps, strict=True):
+            row, column = round(top * shares[0]), round(left * shares[1])
+            part = slice(row, row + shape[0]), slice(column, column + shape[1])
+            total[:, part[0], part[1]] += each * window
+            weights[part] += window
+    if not weights.all():
+        raise ValueError("the feature maps of neighbouring tiles leave a gap: give them a larger overlap")
+    return total.div_(weights)
+
+
+def _window(length: int, overlap: float) -> Tensor:
+    """Weights of a tile's positions: next to nothing at its edge, a raised cosine within the overlap, then 1."""
+    position = torch.arange(length)
+    depth = (torch.minimum(position, length - 1 - position) + 0.5) / overlap  # in overlaps
+    rise = ((depth - (1 - BLENDED) / 2) / BLENDED).clamp(0, 1)
+    return (0.5 - 0.5 * torch.cos(torch.pi * rise)).clamp(min=LEAST_WEIGHT)
