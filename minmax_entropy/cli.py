@@ -17,7 +17,7 @@ import torch
 from minmax_entropy import hub
 from minmax_entropy.checks import check_threshold
 from minmax_entropy.configuration import figures_as_json
-from minmax_entropy.data import AUGMENTATIONS, ImageFiles, LabelledImages, few_shots, fold, open_split
+from minmax_entropy.data import AUGMENTATIONS, LabelledImages, LabelledStream, few_shots, fold, open_split
 from minmax_entropy.demo import run_demo
 from minmax_entropy.engine import (
     RECIPES,
@@ -53,6 +53,7 @@ from minmax_entropy.version import __version__
 
 WORST_CASES = 8
 BENCHMARKED = ["all-ones", "cam-avg", "area", "area-erasing"]
+Images = LabelledImages | LabelledStream
 EXPORTS = {".onnx": export_onnx, ".pt2": save_program}
 # Keywords that have an option of their own, or come from the data.
 SETTINGS_WITH_OPTIONS = {
@@ -127,7 +128,7 @@ def _train(options: argparse.Namespace) -> int:
 def _benchmark(options: argparse.Namespace) -> int:
     _check_settings(options)
     train, valid = _training_data(options)
-    test = open_split(options.data, "test", train.class_names)
+    test = _open(options, "test", train.class_names)
     output = Path(options.output)
     benchmark = Benchmark(
         few_shots(train, options.shots) if options.shots is not None else train,
@@ -170,16 +171,25 @@ def _run_options(options: argparse.Namespace) -> dict:
     if device.index is not None:
         torch.accelerator.set_device_index(device.index)
     names = ("workers", "precision", "accumulation", "sync_bn", "checkpoint_steps", "trackers", "skip_damaged")
+    names = (*names, "steps_per_epoch")
     return {"cpu": device.type == "cpu", **{name: getattr(options, name) for name in names}}
 
 
-def _training_data(options: argparse.Namespace) -> tuple[LabelledImages, LabelledImages]:
+def _training_data(options: argparse.Namespace) -> tuple[Images, Images]:
     """Images to train and to validate, whose classes have the same indices."""
-    train, valid = (open_split(options.data, split, options.classes) for split in ("train", "valid"))
-    valid = ImageFiles(valid.records, train.class_names)  # classes may be missing in it
+    train = open_split(options.data, "train", options.classes, **dict(options.data_option))
+    valid = _open(options, "valid", train.class_names)
     if len(train.class_names) == 1:
         raise ValueError(f"{options.data}: all images are of class {train.class_names[0]!r}, two or more are needed")
     return train, valid
+
+
+def _open(options: argparse.Namespace, split: str, class_names: Sequence[str] | None) -> Images:
+    """A part of the data whose classes are indexed as the training's, or the model's; some may be missing in it."""
+    dataset = open_split(options.data, split, options.classes, **dict(options.data_option))
+    if class_names is None or isinstance(dataset, LabelledStream):
+        return dataset
+    return dataset.with_classes(class_names)
 
 
 def _print_training(options: argparse.Namespace, output: Path, result: TrainingResult) -> None:
@@ -198,7 +208,7 @@ def _print_training(options: argparse.Namespace, output: Path, result: TrainingR
 def _evaluate(options: argparse.Namespace) -> int:
     model = _load(options)
     split = options.split or ("valid" if options.choose_threshold else "test")
-    dataset = open_split(options.data, split, model.class_names)
+    dataset = open_split(options.data, split, model.class_names, **dict(options.data_option))
     if len(dataset.class_names) != model.num_classes:
         raise ValueError(
             f"{options.model} has {model.num_classes} classes and no names of them, {options.data} has "
@@ -209,10 +219,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     with allow_pixels(options.max_pixels):
         if options.choose_threshold:
             return _choose_threshold(model, options, choose_threshold(model, dataset, preprocess, **reading), split)
-        result = evaluate(model, dataset, preprocess, threshold=options.threshold, **reading)
+        result = evaluate(
+            model, dataset, preprocess, threshold=options.threshold, boxes=options.boxes or None, **reading
+        )
     table = {Path(options.model).name: result.metrics}
     if "f1_foreground" in result.metrics and not result.damaged:
-        table = {"all-ones": evaluate_all_ones(dataset), **table}
+        table = {"all-ones": evaluate_all_ones(dataset, options.boxes or None), **table}
     print(metrics_table(table))
     if result.damaged:
         print(f"skipped {len(result.damaged)} damaged files: {', '.join(result.damaged)}")
@@ -224,13 +236,13 @@ def _evaluate(options: argparse.Namespace) -> int:
             writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in result.rows for key in row)))
             writer.writeheader()
             writer.writerows(result.rows)
-        for title, worst in (("worst", True), ("best", False)):
+        for title, worst in (("worst", True), ("best", False)) if isinstance(dataset, LabelledImages) else ():
             cases = ranked_cases(result, worst)[:WORST_CASES]
             with allow_pixels(options.max_pixels):
                 shown = dict(inference=inference, threshold=options.threshold)
                 picture = case_grid({"prediction": model}, dataset, cases, preprocess, **shown)
             save_picture(picture, output / f"{title}.png")
-        print(f"metrics.json, images.csv, worst.png and best.png are in {output}")
+        print(f"{', '.join(sorted(path.name for path in output.iterdir()))} are in {output}")
     return 0
 
 
@@ -369,10 +381,22 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="folder of <class>/<image>, of train.csv, valid.csv and test.csv, or of GlaS, CUB-200-2011, Flowers 102; "
+        "cub5:FOLDER; hf:NAME; shapes: (embedded images)",
+    )
+    parser.add_argument(
+        "--data-option", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="of the data's reader"
+    )
+
+
 def _training_options(shared: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """What `train` and `benchmark` have in common."""
     parser = argparse.ArgumentParser(add_help=False, parents=[shared])
-    parser.add_argument("--data", required=True, help="folder: <class>/<image>, or train.csv, valid.csv, test.csv")
+    _add_data_options(parser)
     parser.add_argument("--classes", nargs="+", help="take only these classes")
     parser.add_argument("--shots", type=_positive, help="train on so many images a class, drawn by the seed")
     parser.add_argument(
@@ -383,6 +407,7 @@ def _training_options(shared: argparse.ArgumentParser) -> argparse.ArgumentParse
         "--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="any keyword of create_model"
     )
     parser.add_argument("--epochs", type=_positive, default=20, help="%(default)s")
+    parser.add_argument("--steps-per-epoch", type=_positive, help="of data that is streamed")
     parser.add_argument("--recipe", default="finetune", choices=sorted(RECIPES), help="%(default)s")
     parser.add_argument("--lr", type=float, help="learning rate instead of the recipe's")
     parser.add_argument("--batch-size", type=_positive, help="images a step instead of the recipe's")
@@ -466,7 +491,8 @@ def _parser() -> argparse.ArgumentParser:
     saved.add_argument("--max-pixels", type=_positive, help=f"largest image that is read ({DEFAULT_PIXELS})")
 
     evaluation = commands.add_parser("evaluate", parents=[saved], help="error and localization of a saved model")
-    evaluation.add_argument("--data", required=True, help="as for train")
+    _add_data_options(evaluation)
+    evaluation.add_argument("--boxes", action="store_true", help="box metrics, by the boxes of the true masks")
     evaluation.add_argument(
         "--split", choices=("train", "valid", "test"), help="test, or valid with --choose-threshold, by default"
     )

@@ -720,7 +720,7 @@ def test_damaged_files_of_the_validation(files, shapes):
 
 def test_all_files_damaged():
     data = InMemory([None] * 4, [0, 1, 0, 1])
-    with pytest.raises(TrainingError, match=r"none of the 4 images can be read: \['\d\.png', "):
+    with pytest.raises(TrainingError, match=r"none of the images of a step can be read: \['\d\.png', "):
         run(create(), data, Recipe(batch_size=2), skip_damaged=True)
 
 

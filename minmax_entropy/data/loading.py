@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from minmax_entropy.data.dataset import LabelledImages
+from minmax_entropy.data.dataset import LabelledImages, LabelledStream, Sample
 from minmax_entropy.data.images import DamagedFileError
 
 SAMPLINGS = ("shuffle", "balanced")
@@ -101,10 +101,14 @@ class TrainingPlan(Sampler):
     def __iter__(self) -> Iterator[list[Place]]:
         order = self.order(self.epoch)
         for step in range(self.start, self.steps):
-            positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-            part = np.array_split(positions, self.processes)[self.process]
-            for batch in np.array_split(part, self.accumulation):
-                yield [Place(self.epoch, int(position), int(order[position])) for position in batch]
+            first = step * self.batch_size
+            for places in self.parts():
+                yield [Place(self.epoch, first + place, int(order[first + place])) for place in places]
+
+    def parts(self) -> list[list[int]]:
+        """Places in a step that this process takes, by batch."""
+        part = np.array_split(np.arange(self.batch_size), self.processes)[self.process]
+        return [places.tolist() for places in np.array_split(part, self.accumulation)]
 
 
 class TrainingImages(Dataset):
@@ -183,6 +187,81 @@ def training_loader(
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # it would draw from torch's own otherwise, each time an iteration begins
     )
+
+
+class TrainingStream(IterableDataset):
+    """Batches of a stream of images, for one process; both plan and data set, with the attributes of `TrainingPlan`.
+
+    Every process reads the whole stream and transforms its part of each step. The order is drawn anew for each epoch
+    from a buffer of images.
+
+    Args:
+        stream: the images.
+        transform, seed, skip_damaged: as for `TrainingImages`; a damaged image is replaced by another one of its step.
+        steps: an epoch has so many.
+        batch_size, accumulation, process, processes: as for `TrainingPlan`.
+    """
+
+    def __init__(
+        self,
+        stream: LabelledStream,
+        transform: Callable[[Image.Image], Tensor],
+        steps: int,
+        batch_size: int,
+        seed: int = 0,
+        accumulation: int = 1,
+        process: int = 0,
+        processes: int = 1,
+        skip_damaged: bool = False,
+    ) -> None:
+        self.stream, self.transform, self.steps = stream, transform, steps
+        # Its places in a step are those of a data set of one step.
+        self.plan = TrainingPlan([0] * batch_size, batch_size, seed, "shuffle", accumulation, process, processes)
+        self.batch_size, self.seed, self.skip_damaged = batch_size, seed, skip_damaged
+        self.epoch = self.start = 0
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        collate = Collate(self.batch_size)
+        seed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
+        samples = iter(self.stream.shuffled(seed).skip(self.start * self.batch_size))
+        for step in range(self.start, self.steps):
+            read = [self._next(samples) for _ in range(self.batch_size)]
+            damaged = tuple(item for item in read if isinstance(item, DamagedFileError))
+            good = [item for item in read if not isinstance(item, DamagedFileError)]
+            if self.skip_damaged and good:
+                read = [item if isinstance(item, Sample) else good[i % len(good)] for i, item in enumerate(read)]
+            for places in self.plan.parts():
+                batch = collate([self._item(step, place, read[place]) for place in places])
+                yield batch._replace(damaged=damaged)
+
+    def _next(self, samples: Iterator[Sample]) -> Sample | DamagedFileError:
+        try:
+            return next(samples)
+        except DamagedFileError as error:
+            return error
+        except StopIteration:
+            raise ValueError(
+                f"the stream has fewer than {self.steps * self.batch_size} images, which an epoch of {self.steps} steps "
+                f"of {self.batch_size} takes: give fewer steps_per_epoch"
+            ) from None
+
+    def _item(self, step: int, place: int, sample: Sample | DamagedFileError) -> tuple:
+        if isinstance(sample, DamagedFileError):
+            return None, -1, ()
+        with random_state(self.seed, self.epoch, step * self.batch_size + place):
+            return self.transform(sample.image), sample.target, ()
+
+
+def stream_loader(stream: TrainingStream, workers: int = 0, pin_memory: bool = False) -> DataLoader:
+    """Batches of a stream.
+
+    Raises:
+        ValueError: more than one loader process: each would read the whole stream.
+    """
+    if workers > 1:
+        raise ValueError(f"a stream is read by one loader process at most, got workers={workers}")
+    generator = torch.Generator()
+    return DataLoader(stream, batch_size=None, num_workers=workers, pin_memory=pin_memory, generator=generator)
 
 
 @contextlib.contextmanager

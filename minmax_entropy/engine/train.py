@@ -19,10 +19,18 @@ from PIL import Image
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from minmax_entropy.configuration import to_config
-from minmax_entropy.data import DamagedFileError, LabelledImages, Preprocess, TrainingBatch, TrainingTransform
-from minmax_entropy.data.loading import TrainingPlan, training_loader
+from minmax_entropy.data import (
+    DamagedFileError,
+    LabelledImages,
+    LabelledStream,
+    Preprocess,
+    TrainingBatch,
+    TrainingTransform,
+)
+from minmax_entropy.data.loading import TrainingPlan, TrainingStream, stream_loader, training_loader
 from minmax_entropy.data.subsets import class_weights, targets_of
 from minmax_entropy.engine.checkpoints import Checkpoints, Progress
 from minmax_entropy.engine.evaluate import Evaluation, evaluate, length_of, require_multiclass
@@ -84,6 +92,7 @@ class Run:
         seed: of the order of the images, augmentation, dropout.
         workers: loader processes; their number changes nothing in the result.
         precision: "no" (float32), "bf16" or "fp16".
+        steps_per_epoch: of a stream of images, which has no length.
         accumulation: batches that a step of `Recipe.batch_size` images is cut into, in each process.
         sync_bn: BatchNorm statistics over all processes (accelerators only).
         checkpoint_steps: steps between checkpoints within an epoch; there is one at each epoch's end anyway.
@@ -97,6 +106,7 @@ class Run:
     seed: int = 0
     workers: int = 0
     precision: str = "no"
+    steps_per_epoch: int | None = None
     accumulation: int = 1
     sync_bn: bool = False
     checkpoint_steps: int = CHECKPOINT_STEPS
@@ -109,8 +119,8 @@ class Run:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
-        for name in ("accumulation", "checkpoint_steps"):
-            if getattr(self, name) < 1:
+        for name in ("accumulation", "checkpoint_steps", "steps_per_epoch"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)!r}")
         if self.workers < 0:
             raise ValueError(f"workers must be 0 or more, got {self.workers!r}")
@@ -118,11 +128,11 @@ class Run:
 
 def fit(
     model: WSLModel,
-    train: LabelledImages,
+    train: LabelledImages | LabelledStream,
     recipe: Recipe,
     epochs: int,
     *,
-    valid: LabelledImages | None = None,
+    valid: LabelledImages | LabelledStream | None = None,
     output: str | Path | None = None,
     resume: bool = False,
     transform: Callable[[Image.Image], Tensor] | None = None,
@@ -143,7 +153,7 @@ def fit(
 
     Args:
         model: trained in place, on the device that Accelerate chooses.
-        train: labelled images.
+        train: labelled images, or a stream of them.
         recipe: what is learned and how.
         epochs: passes over the images.
         valid: labelled images for the choice of the epoch; without it the last epoch is kept.
@@ -196,23 +206,7 @@ class _Training:
         if recipe.class_weights is not None:
             model.criterion.class_weights = class_weights(train)
         self.model = model
-        self.plan = TrainingPlan(
-            targets_of(train),
-            recipe.batch_size,
-            options.seed,
-            recipe.sampling,
-            options.accumulation,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
-        self.loader = training_loader(
-            train,
-            transform,
-            self.plan,
-            options.workers,
-            options.skip_damaged,
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
+        self.plan, self.loader = self._data(transform)
         self.own_erasing = model.erasing.steps
         self.drawn = time.perf_counter()
         self.progress = Progress()
@@ -251,6 +245,30 @@ class _Training:
         return self._result()
 
     # Before the first epoch
+
+    def _data(self, transform: Callable[[Image.Image], Tensor]) -> tuple[TrainingPlan | TrainingStream, DataLoader]:
+        """What makes up each step, and the batches of this process."""
+        recipe, options, accelerator = self.recipe, self.options, self.accelerator
+        shares = dict(
+            seed=options.seed,
+            accumulation=options.accumulation,
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+        )
+        pin_memory = accelerator.device.type == "cuda"
+        if isinstance(self.train, LabelledStream):
+            if options.steps_per_epoch is None or recipe.sampling != "shuffle" or recipe.class_weights is not None:
+                raise ValueError("a stream needs steps_per_epoch, and can't be balanced: its classes are not counted")
+            steps = options.steps_per_epoch
+            plan = TrainingStream(
+                self.train, transform, steps, recipe.batch_size, skip_damaged=options.skip_damaged, **shares
+            )
+            return plan, stream_loader(plan, options.workers, pin_memory)
+        if options.steps_per_epoch is not None:
+            raise ValueError(f"steps_per_epoch is for streams: an epoch of this data set has {len(self.train)} images")
+        plan = TrainingPlan(targets_of(self.train), recipe.batch_size, sampling=recipe.sampling, **shares)
+        loading = dict(workers=options.workers, skip_damaged=options.skip_damaged, pin_memory=pin_memory)
+        return plan, training_loader(self.train, transform, plan, **loading)
 
     def _settings(self) -> dict:
         """What decides the result; see `Checkpoints`."""
@@ -332,7 +350,7 @@ class _Training:
             raise DamagedFileError(batch.damaged[0].path, batch.damaged[0].reason)
         damaged.update(dict.fromkeys(error.path for error in batch.damaged))
         if not len(batch.images):
-            raise TrainingError(f"none of the {len(self.train)} images can be read: {list(damaged)[:3]}")
+            raise TrainingError(f"none of the images of a step can be read: {list(damaged)[:3]}")
 
     def _backward(self, batch: TrainingBatch, sums: dict[str, Tensor]) -> None:
         """Gradients of a batch, and its part in the means of the epoch."""
@@ -489,8 +507,10 @@ class _Training:
         )
 
 
-def fingerprint(dataset: LabelledImages) -> dict:
+def fingerprint(dataset: LabelledImages | LabelledStream) -> dict:
     """What tells one data set from another: number of images, classes, and a hash of the images' names and labels."""
+    if isinstance(dataset, LabelledStream):
+        return {"classes": dataset.class_names}
     names = (f"{Path(dataset.name(index)).name}\t{target}\n" for index, target in enumerate(targets_of(dataset)))
     digest = hashlib.sha256("".join(names).encode()).hexdigest()
     return {"images": len(dataset), "classes": dataset.class_names, "sha256": digest}
