@@ -124,7 +124,8 @@ class HubImages(LabelledImages):
         labels = [class_name(values[row], names, f"{place}, row {row}") for row in rows]
         if classes is not None:
             check_classes(set(labels), classes, split, place)
-            kept = [position for position, label in enumerate(labels) if label in set(classes)]
+            wanted = set(classes)
+            kept = [position for position, label in enumerate(labels) if label in wanted]
             rows, labels = rows[kept], [labels[position] for position in kept]
         elif names is None:
             names = [str(value) for value in sorted({value for value in values if value is not None}, key=sort_key)]
