@@ -413,6 +413,19 @@ def test_damaged_image_in_a_stream():
     assert numbers(stream.skip(2)) == [2, 3]
 
 
+def test_stream_reads_no_mask_that_is_not_asked_for(whole, monkeypatch):
+    """The column is left out: of Parquet files on the Hub, it is not even fetched."""
+    chosen, select = [], datasets.IterableDataset.select_columns
+    monkeypatch.setattr(
+        datasets.IterableDataset, "select_columns", lambda self, names: (chosen.append(names), select(self, names))[1]
+    )
+    stream = open_split(whole, streaming=True, **ALL)
+    next(iter(stream))
+    stream.with_masks = True
+    next(iter(stream))
+    assert chosen == [["image", "label", "boxes"], ["image", "label", "mask", "boxes"]]
+
+
 def test_stream_decodes_no_mask_that_is_not_asked_for():
     stream = open_split(make(range(3), mask=[{"bytes": b"x", "path": None}] * 3), streaming=True, **ALL)
     assert numbers(stream) == [0, 1, 2]

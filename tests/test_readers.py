@@ -171,6 +171,11 @@ def test_glas_one_mask_missing(own_glas):
     with pytest.raises(FileNotFoundError, match=r"no .*testA_1_anno\.bmp: it is in warwick_qu"):
         data[0]
     assert data.image(0).size == (8, 6)  # training never opens it
+    (own_glas.parent / "warwick_qu_dataset_released_2016_07_08.zip").touch()
+    with pytest.raises(
+        FileNotFoundError, match=rf"not extracted, or not completely: unzip .*\.zip in {own_glas.parent}$"
+    ):
+        data[0]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from minmax_entropy.data.files import ImageFiles, Record
 from minmax_entropy.data.flowers import open_flowers
 from minmax_entropy.data.folder import open_folders
 from minmax_entropy.data.glas import open_glas
-from minmax_entropy.data.hub_datasets import HubImages, HubStream, open_hub
+from minmax_entropy.data.hub_datasets import HubImages, open_hub
+from minmax_entropy.data.hub_stream import HubStream
 from minmax_entropy.data.images import BoxError, DamagedFileError, MaskSizeError, image_size, read_image, read_mask
 from minmax_entropy.data.lists import open_lists, read_list
 from minmax_entropy.data.loading import TrainingBatch, TrainingImages, TrainingPlan, training_loader

@@ -89,4 +89,5 @@ def select_records(records: list[Record], classes: Sequence[str] | None, split: 
     if classes is None:
         return records
     check_classes({record.class_name for record in records}, classes, split, place)
-    return [record for record in records if record.class_name in set(classes)]
+    wanted = set(classes)
+    return [record for record in records if record.class_name in wanted]
