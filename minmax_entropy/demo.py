@@ -136,8 +136,8 @@ def _train(
             optimizer.step()
             if step % 10 == 0:
                 bar.n = round(100 * done)
-                area = float(output.mask.mean())
-                bar.set_postfix_str(f"epoch {epoch} loss {float(output.loss):.2f} M+ {area:.2f}")
+                area = float(output.mask.detach().mean())
+                bar.set_postfix_str(f"epoch {epoch} loss {float(output.loss.detach()):.2f} M+ {area:.2f}")
 
 
 def _numbers(metrics: dict) -> dict[str, float]:

@@ -98,9 +98,9 @@ def fit_arguments(monkeypatch):
     """What `train` hands to `fit`, which is left out."""
     given = {}
 
-    def fake(model, train, transform, recipe, **keywords):
-        given.update(keywords, model=model, train=train, transform=transform, recipe=recipe)
-        return TrainingResult([{"valid_error": 0.5}], 0, ["x.png"], 1.0)
+    def fake(model, train, recipe, epochs, **keywords):
+        given.update(keywords, model=model, train=train, epochs=epochs, recipe=recipe)
+        return TrainingResult([{"valid_error": 0.5}], 0, None, ["x.png"], 1.0)
 
     monkeypatch.setattr(cli, "fit", fake)
     return given
@@ -117,7 +117,7 @@ def test_options_reach_the_training(data, tmp_path, fit_arguments, capsys):
     assert model.mask_omega == 5.0 and not model.detach_mask and model.config["localizer"] == {"name": "lse", "r": 4}
     assert model.mask_normalization == "batch"  # of the preset
     assert fit_arguments["train"].class_names == fit_arguments["valid"].class_names == ["rows", "columns"]
-    assert fit_arguments["transform"](fit_arguments["train"].image(0)).shape == (3, SIZE, SIZE)
+    assert fit_arguments["size"] == SIZE and not fit_arguments["resume"]
     assert "skipped 1 damaged files: x.png" in capsys.readouterr().out
 
 
@@ -168,11 +168,11 @@ def test_train_with_erasing_and_loader_processes(data, tmp_path):
     assert mme.create_model(f"local-dir:{tmp_path / 'model'}").erasing.steps == 0
 
 
-def test_a_folder_of_something_else_is_refused_before_the_training(data, tmp_path, fit_arguments, capsys):
+def test_a_folder_of_something_else_is_refused_before_the_training(data, tmp_path, capsys):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "thesis.tex").write_text("years of work")
     line = fails(capsys, "train", "--data", data, *SMALL, "--output", tmp_path)
-    assert "model is not empty and not a saved model" in line and not fit_arguments
+    assert "model is not empty and not a saved model" in line and not (tmp_path / "log.csv").exists()
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["thesis.tex"]
 
 
@@ -375,7 +375,7 @@ def test_a_damaged_image_among_others(model, data, tmp_path, capsys):
         (("--size", "16"), "can't be built for img_size=(16, 16); the nearest size that works is (32, 32)"),
         (("--seed", "-1"), "argument --seed: expected a number of 0 or more, got '-1'"),
         (("--erasing-steps", "-1"), "erasing_steps must be 0 or more, got -1"),
-        (("--workers", "-1"), "num_workers"),
+        (("--workers", "-1"), "workers must be 0 or more, got -1"),
         (("--device", "gpu"), "device 'gpu': "),
         (("--device", "cuda:99"), "device 'cuda:99': "),
         (("--plugin", "none.py"), "none.py"),

@@ -7,7 +7,7 @@ from PIL import Image
 
 import minmax_entropy as mme
 from minmax_entropy.backbones.sizes import ImageSizes
-from minmax_entropy.data import DamagedFileError, LabelledImages, SyntheticShapes
+from minmax_entropy.data import DamagedFileError, ImageFiles, LabelledImages, Record, SyntheticShapes
 from minmax_entropy.engine import (
     Recipe,
     evaluate,
@@ -36,11 +36,17 @@ def shapes():
     return SyntheticShapes(length=24, size=SIZE, num_classes=2)
 
 
-def run(model, data, recipe=RECIPE, **keywords):
-    keywords = {"progress": False, **keywords}
-    if "seconds" not in keywords:
-        keywords.setdefault("epochs", 1)
-    return fit(model, data, preprocess_for(model), recipe, **keywords)
+@pytest.fixture
+def files(tmp_path, shapes):
+    """Six images on disk; the third and the last are damaged."""
+    records = []
+    for index in range(6):
+        path = tmp_path / f"{index}.png"
+        shapes.image(index).save(path)
+        if index in (2, 5):
+            path.write_bytes(path.read_bytes()[:100])
+        records.append(Record(path, None, "ab"[index % 2]))
+    return ImageFiles(records)
 
 
 class InMemory(LabelledImages):
@@ -323,6 +329,6 @@ def test_evaluation_does_not_depend_on_the_batch(preset, shapes):
 def test_other_tasks_are_refused(shapes):
     model = create(task="multilabel")
     with pytest.raises(ValueError, match='one class an image is expected here, the model has task="multilabel"'):
-        fit(model, shapes, preprocess_for(model), Recipe(), epochs=1)
+        fit(model, shapes, Recipe(), 1)
     with pytest.raises(ValueError, match="one class an image is expected here"):
         evaluate(model, shapes)

@@ -241,8 +241,8 @@ class TrainingStream(IterableDataset):
             return error
         except StopIteration:
             raise ValueError(
-                f"the stream has fewer than {self.steps * self.batch_size} images, which an epoch of {self.steps} steps "
-                f"of {self.batch_size} takes: give fewer steps_per_epoch"
+                f"an epoch of {self.steps} steps takes {self.steps * self.batch_size} images, the stream has fewer: "
+                "give fewer steps_per_epoch"
             ) from None
 
     def _item(self, step: int, place: int, sample: Sample | DamagedFileError) -> tuple:

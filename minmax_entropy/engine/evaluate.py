@@ -51,6 +51,8 @@ class Evaluation:
     @staticmethod
     def merged(parts: Sequence[Evaluation]) -> Evaluation:
         """The evaluation of a data set from those of its parts."""
+        if len(parts) == 1:
+            return parts[0]
         meter = copy.deepcopy(parts[0].meter)
         for part in parts[1:]:
             meter.merge(part.meter)

@@ -334,6 +334,7 @@ class _Training:
                 self._gather(sums, damaged)
                 self._save_checkpoint(started)
         self._gather(sums, damaged)
+        self.model.erasing.steps = self.own_erasing  # which is what is saved
         means = {name: sum(values) / self.plan.steps for name, values in progress.sums.items()}
         if not np.isfinite(means["loss"]):
             raise TrainingError(
@@ -485,7 +486,6 @@ class _Training:
         """The weights of the best epoch, in the model as it was handed in."""
         self.accelerator.wait_for_everyone()
         self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
-        self.model.erasing.steps = self.own_erasing
         if self.output is not None:
             folder = self.output / BEST["valid_error"][0]
             self.model.load_state_dict(dict(SavedWeights(weight_files(folder)).items()))
