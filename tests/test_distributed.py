@@ -1,14 +1,19 @@
 """Distributed training on two CPU processes (gloo), with DistributedDataParallel's default settings."""
 
 import copy
+import os
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 import minmax_entropy as mme
+from minmax_entropy.data import SyntheticShapes
+from minmax_entropy.engine import Recipe, fit
 
 pytestmark = pytest.mark.xdist_group("test_distributed")  # one pair of processes for all of them
 
@@ -80,13 +85,55 @@ def train(config, rank):
     )
 
 
-def joined_gradient(config, rank):
-    """Each process has its share of one batch."""
-    wrapped = DistributedDataParallel(build(config))
+class SyncedBatchNorm(nn.BatchNorm2d):
+    """Statistics over all processes, for CPUs: torch has its own for accelerators alone."""
+
+    def forward(self, features):
+        if not (self.training and dist.is_initialized()):
+            return super().forward(features)
+        count = dist.get_world_size() * features.numel() / features.shape[1]
+        mean = all_reduce(features.sum(dim=(0, 2, 3))) / count
+        centred = features - mean[:, None, None]
+        variance = all_reduce((centred**2).sum(dim=(0, 2, 3))) / count
+        normalized = centred * (variance + self.eps).rsqrt()[:, None, None]
+        return normalized * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def joined_batch(config):
+    """A batch whose second half is recognized at the first pass, while the first half is not."""
     images, target = batch(7, 2 * WORLD)
+    if config.get("erasing_steps"):
+        with torch.no_grad():
+            model = build(config).eval()
+            for module in model.modules():  # as in training: by the statistics of the batch
+                if isinstance(module, nn.BatchNorm2d):
+                    module.train()
+            found = model.localize(images).localizer_logits.argmax(dim=1)
+        target = (found + torch.tensor([1] * WORLD + [0] * WORLD)) % CLASSES
+    return images, target
+
+
+def joined_gradient(config, rank):
+    """Each process has its share of one batch; the gradient, and the passes that it took."""
+    images, target = joined_batch(config)
+    wrapped = DistributedDataParallel(build(config))
     share = slice(2 * rank, 2 * rank + 2)
     wrapped(images[share], target[share]).loss.backward()
     return gradients(wrapped.module)
+
+
+def train_by_the_engine(config, rank):
+    """`fit` in each process; the weights and the log."""
+    model, result = fitted(config)
+    return dict(weights=dict(model.state_dict()), log=result.log, is_main=result.is_main)
+
+
+def fitted(config):
+    torch.manual_seed(0)
+    model = mme.create_model("wsl_test_resnet", num_classes=2, img_size=64, norm_layer="groupnorm1", preset="area")
+    data, valid = (SyntheticShapes(length=length, size=64, num_classes=2) for length in (19, 5))
+    recipe = Recipe(optimizer="sgd", lr=0.02, batch_size=9, erasing_steps=2, ema_decay=0.9, augmentation="crop")
+    return model, fit(model, data, recipe, 2, valid=valid, progress=False, cpu=True, **config)
 
 
 def gradients(model):
@@ -98,6 +145,21 @@ GRADIENTS = {
     "vit, area": dict(backbone="test_vit", preset="area"),
     "swin": copy.deepcopy(SWIN),
 }
+_ERASING = dict(backbone="test_resnet", preset="area", erasing_steps=3)
+_GROUP_NORM = dict(backbone_kwargs=dict(norm_layer="groupnorm1"))
+GRADIENTS |= {
+    # In the process with the first half of the images no history lasts beyond the first pass.
+    "erasing": {**_ERASING, **_GROUP_NORM},
+    "erasing, whole batch": {**_ERASING, **_GROUP_NORM, "erasing_scope": "batch"},
+    "erasing, synchronised BatchNorm": {**_ERASING, "backbone_kwargs": dict(norm_layer=SyncedBatchNorm)},
+    "erasing, whole batch, synchronised BatchNorm": {
+        **_ERASING,
+        "backbone_kwargs": dict(norm_layer=SyncedBatchNorm),
+        "erasing_scope": "batch",
+    },
+    "erasing, frozen BatchNorm": {**_ERASING, "freeze_bn": True, "backbone_kwargs": dict(zero_init_last=False)},
+}
+FITS = {"plain": {}, "accumulation": dict(accumulation=2)}
 for _config in GRADIENTS.values():  # noise of its own in each process
     _config["localizer"] = _config["classifier"] = dict(name="wildcat", dropout=0.0)
 GRADIENTS["swin"]["backbone_kwargs"]["drop_path_rate"] = 0.0
@@ -107,9 +169,17 @@ def work(rank, folder):
     """All configurations in one process each: starting one takes longer than training."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
+    # What a launcher sets; the processes are connected already.
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD), ACCELERATE_USE_CPU="true")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
     try:
         results = {}
-        for kind, function, configs in (("train", train, CONFIGS), ("gradient", joined_gradient, GRADIENTS)):
+        kinds = (
+            ("train", train, CONFIGS),
+            ("gradient", joined_gradient, GRADIENTS),
+            ("fit", train_by_the_engine, FITS),
+        )
+        for kind, function, configs in kinds:
             for name, config in configs.items():
                 try:
                     results[kind, name] = function(config, rank)
@@ -153,7 +223,7 @@ def test_gradient_equals_that_of_the_joined_batch(name, results):
     ranks = [result["gradient", name] for result in results]
     assert not any(isinstance(rank, str) for rank in ranks), ranks
     model = build(GRADIENTS[name])
-    images, target = batch(7, 2 * WORLD)
+    images, target = joined_batch(GRADIENTS[name])
     model(images, target).loss.backward()
     expected = gradients(model)
     scale = max(gradient.abs().max() for gradient in expected.values())
@@ -162,3 +232,31 @@ def test_gradient_equals_that_of_the_joined_batch(name, results):
         assert rank.keys() == expected.keys()
         for key in expected:
             torch.testing.assert_close(rank[key], expected[key], rtol=1e-3, atol=1e-5 * float(scale), msg=key)
+
+
+def test_processes_stop_erasing_at_different_passes():
+    """By the histories of both halves of the batch; without this the cases above would show nothing."""
+    config = GRADIENTS["erasing, whole batch"]
+    images, target = joined_batch(config)
+    model = build(config)
+    counts = []
+    for share in (slice(0, 2), slice(2, 4)):
+        histories = [step.history for step in model.erasing.passes(images[share], target[share], model._localize)]
+        counts.append((len(histories), float(histories[0].sum())))
+    assert counts[0] == (1, 0.0) and counts[1][0] > 1 and counts[1][1] == 2.0
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_engine_in_two_processes(name, results):
+    """Weights, moving average included, and figures are those of one process with the whole batches."""
+    ranks = [result["fit", name] for result in results]
+    assert not any(isinstance(rank, str) for rank in ranks), ranks
+    model, result = fitted({})
+    assert [rank["is_main"] for rank in ranks] == [True, False]
+    for rank in ranks:
+        for key, value in model.state_dict().items():
+            torch.testing.assert_close(rank["weights"][key], value, rtol=1e-3, atol=1e-5, msg=key)
+        assert len(rank["log"]) == 2
+        for found, expected in zip(rank["log"], result.log, strict=True):
+            del found["seconds"]
+            assert found == pytest.approx({key: expected[key] for key in found}, rel=1e-3, abs=1e-5)

@@ -125,7 +125,8 @@ def evaluate(
             }
         )
     if not rows:
-        raise ValueError("none of the images could be read")
+        count = length_of(dataset, share)
+        raise ValueError(f"none of the {'' if count is None else f'{count} '}images could be read")
     return Evaluation(meter, rows, damaged, time.perf_counter() - started)
 
 

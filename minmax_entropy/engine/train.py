@@ -239,7 +239,8 @@ class _Training:
                 self._keep_best(row)
                 self._end_epoch(row, started)
         self._restore_best()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         if self.checkpoints is not None and self.is_main:
             self.checkpoints.finish(self.progress)
         return self._result()
