@@ -300,6 +300,81 @@ def test_predict_a_folder(model, data, tmp_path, capsys):
     assert len(list(tmp_path.iterdir())) == 2 * len(results) == IMAGES
 
 
+def test_predict_a_folder_again(model, data, tmp_path, capsys):
+    """Its own output, written into the folder of the images, is not taken for images."""
+    for index in range(2):
+        Image.open(data / "images" / "rows" / f"0{index}.png").save(tmp_path / f"{index}.png")
+    for _ in range(2):
+        assert run("predict", tmp_path, "--model", model, "--output", tmp_path / "out") == 0
+        assert [result["image"] for result in lines_of(capsys)] == [str(tmp_path / f"{i}.png") for i in range(2)]
+
+
+def test_options_of_a_prediction(model, data, tmp_path, capsys):
+    (tmp_path / "plugin.py").write_text(REFINEMENT)
+    Image.open(data / "images" / "rows" / "00.png").resize((150, 90)).save(tmp_path / "a.png")
+    common = ("predict", tmp_path / "a.png", "--model", model, "--output", tmp_path / "out")
+    plain = ("--plugin", tmp_path / "plugin.py", "--refine", "constant")
+    assert run(*common, "--size", 96, "--tile", 64, "--overlap", 32, "--flips", "horizontal,both") == 0
+    check_prediction(lines_of(capsys)[0], (150, 90))
+    for options, share in (((), 1.0), (("--refine-set", "value=0.4"), 0.0)):
+        assert run(*common, *plain, *options, "--scales", "0.75,1") == 0
+        assert lines_of(capsys)[0]["share"] == share
+    assert run(*common, *plain, "--refine-set", "value=0.4", "--threshold", 0.3) == 0
+    assert lines_of(capsys)[0]["share"] == 1.0
+    assert run(*common, "--max-pixels", 1000) == 1
+    assert "has more than 1,000 pixels" in lines_of(capsys)[0]["error"]
+
+
+REFINEMENT = """
+import numpy as np
+from minmax_entropy.engine import register_refinement
+
+@register_refinement
+def constant(value=0.6):
+    return lambda image, mask: np.full_like(mask, value)
+"""
+
+
+def test_choose_a_threshold(model, data, tmp_path, capsys):
+    """Chosen on the validation images, stored with the model, and used from then on."""
+    own = tmp_path / "model"
+    mme.create_model(f"local-dir:{model}").save_pretrained(own)
+    assert run("evaluate", "--model", own, "--data", data, "--choose-threshold") == 0
+    printed = capsys.readouterr().out
+    chosen = mme.create_model(f"local-dir:{own}").mask_threshold
+    assert f"threshold {chosen:g} instead of 0.5: F1+ " in printed and "on 4 images of valid" in printed
+    best = float(printed.split("F1+ ")[1].split(" %")[0])
+    figures = []
+    for options in ((), ("--threshold", 0.5), ("--threshold", chosen)):
+        assert run("evaluate", "--model", own, "--data", data, "--split", "valid", "--output", tmp_path, *options) == 0
+        figures.append(100 * json.loads((tmp_path / "metrics.json").read_text())["f1_foreground"])
+    assert figures[0] == figures[2] == pytest.approx(best, abs=0.051) and figures[1] <= figures[0]
+    line = fails(
+        capsys, "evaluate", "--model", own, "--data", make_data(tmp_path / "d", lambda i: False), "--choose-threshold"
+    )
+    assert "none of the 4 images has a mask" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--threshold", "1"), "argument --threshold: expected a number over 0 and below 1, got '1'"),
+        (("--tile", "50"), "tiles of this backbone are multiples of 32 pixels, got 50; try 64"),
+        (("--tile", "64", "--overlap", "50"), "is 32 (one position of the features) to 32 pixels, got 50"),
+        (("--flips", "diagonal"), "expected any of horizontal,vertical,both, got 'diagonal'"),
+        (("--scales", "1,big"), "argument --scales: expected numbers such as 0.75,1,1.25, got '1,big'"),
+        (("--scales", "0"), "scales are numbers over 0"),
+        (("--refine", "sharpen"), "unknown refinement 'sharpen'"),
+        (("--refine-set", "radius=1"), "--refine-set gives options of --refine NAME"),
+        (("--max-pixels", "0"), "argument --max-pixels: expected a number of 1 or more, got '0'"),
+    ],
+)
+def test_bad_options_of_a_prediction(model, data, capsys, arguments, message):
+    image = data / "images" / "rows" / "00.png"
+    assert message in fails_anyhow(capsys, "predict", image, "--model", model, *arguments)
+    assert message in fails_anyhow(capsys, "evaluate", "--data", data, "--model", model, *arguments)
+
+
 def rotated(path):
     exif = Image.Exif()
     exif[0x0112] = 6
