@@ -145,6 +145,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    if options.choose_threshold and options.model.startswith(tuple(set(hub.SOURCES) - {hub.LOCAL})):
+        raise ValueError(f"a threshold is stored in a model's folder, {options.model} is none: save it to one first")
     model = _load(options)
     split = options.split or ("valid" if options.choose_threshold else "test")
     dataset = open_split(options.data, split, model.class_names)
@@ -159,9 +161,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         if options.choose_threshold:
             return _choose_threshold(model, options, choose_threshold(model, dataset, preprocess, **reading), split)
         result = evaluate(model, dataset, preprocess, threshold=options.threshold, **reading)
-    table = {Path(options.model).name: result.metrics}
-    if "f1_foreground" in result.metrics and not result.damaged:
-        table = {"all-ones": evaluate_all_ones(dataset), **table}
+        table = {Path(options.model).name: result.metrics}
+        if "f1_foreground" in result.metrics and not result.damaged:
+            table = {"all-ones": evaluate_all_ones(dataset), **table}
     print(metrics_table(table))
     if result.damaged:
         print(f"skipped {len(result.damaged)} damaged files: {', '.join(result.damaged)}")
@@ -185,10 +187,6 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _choose_threshold(model: WSLModel, options: argparse.Namespace, choice: ThresholdChoice, split: str) -> int:
     """Store the threshold with the model, and say what it brings."""
-    if options.model.startswith(tuple(source for source in hub.SOURCES if source != hub.LOCAL)):
-        raise ValueError(
-            f"a threshold is stored with a model in a folder, {options.model} is none: save it to one first"
-        )
     before, model.mask_threshold = model.mask_threshold, choice.threshold
     path = hub.save_settings(model, options.model.removeprefix(hub.LOCAL))
     print(
