@@ -3,7 +3,7 @@
     python benchmarks/large_images.py --output docs/results/large_images.md
 
 The images are made first: textured objects of the embedded data on clutter, as JPEG with a mask. The model is a small
-ResNet with fresh weights: what tiles cost does not depend on them. The network sees each image at its own size.
+ConvNeXt with fresh weights: what tiles cost does not depend on them. The network sees each image at its own size.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument(
         "--sides", type=int, nargs="*", default=[2000, 5000, 10000, 20000], help="of the images, pixels"
     )
-    parser.add_argument("--model", default="wsl_test_resnet", help="%(default)s")
+    parser.add_argument("--model", default="wsl_test_convnext", help="%(default)s")
     parser.add_argument("--commands", nargs="*", default=["predict", "evaluate"], choices=["predict", "evaluate"])
     parser.add_argument("--options", nargs="*", default=[], help="for both commands, without dashes: tile=512")
     parser.add_argument("--output", type=Path, help="Markdown table; printed in any case")

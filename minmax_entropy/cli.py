@@ -206,6 +206,8 @@ def _print_training(options: argparse.Namespace, output: Path, result: TrainingR
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    if options.choose_threshold and options.model.startswith(tuple(set(hub.SOURCES) - {hub.LOCAL})):
+        raise ValueError(f"a threshold is stored in a model's folder, {options.model} is none: save it to one first")
     model = _load(options)
     split = options.split or ("valid" if options.choose_threshold else "test")
     dataset = open_split(options.data, split, model.class_names, **dict(options.data_option))
@@ -222,9 +224,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         result = evaluate(
             model, dataset, preprocess, threshold=options.threshold, boxes=options.boxes or None, **reading
         )
-    table = {Path(options.model).name: result.metrics}
-    if "f1_foreground" in result.metrics and not result.damaged:
-        table = {"all-ones": evaluate_all_ones(dataset, options.boxes or None), **table}
+        table = {Path(options.model).name: result.metrics}
+        if "f1_foreground" in result.metrics and not result.damaged:
+            table = {"all-ones": evaluate_all_ones(dataset, options.boxes or None), **table}
     print(metrics_table(table))
     if result.damaged:
         print(f"skipped {len(result.damaged)} damaged files: {', '.join(result.damaged)}")
@@ -248,10 +250,6 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _choose_threshold(model: WSLModel, options: argparse.Namespace, choice: ThresholdChoice, split: str) -> int:
     """Store the threshold with the model, and say what it brings."""
-    if options.model.startswith(tuple(source for source in hub.SOURCES if source != hub.LOCAL)):
-        raise ValueError(
-            f"a threshold is stored with a model in a folder, {options.model} is none: save it to one first"
-        )
     before, model.mask_threshold = model.mask_threshold, choice.threshold
     path = hub.save_settings(model, options.model.removeprefix(hub.LOCAL))
     print(

@@ -259,6 +259,22 @@ def test_expand_paths(tmp_path):
     assert str(found[-1]) == "none.txt"
 
 
+def test_outputs_of_an_earlier_run_are_no_images(tmp_path):
+    """Within the output folder alone: elsewhere such names are a user's own."""
+    for name in ("a.png", "b_mask.png", "out/a_overlay.png", "out/a_mask.png", "out/c.png", "out/deep/d_mask.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = expand_paths([tmp_path], tmp_path / "out")
+    assert [str(path.relative_to(tmp_path)) for path in found] == [
+        "a.png",
+        "b_mask.png",
+        "out/c.png",
+        "out/deep/d_mask.png",
+    ]
+    assert len(expand_paths([tmp_path])) == 6
+    assert expand_paths([tmp_path / "out" / "a_mask.png"], tmp_path / "out") == [tmp_path / "out" / "a_mask.png"]
+
+
 # Pictures and tables
 
 

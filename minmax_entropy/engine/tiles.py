@@ -97,7 +97,7 @@ def check_tile(model: WSLModel, tile: int | None, overlap: int | None = None) ->
     if sizes.fixed is not None:
         side = sizes.fixed[0] if tile is None else tile
         if (side, side) != sizes.fixed:
-            raise ValueError(f"this backbone takes images of {sizes} only, which is the size of its tiles, got {tile}")
+            raise ValueError(f"this backbone takes images of {sizes}, which is the size of its tiles, got {tile}")
     else:
         side = max(TILE // step, math.ceil(sizes.floor / step)) * step if tile is None else tile
         if side % step or side < sizes.floor:
@@ -149,7 +149,10 @@ class TiledImage:
         rows = _reflected(top - self.inner[0].start, size[0], self.image.height)
         columns = _reflected(left - self.inner[1].start, size[1], self.image.width)
         box = int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
-        pixels = np.asarray(self.image.crop(box))
+        part = self.image.crop(box)
+        if part.size == size[::-1]:
+            return self.normalize(part)
+        pixels = np.asarray(part)
         return self.normalize(Image.fromarray(pixels[(rows - box[1])[:, None], columns - box[0]]))
 
 
