@@ -3,7 +3,7 @@
 from minmax_entropy.data.dataset import LabelledImages, Sample
 from minmax_entropy.data.folder import ImageFiles, Record, open_split, read_list
 from minmax_entropy.data.images import DamagedFileError, read_image, read_mask
-from minmax_entropy.data.loading import TrainingBatch, TrainingImages, TrainingPlan, training_loader
+from minmax_entropy.data.loading import TrainingBatch, TrainingImages, TrainingPlan, TransformedImages, training_loader
 from minmax_entropy.data.preprocess import Preprocess, padding, scaled_size
 from minmax_entropy.data.subsets import Subset, class_weights, few_shots, fold
 from minmax_entropy.data.synthetic import SyntheticShapes
@@ -23,6 +23,7 @@ __all__ = [
     "TrainingImages",
     "TrainingPlan",
     "TrainingTransform",
+    "TransformedImages",
     "class_weights",
     "few_shots",
     "fold",
