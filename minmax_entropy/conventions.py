@@ -70,7 +70,7 @@ class TimmConventions(nn.Module):
             setattr(self, name, head.train(self.training))
         self.num_classes = self.config["num_classes"] = num_classes
         self.class_names = None
-        self.criterion.class_weights = self.config["class_weights"] = None
+        self.criterion.class_weights = self.config["class_weights"] = self._as_built["class_weights"] = None
 
     def set_input_size(self, img_size: int | Size) -> None:
         """Expect images of another size, `(height, width)` or a number: it becomes that of `data_config`. A backbone

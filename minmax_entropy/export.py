@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import json
 import logging
 import math
@@ -22,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from minmax_entropy.backbones.sizes import Size, as_pair
 from minmax_entropy.checks import check_count, check_flag
+from minmax_entropy.extras import require
 from minmax_entropy.model import WSLModel
 from minmax_entropy.modes import in_evaluation
 from minmax_entropy.symbolic import LARGEST_DENOMINATOR
@@ -39,7 +39,6 @@ TRIED = ((0, 0), (0, 1), (2, 1), (3, 6), (8, 5))
 # Attributes of timm's attention over windows: Swin and DaViT; Twins; MobileViT.
 PARTITIONS = ("window_size", "ws", "patch_area")
 METADATA_NAME = "minmax_entropy.json"  # among the extra files of a `.pt2`
-INSTALL = 'pip install "minmax_entropy[export]"'
 
 
 class ExportError(RuntimeError):
@@ -165,7 +164,7 @@ def export_onnx(
     """
     check_flag("check", check)
     for package in ("onnx", "onnxscript", "onnxruntime") if check else ("onnx", "onnxscript"):
-        _require(package)
+        require(package, "export", "an ONNX file")
     path = _target(path)
     traced = _trace(model, img_size, batch, dynamic_size)
     onnx_program = _translate(traced, _metadata(model, traced))
@@ -352,13 +351,6 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors; its warnings are about graphs that it could have optimized
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _require(package: str) -> None:
-    try:
-        importlib.import_module(package)
-    except ImportError as error:
-        raise ImportError(f"an ONNX file needs the package {package}: {INSTALL}") from error
 
 
 def _target(path: str | Path) -> Path:

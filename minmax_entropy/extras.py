@@ -17,5 +17,5 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     except ImportError as error:
         raise ImportError(
             f"{purpose} needs {module.partition('.')[0]}, which is not installed or can't be imported ({error}): "
-            f'pip install "minmax_entropy[{extra}]"'
+            f'pip install "minmax-entropy[{extra}]"'
         ) from error

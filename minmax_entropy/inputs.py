@@ -11,6 +11,17 @@ from torch import Tensor
 from minmax_entropy.backbones.sizes import ImageSizes
 
 
+def either(name: str, value: Tensor | None, other_name: str, other: Tensor | None) -> Tensor | None:
+    """An argument that goes by two names.
+
+    Raises:
+        TypeError: both are given.
+    """
+    if value is not None and other is not None:
+        raise TypeError(f"{name} and {other_name} are two names of one argument, give one of them")
+    return other if value is None else value
+
+
 def check_images(images: Tensor, in_chans: int, dtype: torch.dtype, sizes: ImageSizes) -> None:
     """Refuse what the model can't take. Values on an accelerator are not looked at: the host would wait for it.
 

@@ -31,7 +31,8 @@ from minmax_entropy.checks import (
 from minmax_entropy.conventions import TimmConventions
 from minmax_entropy.erasing import RecursiveErasing
 from minmax_entropy.heads import create_head
-from minmax_entropy.inputs import check_images, check_target, class_index
+from minmax_entropy.inputs import check_images, check_target, class_index, either
+from minmax_entropy.keywords import Keywords
 from minmax_entropy.losses import MinMaxEntropyLoss
 from minmax_entropy.mask import (
     MASK_SOURCES,
@@ -185,7 +186,7 @@ class WSLModel(TimmConventions, Shareable):
         config = {name: value for name, value in locals().items() if name in _MODEL_KEYWORDS}
         config.update({name: copy.deepcopy(value) for name, value in config.items() if isinstance(value, dict)})
         super().__init__()
-        self.config = config
+        self.config = Keywords(config)
         check_choice("task", task, tuple(TASKS))
         self.task = task
         if mask_source is None:
@@ -267,7 +268,15 @@ class WSLModel(TimmConventions, Shareable):
 
     # The method, in the paper's order.
 
-    def forward(self, images: Tensor, target: Tensor | None = None, background: bool | None = None) -> WSLOutput:
+    def forward(
+        self,
+        images: Tensor | None = None,
+        target: Tensor | None = None,
+        background: bool | None = None,
+        *,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> WSLOutput:
         """Localize, mask, split, classify; with a target, the whole objective.
 
         Args:
@@ -275,13 +284,16 @@ class WSLModel(TimmConventions, Shareable):
             target: class indices `[B]` (int64); for the multilabel task `[B, K]` of zeros and ones. In training mode,
                 and where `erasing.steps` is set, the mask is then found by recursive erasing.
             background: compute the classifier on X- as well; by default in training mode or with a target.
+            pixel_values, labels: `images` and `target` by the names that Hugging Face's `Trainer` gives them.
 
         Returns:
             `WSLOutput`.
 
         Raises:
-            ValueError, TypeError: images or target of a wrong shape, dtype or range.
+            ValueError, TypeError: images or target of a wrong shape, dtype or range; one of them by both of its names.
         """
+        images = either("images", images, "pixel_values", pixel_values)
+        target = either("target", target, "labels", labels)
         self._check_images(images)
         if target is not None:
             check_target(target, images, self.num_classes, TASKS[self.task])

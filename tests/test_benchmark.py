@@ -226,7 +226,7 @@ def test_grad_cam_of_any_backbone(name, method):
 def test_grad_cam_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     model = mme.create_model("wsl_test_resnet", num_classes=3, img_size=SIZE, preset="cam")
-    with pytest.raises(ImportError, match=r"Grad-CAM needs pytorch_grad_cam.*minmax_entropy\[benchmark\]"):
+    with pytest.raises(ImportError, match=r"Grad-CAM needs pytorch_grad_cam.*minmax-entropy\[benchmark\]"):
         GradCAM(model)
     with pytest.raises(ValueError, match="method must be one of"):
         GradCAM(model, "cam")

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import minmax_entropy as mme
 from minmax_entropy import MinMaxEntropyLoss
 from minmax_entropy.losses import area, log_barrier, negative_entropy, size_barrier, uniform_cross_entropy
 
@@ -146,3 +147,138 @@ def test_localizer_loss_from_erasing(arguments):
 def test_bad_options(keywords, message):
     with pytest.raises(ValueError, match=message):
         MinMaxEntropyLoss(**keywords)
+
+
+# Label smoothing and class weights
+
+SMOOTHING, WEIGHTS = 0.3, [0.5, 2.0, 0.0]
+ROWS = [[0.5, 0.25, 0.25], [0.1, 0.1, 0.8], [0.2, 0.7, 0.1]]
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("smoothing", [0.0, SMOOTHING])
+def test_multiclass_cross_entropy(smoothing, weights):
+    """`w_y * -sum_k q_k log p_k` with q = 1 - s at the label, and s / K more at every class."""
+    labels = [1, 2, 0]
+    expected = []
+    for row, label in zip(ROWS, labels, strict=True):
+        q = [smoothing / 3 + (1 - smoothing) * (k == label) for k in range(3)]
+        loss = -sum(q_k * math.log(p_k) for q_k, p_k in zip(q, row, strict=True))
+        expected.append(loss * (1 if weights is None else weights[label]))
+    criterion = MinMaxEntropyLoss(label_smoothing=smoothing, class_weights=weights)
+    found = criterion.cross_entropy(logits_of(*ROWS), torch.tensor(labels))
+    assert found.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("smoothing", [0.0, SMOOTHING])
+def test_multilabel_cross_entropy(smoothing, weights):
+    """`-sum_k w_k (q_k log p_k + (1 - q_k) log(1 - p_k))` with q = 1 - s / 2 where the label is, s / 2 elsewhere."""
+    labels = [[1, 0, 1], [0, 0, 0], [1, 1, 1]]
+    expected = []
+    for row, label in zip(ROWS, labels, strict=True):
+        q = [1 - smoothing / 2 if y else smoothing / 2 for y in label]
+        terms = [-(b * math.log(p) + (1 - b) * math.log(1 - p)) for b, p in zip(q, row, strict=True)]
+        expected.append(sum(w * term for w, term in zip(weights or [1] * 3, terms, strict=True)))
+    logits = torch.logit(torch.tensor(ROWS, dtype=torch.float64))
+    criterion = MinMaxEntropyLoss(task="multilabel", label_smoothing=smoothing, class_weights=weights)
+    assert criterion.cross_entropy(logits, torch.tensor(labels)).tolist() == pytest.approx(expected)
+
+
+def test_weights_and_smoothing_are_of_both_heads_and_no_other_term(arguments):
+    """Labels 0 and 2, weights 0.5 and 3; the mean is over the images, so that an image has its loss in any batch."""
+    criterion = MinMaxEntropyLoss(size_loss="area", class_weights=[0.5, 7.0, 3.0])
+    _, losses = criterion(**arguments)
+    expected = {
+        "localizer": (0.5 * math.log(2) + 3 * math.log(4)) / 2,
+        "foreground": -(0.5 + 3) / 2 * math.log(0.8),
+        "background": LOG3,
+        "size": 0.25,
+    }
+    assert {name: value.item() for name, value in losses.items()} == pytest.approx(expected)
+    criterion.class_weights = None
+    _, losses = criterion(**arguments)
+    assert losses["localizer"].item() == pytest.approx(TERMS["localizer"])
+    _, smooth = MinMaxEntropyLoss(size_loss="area", label_smoothing=0.3)(**arguments)
+    assert smooth["foreground"].item() == pytest.approx(-(0.8 * math.log(0.8) + 0.2 * math.log(0.1)))
+    assert smooth["background"].item() == pytest.approx(LOG3) and smooth["size"].item() == 0.25
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error", "message"),
+    [
+        (dict(label_smoothing=1), ValueError, r"label_smoothing must be in \[0, 1\), got 1"),
+        (dict(label_smoothing=-0.1), ValueError, r"label_smoothing must be in \[0, 1\), got -0.1"),
+        (dict(label_smoothing=float("nan")), ValueError, "label_smoothing must be a finite number"),
+        (dict(label_smoothing="some"), (TypeError, ValueError), "label_smoothing must be a finite number"),
+        (dict(class_weights=[1.0, -1.0]), ValueError, "class_weights must be 0 or more, got -1.0"),
+        (dict(class_weights=[1.0, float("nan")]), ValueError, "class_weights must be a finite number"),
+        (dict(class_weights=[1.0, float("inf")]), ValueError, "class_weights must be a finite number"),
+        (dict(class_weights=[]), TypeError, "class_weights must be a list of a number for each class"),
+        (dict(class_weights=2.0), TypeError, "class_weights must be a list of a number for each class, got 2.0"),
+        (dict(class_weights={"a": 1.0}), TypeError, "class_weights must be a list of a number for each class"),
+    ],
+)
+def test_bad_smoothing_and_weights(keywords, error, message):
+    with pytest.raises(error, match=message):
+        MinMaxEntropyLoss(**keywords)
+
+
+def create(**keywords):
+    torch.manual_seed(0)
+    return mme.create_model("wsl_test_vit", **{"num_classes": 2, "img_size": 32, **keywords})
+
+
+def test_weights_of_another_number_of_classes():
+    with pytest.raises(ValueError, match="class_weights must be 2 numbers as there are classes, got 3"):
+        create(class_weights=WEIGHTS)
+
+
+def test_a_model_keeps_its_weights_and_smoothing(tmp_path):
+    """Given, or set between steps; they are saved, and forgotten with the classes that they were for."""
+    model = create(label_smoothing=0.1, class_weights=[1.0, 2.0])
+    model.criterion.class_weights = [3.0, 0.5]
+    model.save_pretrained(tmp_path / "model")
+    loaded = mme.create_model(f"local-dir:{tmp_path / 'model'}")
+    assert loaded.criterion.class_weights == [3.0, 0.5] and loaded.criterion.label_smoothing == 0.1
+    images, target = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
+    torch.testing.assert_close(loaded.eval()(images, target).loss, model.eval()(images, target).loss)
+    plain = create().eval()
+    plain.load_state_dict(model.state_dict())  # weights of classes are settings, not parameters
+    assert not plain(images, target).loss.isclose(model(images, target).loss)
+
+    other = mme.create_model(f"local-dir:{tmp_path / 'model'}", num_classes=3)
+    assert other.criterion.class_weights is None and other.criterion.label_smoothing == 0.1
+    given = mme.create_model(f"local-dir:{tmp_path / 'model'}", num_classes=3, class_weights=WEIGHTS)
+    assert given.criterion.class_weights == WEIGHTS
+
+
+def test_reset_classifier_forgets_weights():
+    """They may then be set again, to the same values too."""
+    model = create(class_weights=[1.0, 2.0])
+    model.reset_classifier(3)
+    assert model.criterion.class_weights is None and model.settings()["class_weights"] is None
+    assert model(torch.randn(2, 3, 32, 32), torch.tensor([2, 0])).loss.isfinite()
+    model.reset_classifier(2)
+    model.criterion.class_weights = [1.0, 2.0]
+    assert model.settings()["class_weights"] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_erasing_takes_weights_and_smoothing(reduction):
+    """The localizer's term over the passes, computed from the passes' logits."""
+    keywords = dict(label_smoothing=0.2, class_weights=[0.5, 3.0], localizer="average", classifier="average")
+    model = create(erasing_steps=3, erasing_reduction=reduction, **keywords).train()
+    images, target = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 1, 0])
+    with torch.no_grad():
+        passes = list(model.erasing.passes(images, target, model._localize, model.criterion.cross_entropy))
+        losses = model(images, target).losses
+    weights = torch.tensor([0.5, 3.0])[target]
+    total, count = torch.zeros(4), torch.zeros(4)
+    for each in passes:
+        log_p = each.logits.log_softmax(dim=1)
+        loss = -(0.8 * log_p[torch.arange(4), target] + 0.2 * log_p.mean(dim=1)) * weights
+        total, count = total + loss * each.took_part, count + each.took_part
+    assert 4 < count.sum() < 12  # some images left, some stayed
+    expected = (total if reduction == "sum" else total / count).mean()
+    torch.testing.assert_close(losses["localizer"], expected)

@@ -1,6 +1,7 @@
 """The model: its output, its order of steps, its passes of the backbone, and what users of timm expect of it."""
 
 import copy
+import json
 import math
 
 import pytest
@@ -459,6 +460,32 @@ def test_memory_format_and_copies(images, target):
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
     torch.testing.assert_close(last(images.to(memory_format=torch.channels_last), target).loss, output.loss)
     torch.testing.assert_close(copy.deepcopy(model)(images, target).loss, output.loss)
+
+
+def test_names_of_hugging_face(images, target):
+    """`pixel_values` and `labels` are `images` and `target`; each argument is given once."""
+    model = create().eval()
+    expected, output = model(images, target), model(pixel_values=images, labels=target)
+    assert output.loss.equal(expected.loss) and output.mask.equal(expected.mask)
+    assert model(pixel_values=images).loss is None
+    for keywords, message in (
+        (dict(images=images, pixel_values=images), "images and pixel_values are two names of one argument"),
+        (dict(images=images, target=target, labels=target), "target and labels are two names of one argument"),
+        (dict(labels=target), "images must be a tensor .* got NoneType"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            model(**keywords)
+
+
+def test_config_takes_what_trainers_note():
+    """As Hugging Face's `Trainer` and its callbacks use it; what they note is no keyword."""
+    model = create(localizer=nn.Identity(), classifier=None)
+    model.config.use_cache = False
+    assert "use_cache" not in model.config and mme.WSLModel(**model.config).config == model.config
+    assert type(model.config.to_dict()) is dict and model.config.to_dict() == model.config
+    read = json.loads(model.config.to_json_string())
+    assert (read["backbone"], read["num_classes"], read["localizer"]) == ("test_resnet", K, "Identity()")
+    assert copy.deepcopy(create()).config == create().config
 
 
 def test_config_rebuilds_the_model(images):

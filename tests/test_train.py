@@ -505,7 +505,7 @@ def test_bad_settings_of_a_run(shapes, keywords, error, message):
 @pytest.mark.parametrize("module", ["accelerate", "matplotlib"])
 def test_missing_extra(shapes, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=rf'needs {module}.*pip install "minmax_entropy\[train\]"'):
+    with pytest.raises(ImportError, match=rf'needs {module}.*pip install "minmax-entropy\[train\]"'):
         run(create(), shapes)
 
 

@@ -10,7 +10,7 @@ from minmax_entropy.data.hub_datasets import HubImages, open_hub
 from minmax_entropy.data.hub_stream import HubStream
 from minmax_entropy.data.images import BoxError, DamagedFileError, MaskSizeError, image_size, read_image, read_mask
 from minmax_entropy.data.lists import open_lists, read_list
-from minmax_entropy.data.loading import TrainingBatch, TrainingImages, TrainingPlan, training_loader
+from minmax_entropy.data.loading import TrainingBatch, TrainingImages, TrainingPlan, TransformedImages, training_loader
 from minmax_entropy.data.preprocess import Preprocess, padding, scaled_size
 from minmax_entropy.data.sources import list_readers, open_split, register_reader
 from minmax_entropy.data.subsets import Subset, class_weights, few_shots, fold
@@ -36,6 +36,7 @@ __all__ = [
     "TrainingImages",
     "TrainingPlan",
     "TrainingTransform",
+    "TransformedImages",
     "class_weights",
     "few_shots",
     "fold",

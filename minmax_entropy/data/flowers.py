@@ -12,6 +12,7 @@ from minmax_entropy.data.downloads import Download
 from minmax_entropy.data.files import ImageFiles, Record, select_records
 from minmax_entropy.data.images import read_image
 from minmax_entropy.data.sources import register_reader
+from minmax_entropy.extras import require
 
 _logger = logging.getLogger(__name__)
 
@@ -78,10 +79,7 @@ def read_flowers_mask(path: Path) -> np.ndarray:
 
 def _read_mat(root: Path, file: str, key: str) -> np.ndarray:
     """Integers of a MATLAB file, flat."""
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise ImportError('Flowers 102 needs SciPy: pip install "minmax-entropy[data]"') from error
+    loadmat = require("scipy.io", "data", "Flowers 102").loadmat
     path = root / file
     DOWNLOAD.require([path], file, root)
     try:

@@ -25,6 +25,7 @@ from minmax_entropy.data.hub_columns import (
 from minmax_entropy.data.hub_stream import HubStream
 from minmax_entropy.data.selection import HELD_OUT, SPLIT_SEED, SPLITS, check_classes, draw_per_class
 from minmax_entropy.data.sources import register_reader
+from minmax_entropy.extras import require
 
 _logger = logging.getLogger(__name__)
 
@@ -174,10 +175,7 @@ class HubImages(LabelledImages):
 
 def _load(source: Any, config: str | None, revision: str | None, data_files: Any, streaming: bool) -> tuple[Any, str]:
     """The data set, or a dictionary of its parts, and its name."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError('Hugging Face data sets need `datasets`: pip install "minmax-entropy[data]"') from error
+    datasets = require("datasets", "data", "a Hugging Face data set")
     if not isinstance(source, str):
         first = next(iter(source.values())) if isinstance(source, Mapping) else source
         return _streamed(source, streaming), first.info.dataset_name or type(source).__name__

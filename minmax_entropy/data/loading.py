@@ -151,6 +151,26 @@ class TrainingImages(Dataset):
         return None, -1, tuple(damaged)
 
 
+class TransformedImages(Dataset):
+    """A data set for a `DataLoader` of your own: items are `(image [C, H, W], class index)`; masks are never opened.
+
+    Args:
+        dataset: the images.
+        transform: `PIL.Image` to a tensor `[C, H, W]`, such as `TrainingTransform`.
+
+    Taking an item raises `DamagedFileError` for a file that can't be read.
+    """
+
+    def __init__(self, dataset: LabelledImages, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.dataset, self.transform = dataset, transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.dataset.image(index)), self.dataset.target(index)
+
+
 class Collate:
     """Items of `TrainingImages` as a `TrainingBatch`; `images` is empty (`[0]`) if one of them could not be read."""
 

@@ -19,6 +19,7 @@ class Subset(LabelledImages):
 
     Raises:
         ValueError: the data sets have different classes.
+        IndexError: an index that they don't have.
     """
 
     def __init__(
@@ -31,6 +32,9 @@ class Subset(LabelledImages):
                 raise ValueError(f"data sets of different classes: {self.class_names} and {other.class_names}")
         self._ends = np.cumsum([len(part) for part in self.datasets])
         self.indices = list(range(self._ends[-1])) if indices is None else [int(index) for index in indices]
+        for index in self.indices:
+            if not 0 <= index < self._ends[-1]:
+                raise IndexError(f"index {index} is outside of {self._ends[-1]} images")
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -70,6 +70,21 @@ AUGMENTATIONS: dict[str, Callable[[tuple[int, int]], list[nn.Module]]] = {
 }
 
 
+class _Mask(tv_tensors.Mask):
+    """A mask that is padded as Pillow's images are: torch reflects no further than the mask is wide (strips)."""
+
+
+@v2.functional.register_kernel(v2.functional.pad, _Mask)
+def _pad_mask(
+    mask: Tensor, padding: int | Sequence[int], fill: float | None = None, padding_mode: str = "constant"
+) -> Tensor:
+    padding = [padding] if isinstance(padding, int) else list(padding)
+    left, top, right, bottom = (padding * 4)[:4]
+    values = {"constant_values": fill or 0} if padding_mode == "constant" else {}
+    padded = np.pad(mask.numpy(), ((0, 0), (top, bottom), (left, right)), mode=padding_mode, **values)
+    return tv_tensors.wrap(torch.from_numpy(padded), like=mask)
+
+
 class TrainingTransform:
     """Augmentation and normalization of a training image, and of its mask with it.
 
@@ -106,5 +121,5 @@ class TrainingTransform:
         """Transform an RGB image, float32 `[C, H, W]`; with a mask (bool `[h, w]`) also that, bool `[H, W]`."""
         if mask is None:
             return self._values(self._geometry(image)).as_subclass(Tensor)
-        image, moved = self._geometry(image, tv_tensors.Mask(torch.from_numpy(mask)[None].to(torch.uint8)))
+        image, moved = self._geometry(image, _Mask(torch.from_numpy(mask)[None].to(torch.uint8)))
         return self._values(image).as_subclass(Tensor), moved[0].as_subclass(Tensor).bool()

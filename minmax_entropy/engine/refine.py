@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from minmax_entropy.extras import require
 from minmax_entropy.registry import Registry
 
 # From an image, uint8 [H, W, 3], and its mask, float32 [H, W] in [0, 1], to a mask of the same kind.
@@ -61,10 +62,7 @@ def guided_filter(radius: float = 0.04, eps: float = 1e-3) -> Refinement:
     """
     _check("radius", radius, most=1.0)
     _check("eps", eps)
-    try:
-        from kornia.filters import guided_blur
-    except ImportError as error:
-        raise ImportError('guided_filter needs kornia: pip install "minmax-entropy[refine]"') from error
+    guided_blur = require("kornia.filters", "refine", "guided_filter").guided_blur
 
     def refine(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         side = 2 * max(1, round(radius * min(mask.shape))) + 1
@@ -106,13 +104,9 @@ def dense_crf(
         _check(name, value, zero=True)
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
         raise ValueError(f"iterations must be an integer of 1 or more, got {iterations!r}")
-    try:
-        from pydensecrf.densecrf import DenseCRF2D
-        from pydensecrf.utils import unary_from_softmax
-    except ImportError as error:
-        raise ImportError(
-            'dense_crf needs pydensecrf2: pip install "minmax-entropy[crf]" (it is compiled, with a C++ compiler)'
-        ) from error
+    purpose = "dense_crf (compiled when it is installed, by a C++ compiler)"
+    DenseCRF2D = require("pydensecrf.densecrf", "crf", purpose).DenseCRF2D
+    unary_from_softmax = require("pydensecrf.utils", "crf", purpose).unary_from_softmax
 
     def refine(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         height, width = mask.shape
