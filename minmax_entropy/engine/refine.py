@@ -104,9 +104,8 @@ def dense_crf(
         _check(name, value, zero=True)
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
         raise ValueError(f"iterations must be an integer of 1 or more, got {iterations!r}")
-    purpose = "dense_crf (compiled when it is installed, by a C++ compiler)"
-    DenseCRF2D = require("pydensecrf.densecrf", "crf", purpose).DenseCRF2D
-    unary_from_softmax = require("pydensecrf.utils", "crf", purpose).unary_from_softmax
+    DenseCRF2D = require("pydensecrf.densecrf", "crf", "dense_crf").DenseCRF2D
+    unary_from_softmax = require("pydensecrf.utils", "crf", "dense_crf").unary_from_softmax
 
     def refine(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         height, width = mask.shape
