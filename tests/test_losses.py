@@ -237,10 +237,10 @@ def test_weights_of_another_number_of_classes():
 def test_a_model_keeps_its_weights_and_smoothing(tmp_path):
     """Given, or set between steps; they are saved, and forgotten with the classes that they were for."""
     model = create(label_smoothing=0.1, class_weights=[1.0, 2.0])
-    model.criterion.class_weights = [3.0, 0.5]
+    model.criterion.class_weights, model.criterion.label_smoothing = [3.0, 0.5], 0.2
     model.save_pretrained(tmp_path / "model")
     loaded = mme.create_model(f"local-dir:{tmp_path / 'model'}")
-    assert loaded.criterion.class_weights == [3.0, 0.5] and loaded.criterion.label_smoothing == 0.1
+    assert loaded.criterion.class_weights == [3.0, 0.5] and loaded.criterion.label_smoothing == 0.2
     images, target = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
     torch.testing.assert_close(loaded.eval()(images, target).loss, model.eval()(images, target).loss)
     plain = create().eval()
@@ -248,7 +248,7 @@ def test_a_model_keeps_its_weights_and_smoothing(tmp_path):
     assert not plain(images, target).loss.isclose(model(images, target).loss)
 
     other = mme.create_model(f"local-dir:{tmp_path / 'model'}", num_classes=3)
-    assert other.criterion.class_weights is None and other.criterion.label_smoothing == 0.1
+    assert other.criterion.class_weights is None and other.criterion.label_smoothing == 0.2
     given = mme.create_model(f"local-dir:{tmp_path / 'model'}", num_classes=3, class_weights=WEIGHTS)
     assert given.criterion.class_weights == WEIGHTS
 
