@@ -18,7 +18,16 @@ import torch
 from PIL import Image
 
 import minmax_entropy as mme
-from minmax_entropy.data import DamagedFileError, ImageFiles, LabelledImages, Record, Subset, SyntheticShapes
+from minmax_entropy.data import (
+    DamagedFileError,
+    ImageFiles,
+    LabelledImages,
+    LabelledStream,
+    Record,
+    Subset,
+    SyntheticShapes,
+)
+from minmax_entropy.data.loading import TrainingStream
 from minmax_entropy.engine import (
     RECIPES,
     Recipe,
@@ -667,6 +676,129 @@ def test_a_checkpoint_is_chosen_by_its_number(tmp_path):
     for name in ("step_000000009", "step_000000010", "incomplete_000000099"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert checkpoints.latest().name == "step_000000010"
+
+
+# Streams
+
+
+class Stream(LabelledStream):
+    """Samples of a list, None where one is damaged."""
+
+    def __init__(self, samples, class_names=("a", "b")):
+        self.samples, self.class_names = samples, list(class_names)
+
+    def __iter__(self):
+        return self.Samples(iter(self.samples))
+
+    def shuffled(self, seed, buffer_size=1000):
+        return Stream([self.samples[index] for index in np.random.default_rng(seed).permutation(len(self.samples))])
+
+    def skip(self, count):
+        return Stream(self.samples[count:])
+
+    class Samples:
+        """Goes on after an error, unlike a generator."""
+
+        def __init__(self, samples):
+            self.samples = samples
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            sample = next(self.samples)
+            if sample is None:
+                raise DamagedFileError("row 3", "broken")
+            return sample
+
+
+@pytest.fixture(scope="module")
+def stream(shapes):
+    return Stream([shapes[index] for index in range(24)])
+
+
+def test_training_on_a_stream(stream, shapes):
+    """The same for any number of loader processes; the order is another one in each epoch."""
+    trained = []
+    for workers in (0, 1):
+        model = create()
+        options = dict(steps_per_epoch=2, workers=workers, transform=noisy, valid=stream)
+        result = run(model, stream, epochs=2, **options)
+        trained.append((state(model), figures(result)))
+        assert [row["images"] for row in result.log] == [16, 16]
+    assert same(trained[0][0], trained[1][0]) and trained[0][1] == trained[1][1]
+    assert 0 < trained[0][1][0]["valid_f1_foreground"] < 1
+    plan = TrainingStream(stream, lambda image: torch.from_numpy(np.array(image)), 2, 8)
+    first = [batch.images for batch in plan]
+    plan.epoch = 1
+    assert not all(torch.equal(one, other.images) for one, other in zip(first, plan, strict=True))
+
+
+def test_an_interrupted_training_on_a_stream(stream, tmp_path, monkeypatch):
+    def go(output):
+        model = create()
+        options = dict(steps_per_epoch=3, checkpoint_steps=1, transform=noisy, output=output, resume=True)
+        return model, run(model, stream, epochs=2, **options)
+
+    whole, result = go(tmp_path / "whole")
+    step, steps = train._Training._step, []
+
+    def stops(self):
+        steps.append(0)
+        return step(self) if len(steps) != 5 else 1 / 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Training, "_step", stops)
+        with pytest.raises(ZeroDivisionError):
+            go(tmp_path / "parts")
+    model, resumed = go(tmp_path / "parts")
+    assert same(state(whole), state(model)) and figures(result) == figures(resumed)
+
+
+def test_shares_of_a_stream(stream):
+    """Together the processes have the images of one, each augmented as it would be there."""
+
+    def batches(**shares):
+        plan = TrainingStream(stream, noisy, 2, 8, seed=5, **shares)
+        plan.epoch, plan.start = 3, 1
+        return list(plan)
+
+    (whole,) = batches()
+    parts = [batch for process in range(3) for batch in batches(process=process, processes=3, accumulation=2)]
+    assert torch.equal(torch.cat([batch.images for batch in parts]), whole.images)
+    assert torch.equal(torch.cat([batch.target for batch in parts]), whole.target)
+    assert sum(batch.share for batch in parts) == pytest.approx(1.0) and whole.share == 1.0
+
+
+def test_damaged_images_of_a_stream(stream):
+    damaged = Stream([*stream.samples[:3], None, *stream.samples[4:8]])
+    with pytest.raises(DamagedFileError, match="row 3 can't be read"):
+        run(create(), damaged, steps_per_epoch=1)
+    result = run(create(), damaged, steps_per_epoch=1, skip_damaged=True)
+    assert result.damaged == ["row 3"] and result.log[0]["images"] == 8
+    batch = next(iter(TrainingStream(damaged, noisy, 1, 8, skip_damaged=True)))
+    assert batch.images.shape[0] == 8 and [error.path for error in batch.damaged] == ["row 3"]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "recipe", "message"),
+    [
+        ({}, {}, "a stream needs steps_per_epoch"),
+        (dict(steps_per_epoch=2), dict(sampling="balanced"), "can't be balanced"),
+        (dict(steps_per_epoch=2), dict(class_weights="balanced"), "can't be balanced"),
+        (dict(steps_per_epoch=2, workers=2), {}, "a stream is read by one loader process at most, got workers=2"),
+        (dict(steps_per_epoch=4), {}, "an epoch of 4 steps takes 32 images, the stream has fewer"),
+        (dict(steps_per_epoch=0), {}, "steps_per_epoch must be 1 or more, got 0"),
+    ],
+)
+def test_bad_settings_for_a_stream(stream, keywords, recipe, message):
+    with pytest.raises(ValueError, match=message):
+        run(create(), stream, Recipe(batch_size=8, **recipe), **keywords)
+
+
+def test_steps_per_epoch_is_for_streams(shapes):
+    with pytest.raises(ValueError, match="steps_per_epoch is for streams: an epoch of this data set has 24 images"):
+        run(create(), shapes, steps_per_epoch=2)
 
 
 # Damaged files and small data sets

@@ -203,10 +203,10 @@ class _Training:
         self.is_main = self.accelerator.is_main_process
         if model.class_names is None and len(train.class_names) == model.num_classes:
             model.class_names = train.class_names
-        if recipe.class_weights is not None:
-            model.criterion.class_weights = class_weights(train)
         self.model = model
         self.plan, self.loader = self._data(transform)
+        if recipe.class_weights is not None:
+            model.criterion.class_weights = class_weights(train)
         self.own_erasing = model.erasing.steps
         self.drawn = time.perf_counter()
         self.progress = Progress()
