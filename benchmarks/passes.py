@@ -1,6 +1,7 @@
 """Time and peak memory of inference and of a training step, as ratios to the bare timm backbone in the same run.
 
     python benchmarks/passes.py --backbone resnet18 --size 224 --batch 8 --output docs/results/passes.md
+    python benchmarks/passes.py --backbone vit_small_patch16_224 --batch 64 --precision bf16 --channels-last --compile
 
 Rows are timed in turns, so that a slow spell of the machine meets all of them; the median counts. Peak memory is that
 of a fresh process for each row (resident set; on a GPU the allocator's peak), less what model and images take.
@@ -9,6 +10,7 @@ of a fresh process for each row (resident set; on a GPU the allocator's peak), l
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import platform
 import resource
@@ -41,32 +43,46 @@ ROWS = {
 def build(row: str, options: argparse.Namespace) -> Callable[[], None]:
     """The work of a row, as a function without arguments."""
     torch.manual_seed(0)
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
     images = torch.randn(options.batch, 3, options.size, options.size, device=options.device)
+    images = images.contiguous(memory_format=layout)
+    autocast = functools.partial(torch.autocast, options.device, torch.bfloat16, enabled=options.precision == "bf16")
     target = torch.arange(options.batch, device=options.device) % CLASSES
     if ROWS[row] is None:
         training = row.endswith("step")
-        net = timm.create_model(options.backbone, num_classes=CLASSES).to(options.device).train(training)
+        net = (
+            timm.create_model(options.backbone, num_classes=CLASSES)
+            .to(options.device, memory_format=layout)
+            .train(training)
+        )
         _allocate_gradients(net if training else None)
+        if options.compile:
+            net.compile()
 
         def bare() -> None:
-            with torch.set_grad_enabled(training):
+            with torch.set_grad_enabled(training), autocast():
                 logits = net(images)
+                loss = torch.nn.functional.cross_entropy(logits, target)
             if training:
-                torch.nn.functional.cross_entropy(logits, target).backward()
+                loss.backward()
 
         return bare
     settings = dict(ROWS[row])
     call, background = settings.pop("call"), settings.pop("background", None)
     settings = {"preset": "area", **settings}
-    model = mme.create_model(f"wsl_{options.backbone}", num_classes=CLASSES, **settings).to(options.device)
-    model.train(call == "step")
+    model = mme.create_model(f"wsl_{options.backbone}", num_classes=CLASSES, **settings)
+    model.to(options.device, memory_format=layout).train(call == "step")
     _allocate_gradients(model if call == "step" else None)
+    if options.compile:
+        model.compile()
 
     def work() -> None:
         if call == "step":
-            model(images, target).loss.backward()
+            with autocast():
+                loss = model(images, target).loss
+            loss.backward()
             return
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast():
             model.localize(images) if call == "localize" else model(images, background=background)
 
     return work
@@ -109,6 +125,11 @@ def time_rows(options: argparse.Namespace) -> dict[str, float]:
     return {row: statistics.median(values) for row, values in seconds.items()}
 
 
+def _flags(options: argparse.Namespace) -> str:
+    precision = "" if options.precision == "no" else f" --precision {options.precision}"
+    return precision + " --channels-last" * options.channels_last + " --compile" * options.compile
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="resnet18")
@@ -116,6 +137,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=("no", "bf16"), default="no")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="the model's and the bare network's forward")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
@@ -127,7 +151,7 @@ def main() -> None:
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     lines = [
         f"`python benchmarks/passes.py --backbone {options.backbone} --size {options.size} --batch {options.batch} "
-        f"--turns {options.turns}`, {device}, torch {torch.__version__}, timm {timm.__version__}, "
+        f"--turns {options.turns}{_flags(options)}`, {device}, torch {torch.__version__}, timm {timm.__version__}, "
         f"Python {platform.python_version()}. Memory is on top of model, gradients and images.",
         "",
         "| row | ms | time, ratio to bare | peak MiB | memory, ratio to bare |",
