@@ -102,7 +102,7 @@ def fit_arguments(monkeypatch):
         given.update(keywords, model=model, train=train, epochs=epochs, recipe=recipe)
         return TrainingResult([{"valid_error": 0.5}], 0, None, ["x.png"], 1.0)
 
-    monkeypatch.setattr(cli, "fit", fake)
+    monkeypatch.setattr(cli.training, "fit", fake)
     return given
 
 
@@ -537,7 +537,7 @@ def test_interruption(monkeypatch, capsys):
     def interrupt(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_list", interrupt)
+    monkeypatch.setattr(cli.models, "_list", interrupt)
     assert run("list") == 130 and capsys.readouterr().err == "interrupted\n"
 
 
@@ -612,6 +612,6 @@ def test_demo(tmp_path, capsys, monkeypatch):
 
 def test_demo_command(tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(cli, "run_demo", lambda output, seed: given.append((output, seed)))
+    monkeypatch.setattr(cli.models, "run_demo", lambda output, seed: given.append((output, seed)))
     assert run("demo", "--output", tmp_path, "--seed", 3) == 0
     assert given == [(tmp_path, 3)]

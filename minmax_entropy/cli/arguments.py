@@ -1,0 +1,94 @@
+"""Arguments of the commands: their types, and those that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+
+import torch
+
+from minmax_entropy import hub
+from minmax_entropy.checks import check_threshold
+from minmax_entropy.engine.inference import FLIPS
+from minmax_entropy.factory import create_model
+from minmax_entropy.model import WSLModel
+
+
+def setting(text: str) -> tuple[str, object]:
+    """`name=value`, the value as JSON or a Python literal where it is that, else as text."""
+    name, separator, value = text.partition("=")
+    if not separator or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return name, read(value)
+        except (ValueError, SyntaxError):
+            continue
+    return name, value
+
+
+def flips(text: str) -> tuple[str, ...]:
+    unknown = [name for name in text.split(",") if name not in FLIPS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"expected any of {','.join(FLIPS)}, got {unknown[0]!r}")
+    return tuple(text.split(","))
+
+
+def scales(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 0.75,1,1.25, got {text!r}") from None
+
+
+def threshold(text: str) -> float:
+    try:
+        value = float(text)
+        check_threshold("the threshold", value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number over 0 and below 1, got {text!r}") from None
+    return value
+
+
+def seed(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a number of 0 or more, got {text!r}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of 1 or more, got {text!r}")
+    return int(text)
+
+
+def machine_options() -> argparse.ArgumentParser:
+    """Where a command runs, and what it knows."""
+    parser = argparse.ArgumentParser(add_help=False)
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=default_device, help="torch device (%(default)s)")
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        metavar="FILE",
+        help="Python file to run first; it may register backbones and heads",
+    )
+    return parser
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="folder of <class>/<image>, of train.csv, valid.csv and test.csv, or of GlaS, CUB-200-2011, Flowers 102; "
+        "cub5:FOLDER; hf:NAME; shapes: (embedded images)",
+    )
+    parser.add_argument(
+        "--data-option", type=setting, action="append", default=[], metavar="NAME=VALUE", help="of the data's reader"
+    )
+
+
+def load(options: argparse.Namespace) -> WSLModel:
+    source = options.model if options.model.startswith(hub.SOURCES) else f"{hub.LOCAL}{options.model}"
+    return create_model(source).to(options.device).eval()

@@ -1,0 +1,142 @@
+"""Commands that use a trained model on images: evaluate, predict."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+from minmax_entropy import hub
+from minmax_entropy.cli.arguments import add_data_options, flips, load, positive, scales, setting, threshold
+from minmax_entropy.configuration import figures_as_json
+from minmax_entropy.data import LabelledImages, open_split
+from minmax_entropy.engine import (
+    Inference,
+    ThresholdChoice,
+    allow_pixels,
+    choose_threshold,
+    create_refinement,
+    evaluate,
+    evaluate_all_ones,
+    list_refinements,
+    preprocess_for,
+)
+from minmax_entropy.engine.limits import DEFAULT_PIXELS
+from minmax_entropy.engine.pictures import save_picture
+from minmax_entropy.engine.predict import expand_paths, predict_files
+from minmax_entropy.engine.report import case_grid, metrics_table, ranked_cases
+from minmax_entropy.model import WSLModel
+
+WORST_CASES = 8
+
+
+def add_commands(commands: argparse._SubParsersAction, machine: argparse.ArgumentParser) -> None:
+    saved = argparse.ArgumentParser(add_help=False, parents=[machine])
+    saved.add_argument("--model", required=True, help="folder of a saved model, or hf-hub:ORG/NAME")
+    saved.add_argument("--size", type=positive, help="shorter side of the images as the network sees them")
+
+    saved.add_argument("--threshold", type=threshold, help="of the mask, instead of the one stored with the model")
+    saved.add_argument("--tile", type=positive, metavar="PIXELS", help="take larger images by tiles of this side")
+    saved.add_argument("--overlap", type=positive, metavar="PIXELS", help="of neighbouring tiles (256, or a quarter)")
+    saved.add_argument("--flips", type=flips, default=(), help="average with flipped images: horizontal,vertical,both")
+    saved.add_argument("--scales", type=scales, default=(1.0,), help="average over sizes: 0.75,1,1.25")
+    saved.add_argument("--refine", metavar="NAME", help=f"filter of the masks: {', '.join(list_refinements())}")
+    saved.add_argument(
+        "--refine-set", type=setting, action="append", default=[], metavar="NAME=VALUE", help="an option of --refine"
+    )
+    saved.add_argument("--max-pixels", type=positive, help=f"largest image that is read ({DEFAULT_PIXELS})")
+
+    evaluation = commands.add_parser("evaluate", parents=[saved], help="error and localization of a saved model")
+    add_data_options(evaluation)
+    evaluation.add_argument("--boxes", action="store_true", help="box metrics, by the boxes of the true masks")
+    evaluation.add_argument(
+        "--split", choices=("train", "valid", "test"), help="test, or valid with --choose-threshold, by default"
+    )
+    evaluation.add_argument(
+        "--choose-threshold",
+        action="store_true",
+        help="find the threshold of the highest F1+ on images with masks, and store it with the model",
+    )
+    evaluation.add_argument("--output", help="folder for figures per image, worst and best cases")
+    evaluation.add_argument("--skip-damaged", action="store_true", help="leave out files that can't be read")
+    evaluation.set_defaults(run=_evaluate)
+
+    predict = commands.add_parser("predict", parents=[saved], help="class, mask and boxes of image files")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
+    predict.add_argument("--output", default="predictions", help="folder for overlays and masks (%(default)s)")
+    predict.set_defaults(run=_predict)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    if options.choose_threshold and options.model.startswith(tuple(set(hub.SOURCES) - {hub.LOCAL})):
+        raise ValueError(f"a threshold is stored in a model's folder, {options.model} is none: save it to one first")
+    model = load(options)
+    split = options.split or ("valid" if options.choose_threshold else "test")
+    dataset = open_split(options.data, split, model.class_names, **dict(options.data_option))
+    if len(dataset.class_names) != model.num_classes:
+        raise ValueError(
+            f"{options.model} has {model.num_classes} classes and no names of them, {options.data} has "
+            f"{len(dataset.class_names)} for {split}"
+        )
+    preprocess, inference = preprocess_for(model, options.size), _inference(options)
+    reading = dict(skip_damaged=options.skip_damaged, progress=True, inference=inference)
+    with allow_pixels(options.max_pixels):
+        if options.choose_threshold:
+            return _choose_threshold(model, options, choose_threshold(model, dataset, preprocess, **reading), split)
+        result = evaluate(
+            model, dataset, preprocess, threshold=options.threshold, boxes=options.boxes or None, **reading
+        )
+        table = {Path(options.model).name: result.metrics}
+        if "f1_foreground" in result.metrics and not result.damaged:
+            table = {"all-ones": evaluate_all_ones(dataset, options.boxes or None), **table}
+    print(metrics_table(table))
+    if result.damaged:
+        print(f"skipped {len(result.damaged)} damaged files: {', '.join(result.damaged)}")
+    if options.output is not None:
+        output = Path(options.output)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "metrics.json").write_text(json.dumps(figures_as_json(result.metrics), indent=2) + "\n")
+        with (output / "images.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in result.rows for key in row)))
+            writer.writeheader()
+            writer.writerows(result.rows)
+        for title, worst in (("worst", True), ("best", False)) if isinstance(dataset, LabelledImages) else ():
+            cases = ranked_cases(result, worst)[:WORST_CASES]
+            with allow_pixels(options.max_pixels):
+                shown = dict(inference=inference, threshold=options.threshold)
+                picture = case_grid({"prediction": model}, dataset, cases, preprocess, **shown)
+            save_picture(picture, output / f"{title}.png")
+        print(f"{', '.join(sorted(path.name for path in output.iterdir()))} are in {output}")
+    return 0
+
+
+def _choose_threshold(model: WSLModel, options: argparse.Namespace, choice: ThresholdChoice, split: str) -> int:
+    """Store the threshold with the model, and say what it brings."""
+    before, model.mask_threshold = model.mask_threshold, choice.threshold
+    path = hub.save_settings(model, options.model.removeprefix(hub.LOCAL))
+    print(
+        f"threshold {choice.threshold:g} instead of {before:g}: F1+ {100 * choice.f1_foreground:.1f} % instead of "
+        f"{100 * choice.f1_foreground_before:.1f} % on {choice.images} images of {split}; stored in {path}"
+    )
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    model = load(options)
+    paths = expand_paths(options.images, options.output)
+    if not paths:
+        raise FileNotFoundError(f"no image files in {', '.join(options.images)}")
+    failed = False
+    how = dict(inference=_inference(options), threshold=options.threshold, max_pixels=options.max_pixels)
+    for result in predict_files(model, paths, options.output, preprocess_for(model, options.size), **how):
+        failed |= "error" in result
+        print(json.dumps(result), flush=True)
+    return 1 if failed else 0
+
+
+def _inference(options: argparse.Namespace) -> Inference:
+    if options.refine_set and not options.refine:
+        raise ValueError("--refine-set gives options of --refine NAME")
+    refine = create_refinement(options.refine, **dict(options.refine_set)) if options.refine else None
+    return Inference(options.tile, options.overlap, options.flips, options.scales, refine)

@@ -1,0 +1,213 @@
+"""Commands that train: train, benchmark."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from minmax_entropy.cli.arguments import add_data_options, positive, seed, setting
+from minmax_entropy.data import AUGMENTATIONS, LabelledImages, LabelledStream, few_shots, fold, open_split
+from minmax_entropy.engine import RECIPES, Recipe, TrainingResult, fit, get_recipe, preprocess_for
+from minmax_entropy.engine.benchmark import Benchmark, markdown, run_benchmark, summarize
+from minmax_entropy.engine.methods import METHODS
+from minmax_entropy.engine.report import LEGEND
+from minmax_entropy.engine.train import CHECKPOINT_STEPS, PRECISIONS
+from minmax_entropy.factory import create_model
+from minmax_entropy.presets import PRESETS
+
+BENCHMARKED = ["all-ones", "cam-avg", "area", "area-erasing"]
+Images = LabelledImages | LabelledStream
+# Keywords that have an option of their own, or come from the data.
+SETTINGS_WITH_OPTIONS = {
+    "erasing_steps": "--erasing-steps (on from the second epoch)",
+    "img_size": "--size",
+    "preset": "--preset",
+    "pretrained": "--pretrained",
+    "num_classes": "--classes",
+}
+
+
+def add_commands(commands: argparse._SubParsersAction, machine: argparse.ArgumentParser) -> None:
+    training = _training_options(machine)
+    train = commands.add_parser("train", parents=[training], help="train on a folder of labelled images")
+    train.add_argument("--model", default="wsl_resnet50", help="wsl_<timm name> (%(default)s)")
+    train.add_argument("--output", default="runs/train", help="folder for model and log (%(default)s)")
+    train.add_argument("--preset", default="area", choices=sorted(PRESETS), help="%(default)s")
+    train.add_argument("--erasing-steps", type=int, help="passes of recursive erasing from the second epoch on")
+    train.add_argument("--folds", type=positive, help="cross-validation: cut what trains and validates into so many")
+    train.add_argument("--fold", type=int, help="the fold that validates, from 0")
+    train.add_argument("--seed", type=seed, default=0)
+    train.add_argument("--resume", action="store_true", help="go on with the run in --output, if there is one")
+    train.set_defaults(run=_train)
+
+    benchmark = commands.add_parser(
+        "benchmark", parents=[training], help="train and evaluate models x methods x seeds, write a table and pictures"
+    )
+    benchmark.add_argument("--models", nargs="+", default=["wsl_resnet50"], metavar="MODEL", help="wsl_<timm name> ...")
+    benchmark.add_argument(
+        "--methods", nargs="+", default=BENCHMARKED, choices=METHODS, metavar="METHOD", help=", ".join(METHODS)
+    )
+    benchmark.add_argument("--seeds", nargs="+", type=seed, default=[0], help="%(default)s")
+    benchmark.add_argument(
+        "--output", default="runs/benchmark", help="folder for tables, pictures and runs; resumed where it has any"
+    )
+    benchmark.set_defaults(run=_benchmark)
+
+
+def _training_options(machine: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """What `train` and `benchmark` have in common."""
+    parser = argparse.ArgumentParser(add_help=False, parents=[machine])
+    add_data_options(parser)
+    parser.add_argument("--classes", nargs="+", help="take only these classes")
+    parser.add_argument("--shots", type=positive, help="train on so many images a class, drawn by the seed")
+    parser.add_argument(
+        "--size", type=positive, default=224, help="side of the training images in pixels (%(default)s)"
+    )
+    parser.add_argument("--pretrained", action="store_true", help="start from the backbone's pretrained weights")
+    parser.add_argument(
+        "--set", type=setting, action="append", default=[], metavar="NAME=VALUE", help="any keyword of create_model"
+    )
+    parser.add_argument("--epochs", type=positive, default=20, help="%(default)s")
+    parser.add_argument("--steps-per-epoch", type=positive, help="of data that is streamed")
+    parser.add_argument("--recipe", default="finetune", choices=sorted(RECIPES), help="%(default)s")
+    parser.add_argument("--lr", type=float, help="learning rate instead of the recipe's")
+    parser.add_argument("--batch-size", type=positive, help="images a step instead of the recipe's")
+    parser.add_argument("--augmentation", choices=sorted(AUGMENTATIONS), help="instead of the recipe's")
+    parser.add_argument("--patience", type=positive, help="stop after so many epochs without a lower error")
+    parser.add_argument(
+        "--recipe-set", type=setting, action="append", default=[], metavar="NAME=VALUE", help="any field of Recipe"
+    )
+    workers = 4 if torch.cuda.is_available() else 0
+    parser.add_argument("--workers", type=int, default=workers, help="loader processes (%(default)s)")
+    parser.add_argument("--precision", default="no", choices=PRECISIONS, help="of the passes (%(default)s: float32)")
+    parser.add_argument("--accumulation", type=positive, default=1, help="parts a step's images are cut into")
+    parser.add_argument("--sync-bn", action="store_true", help="BatchNorm statistics over all processes")
+    parser.add_argument("--checkpoint-steps", type=positive, default=CHECKPOINT_STEPS, help="%(default)s")
+    parser.add_argument("--trackers", nargs="+", default=(), metavar="NAME", help="tensorboard, wandb, ...")
+    parser.add_argument("--skip-damaged", action="store_true", help="leave out files that can't be read")
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    _check_settings(options)
+    recipe = _recipe(options, erasing_steps=options.erasing_steps)
+    train, valid = _training_data(options)
+    if (options.folds is None) != (options.fold is None):
+        raise ValueError("--folds says how many there are, --fold which of them validates: give both")
+    if options.folds is not None:
+        train, valid = fold([train, valid], options.fold, options.folds, options.seed)
+    if options.shots is not None:
+        train = few_shots(train, options.shots, options.seed)
+    torch.manual_seed(options.seed)
+    model = create_model(
+        options.model,
+        pretrained=options.pretrained or None,
+        num_classes=len(train.class_names),
+        img_size=options.size,
+        preset=options.preset,
+        **dict(options.set),
+    )
+    if model.in_chans != 3:
+        raise ValueError(f"train reads RGB images, in_chans must be 3, got {model.in_chans}")
+    output = Path(options.output)
+    print(f"{len(train)} images of {len(train.class_names)} classes to train, {len(valid)} to validate")
+    result = fit(
+        model,
+        train,
+        recipe,
+        options.epochs,
+        valid=valid,
+        output=output,
+        resume=options.resume,
+        size=options.size,
+        preprocess=preprocess_for(model, options.size),
+        seed=options.seed,
+        title=options.model,
+        **_run_options(options),
+    )
+    if result.is_main:
+        _print_training(options, output, result)
+    return 0
+
+
+def _print_training(options: argparse.Namespace, output: Path, result: TrainingResult) -> None:
+    if result.damaged:
+        print(f"skipped {len(result.damaged)} damaged files: {', '.join(result.damaged)}")
+    row = result.log[result.best_epoch]
+    epochs, error = len(result.log), 100 * row["valid_error"]
+    print(f"trained {epochs} epochs in {result.seconds:.0f} s; kept epoch {result.best_epoch} with a validation")
+    print(f"error of {error:.1f} %; log and learning curves in {output}, model in {output / 'model'}")
+    if result.best_f1_epoch is not None:
+        f1 = 100 * result.log[result.best_f1_epoch]["valid_f1_foreground"]
+        print(f"best F1+ on the validation masks: {f1:.1f} %, epoch {result.best_f1_epoch}, {output / 'model_best_f1'}")
+    print(f"next: minmax-entropy evaluate --model {output / 'model'} --data {options.data}")
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    _check_settings(options)
+    train, valid = _training_data(options)
+    test = _open(options, "test", train.class_names)
+    output = Path(options.output)
+    benchmark = Benchmark(
+        few_shots(train, options.shots) if options.shots is not None else train,
+        valid,
+        test,
+        options.models,
+        options.methods,
+        options.seeds,
+        options.epochs,
+        _recipe(options),
+        output,
+        options.size,
+        dict(options.set),
+        options.pretrained,
+        _run_options(options),
+    )
+    rows = run_benchmark(benchmark)
+    print(markdown(summarize(rows)))
+    print(LEGEND)
+    print(f"table.md, table.csv, runs.csv, pictures and runs are in {output}")
+    return 0 if len(rows) == len(benchmark.combinations()) else 1
+
+
+def _check_settings(options: argparse.Namespace) -> None:
+    for name, option in SETTINGS_WITH_OPTIONS.items():
+        if name in dict(options.set):
+            raise ValueError(f"give {option} instead of --set {name}=...")
+
+
+def _recipe(options: argparse.Namespace, **changes: object) -> Recipe:
+    names = ("lr", "batch_size", "augmentation", "patience")
+    return get_recipe(
+        options.recipe, **{name: getattr(options, name) for name in names}, **changes, **dict(options.recipe_set)
+    )
+
+
+def _run_options(options: argparse.Namespace) -> dict:
+    """Fields of `Run`."""
+    device = torch.device(options.device)
+    if device.index is not None:
+        torch.accelerator.set_device_index(device.index)
+    names = ("workers", "precision", "accumulation", "sync_bn", "checkpoint_steps", "trackers", "skip_damaged")
+    names = (*names, "steps_per_epoch")
+    return {"cpu": device.type == "cpu", **{name: getattr(options, name) for name in names}}
+
+
+def _training_data(options: argparse.Namespace) -> tuple[Images, Images]:
+    """Images to train and to validate, whose classes have the same indices."""
+    train = open_split(options.data, "train", options.classes, **dict(options.data_option))
+    valid = _open(options, "valid", train.class_names)
+    if len(train.class_names) == 1:
+        raise ValueError(f"{options.data}: all images are of class {train.class_names[0]!r}, two or more are needed")
+    return train, valid
+
+
+def _open(options: argparse.Namespace, split: str, class_names: Sequence[str] | None) -> Images:
+    """A part of the data whose classes are indexed as the training's, or the model's; some may be missing in it."""
+    dataset = open_split(options.data, split, options.classes, **dict(options.data_option))
+    if class_names is None or isinstance(dataset, LabelledStream):
+        return dataset
+    return dataset.with_classes(class_names)
