@@ -53,13 +53,16 @@ def mask_picture(mask: np.ndarray, threshold: float | None = None) -> Image.Imag
     return Image.fromarray(values)
 
 
-def reduced(image: Image.Image, mask: np.ndarray, side: int) -> tuple[Image.Image, np.ndarray]:
-    """Image and mask with a longer side of at most `side` pixels; of the mask every n-th pixel is taken."""
+def reduced(image: Image.Image, mask: np.ndarray | None, side: int) -> tuple[Image.Image, np.ndarray | None]:
+    """Image and mask with a longer side of at most `side` pixels; of the mask the nearest pixels are taken."""
     if max(image.size) <= side:
         return image, mask
     size = tuple(max(1, round(length * side / max(image.size))) for length in image.size)
+    small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    if mask is None:
+        return small, None
     rows, columns = (np.arange(new) * old // new for new, old in zip(size[::-1], mask.shape, strict=True))
-    return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0), mask[rows[:, None], columns]
+    return small, mask[rows[:, None], columns]
 
 
 def grid(

@@ -9,7 +9,7 @@ from PIL import Image
 from minmax_entropy.data import LabelledImages, Preprocess
 from minmax_entropy.engine.evaluate import Evaluation
 from minmax_entropy.engine.inference import Inference, predict_images
-from minmax_entropy.engine.pictures import grid, overlay
+from minmax_entropy.engine.pictures import grid, overlay, reduced
 from minmax_entropy.model import WSLModel
 
 # Metric -> heading, in the order of the columns; all are shares, shown in percent.
@@ -28,6 +28,7 @@ HEADINGS = {
     "top5_loc": "Top-5 loc %",
     "mask_area": "M+ %",
 }
+SHOWN_SIDE = 2048  # pixels; pictures of larger images are reduced to it
 LEGEND = (
     "error: of the class. F1+, F1-: Dice of object and background. PxAP: pixel average precision. pIoU: IoU over all "
     "pixels, at the mask's threshold and (max) at the best one. MaxBoxAcc, MaxBoxAccV2: boxes found, at the best "
@@ -95,20 +96,17 @@ def case_grid(
 
     The masks are cut at `threshold`, by default at each model's `mask_threshold`.
     """
-    samples = [dataset[index] for index in indices]
-    columns = {
-        name: list(
-            predict_images(model, ((i, s.image) for i, s in enumerate(samples)), preprocess, inference=inference)
-        )
-        for name, model in models.items()
-    }
     rows, captions = [], []
-    for index, sample in enumerate(samples):
-        truth = Image.new("RGB", sample.image.size) if sample.mask is None else overlay(sample.image, sample.mask)
-        predictions = [column[index] for column in columns.values()]
-        cuts = [model.mask_threshold if threshold is None else threshold for model in models.values()]
-        found = [overlay(sample.image, p.mask, cut) for p, cut in zip(predictions, cuts, strict=True)]
-        rows.append([sample.image, truth, *found])
-        said = [f"{dataset.class_names[p.class_index]} {p.probability:.2f}" for p in predictions]
-        captions.append([dataset.class_names[sample.target], "no mask" if sample.mask is None else "", *said])
+    for index in indices:  # large images are held one at a time
+        sample = dataset[index]
+        image, truth = reduced(sample.image, sample.mask, SHOWN_SIDE)
+        truth = Image.new("RGB", image.size) if truth is None else overlay(image, truth)
+        row, caption = [image, truth], [dataset.class_names[sample.target], "no mask" if sample.mask is None else ""]
+        for model in models.values():
+            (found,) = predict_images(model, [(index, sample.image)], preprocess, inference=inference)
+            marked = found.mask >= (model.mask_threshold if threshold is None else threshold)
+            row.append(overlay(*reduced(sample.image, marked, SHOWN_SIDE)))
+            caption.append(f"{dataset.class_names[found.class_index]} {found.probability:.2f}")
+        rows.append(row)
+        captions.append(caption)
     return grid(rows, ["image", "true mask", *models], captions, cell)
