@@ -40,6 +40,7 @@ def write_curves(log: list[dict], path: Path, title: str) -> None:
         for key in keys:
             rows = [row for row in log if key in row]
             axes.plot([row["epoch"] for row in rows], [row[key] for row in rows], label=key, marker=".", linewidth=1)
+        axes.margins(y=0.1)
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
