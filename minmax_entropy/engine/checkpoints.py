@@ -60,9 +60,9 @@ class Checkpoints:
         self.output = Path(output)
         self.folder = self.output / FOLDER
         self.settings = settings
-        self._resumes = True
+        self._resumes = False
 
-    def start(self, resume: bool, progress: Progress, is_main: bool) -> None:
+    def start(self, resume: bool, progress: Progress, accelerator: Accelerator) -> None:
         """Prepare the folder: of a new run, or of one that goes on. If that is over, `progress` becomes its end.
 
         Raises:
@@ -72,19 +72,20 @@ class Checkpoints:
         path = self.output / SETTINGS_NAME
         saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         is_over = saved is not None and saved["progress"] is not None
+        self._resumes = resume and saved is not None and not is_over
         if resume and saved is not None:
             compare_settings(saved["settings"], self.settings, self.output)
             if is_over:
                 progress.load_state_dict(saved["progress"])
-                self._resumes = False
             return
-        if not is_over and self.latest() is not None:
+        latest = self.latest()
+        if latest is not None and not is_over:
             raise FileExistsError(
-                f"{self.output} holds an unfinished run ({self.latest().name}): resume it (--resume), delete "
-                f"{self.folder}, or choose another folder"
+                f"{self.output} holds an unfinished run ({latest.name}): resume it (--resume), delete {self.folder}, "
+                "or choose another folder"
             )
-        self._resumes = False
-        if is_main:
+        accelerator.wait_for_everyone()  # all processes have looked
+        if accelerator.is_main_process:
             if resume:
                 _logger.info("there is no run in %s yet: it starts from the beginning", self.output)
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -36,6 +36,8 @@ Size = tuple[int, int]
 
 def obstacle(model: WSLModel) -> str | None:
     """Why a model can't work by tiles, or None."""
+    if not isinstance(model, WSLModel):
+        return f"they need a model whose mask is made of class maps, that of {type(model).__name__} is not"
     heads = [head for head in (model.localizer, model.classifier) if head is not None]
     for head in heads:
         if not isinstance(head, ClassMapHead):

@@ -222,7 +222,7 @@ class _Training:
         np.random.seed(self.options.seed)
         torch.manual_seed(self.options.seed + self.accelerator.process_index)  # dropout differs between processes
         if self.checkpoints is not None:
-            self.checkpoints.start(resume, self.progress, self.is_main)
+            self.checkpoints.start(resume, self.progress, self.accelerator)
         self._prepare()
         if self.checkpoints is not None and self.checkpoints.load(self.accelerator):
             _logger.info("going on at epoch %d, step %d", self.progress.epoch, self.progress.step)
