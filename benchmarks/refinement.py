@@ -32,9 +32,10 @@ VIEWS = {
     "flip and scales": Inference(flips=("horizontal",), scales=(1.0, 0.75, 1.25)),
 }
 REFINEMENTS = {
-    "guided filter": create_refinement("guided_filter"),
+    "guided filter, radius 0.04": create_refinement("guided_filter", radius=0.04),
     "guided filter, radius 0.08": create_refinement("guided_filter", radius=0.08),
-    "dense CRF": create_refinement("dense_crf"),
+    "guided filter, radius 0.16": create_refinement("guided_filter", radius=0.16),
+    "dense CRF, weight 4": create_refinement("dense_crf", weight=4.0),
     "dense CRF, weight 10": create_refinement("dense_crf", weight=10.0),
 }
 
