@@ -14,7 +14,7 @@ from minmax_entropy.engine import RECIPES, Recipe, TrainingResult, fit, get_reci
 from minmax_entropy.engine.benchmark import Benchmark, markdown, run_benchmark, summarize
 from minmax_entropy.engine.methods import METHODS
 from minmax_entropy.engine.report import LEGEND
-from minmax_entropy.engine.train import CHECKPOINT_STEPS, PRECISIONS
+from minmax_entropy.engine.run import CHECKPOINT_STEPS, PRECISIONS
 from minmax_entropy.factory import create_model
 from minmax_entropy.presets import PRESETS
 

@@ -18,14 +18,15 @@ from torch import nn
 
 from minmax_entropy.configuration import figures_as_json
 from minmax_entropy.data import LabelledImages
-from minmax_entropy.engine.checkpoints import compare_settings, write_text
+from minmax_entropy.engine.checkpoints import compare_settings, fingerprint, write_text
 from minmax_entropy.engine.evaluate import evaluate, evaluate_all_ones, preprocess_for
 from minmax_entropy.engine.grad_cam import GradCAM
 from minmax_entropy.engine.methods import ALL_ONES, Method, get_method
 from minmax_entropy.engine.pictures import save_picture
 from minmax_entropy.engine.recipes import Recipe
 from minmax_entropy.engine.report import HEADINGS, case_grid, table_text
-from minmax_entropy.engine.train import MACHINE, TrainingError, fingerprint, fit
+from minmax_entropy.engine.run import MACHINE
+from minmax_entropy.engine.train import TrainingError, fit
 from minmax_entropy.factory import create_model
 from minmax_entropy.model import WSLModel
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from minmax_entropy.data import LabelledImages, LabelledStream
+from minmax_entropy.data.subsets import targets_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -147,6 +151,15 @@ def compare_settings(saved: dict, settings: dict, place: Path) -> None:
     if different:
         texts = (f"{key}: it has {was!r:.200}, asked for is {now!r:.200}" for key, (was, now) in different.items())
         raise ValueError(f"what is in {place} can't be resumed with other settings than its own: {'; '.join(texts)}")
+
+
+def fingerprint(dataset: LabelledImages | LabelledStream) -> dict:
+    """What tells one data set from another: number of images, classes, and a hash of the images' names and labels."""
+    if isinstance(dataset, LabelledStream):
+        return {"classes": dataset.class_names}
+    names = (f"{Path(dataset.name(index)).name}\t{target}\n" for index, target in enumerate(targets_of(dataset)))
+    digest = hashlib.sha256("".join(names).encode()).hexdigest()
+    return {"images": len(dataset), "classes": dataset.class_names, "sha256": digest}
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,31 +30,24 @@ from minmax_entropy.data import (
 )
 from minmax_entropy.data.loading import TrainingPlan, TrainingStream, stream_loader, training_loader
 from minmax_entropy.data.subsets import class_weights, targets_of
-from minmax_entropy.engine.checkpoints import Checkpoints, Progress
+from minmax_entropy.engine.checkpoints import Checkpoints, Progress, fingerprint
 from minmax_entropy.engine.evaluate import Evaluation, evaluate, length_of, require_multiclass
 from minmax_entropy.engine.log import write_curves, write_log
 from minmax_entropy.engine.progress import progress_bar
 from minmax_entropy.engine.recipes import Recipe
-from minmax_entropy.extras import require
+from minmax_entropy.engine.run import MACHINE, Run, create_accelerator, gather_objects
 from minmax_entropy.hub import check_target
 from minmax_entropy.model import WSLModel
 from minmax_entropy.weights import SavedWeights, weight_files
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 _logger = logging.getLogger(__name__)
 
 # A mean mask outside of this range marks next to nothing, or nearly the whole image: the trivial optimum.
 MASK_AREA_RANGE = (0.02, 0.9)
-CHECKPOINT_STEPS = 1000
 STATUS_STEPS = 10
 CURVES_SECONDS = 30  # the picture takes a second
 # Figure of the validation -> folder of the model that is best by it, and whether higher is better.
 BEST = {"valid_error": ("model", False), "valid_f1_foreground": ("model_best_f1", True)}
-PRECISIONS = ("no", "bf16", "fp16")
-# Fields of `Run` that change nothing in the result.
-MACHINE = ("workers", "checkpoint_steps", "trackers", "progress", "title")
 
 
 class TrainingError(RuntimeError):
@@ -82,48 +73,6 @@ class TrainingResult:
     damaged: list[str]
     seconds: float
     is_main: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """How a training runs on its machine. What it learns is in the `Recipe`.
-
-    Args:
-        seed: of the order of the images, augmentation, dropout.
-        workers: loader processes; their number changes nothing in the result.
-        precision: "no" (float32), "bf16" or "fp16".
-        steps_per_epoch: of a stream of images, which has no length.
-        accumulation: batches that a step of `Recipe.batch_size` images is cut into, in each process.
-        sync_bn: BatchNorm statistics over all processes (accelerators only).
-        checkpoint_steps: steps between checkpoints within an epoch; there is one at each epoch's end anyway.
-        trackers: of Accelerate, such as "tensorboard" or "wandb".
-        cpu: stay on the CPU where there is an accelerator.
-        skip_damaged: take the next image in the place of a file that can't be read, and list it, instead of raising.
-        progress: show a progress bar.
-        title: text before the bar.
-    """
-
-    seed: int = 0
-    workers: int = 0
-    precision: str = "no"
-    steps_per_epoch: int | None = None
-    accumulation: int = 1
-    sync_bn: bool = False
-    checkpoint_steps: int = CHECKPOINT_STEPS
-    trackers: Sequence[str] = ()
-    cpu: bool = False
-    skip_damaged: bool = False
-    progress: bool = True
-    title: str = "train"
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
-        for name in ("accumulation", "checkpoint_steps", "steps_per_epoch"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)!r}")
-        if self.workers < 0:
-            raise ValueError(f"workers must be 0 or more, got {self.workers!r}")
 
 
 def fit(
@@ -199,7 +148,7 @@ class _Training:
         self.recipe, self.epochs, self.options = recipe, epochs, options
         self.train, self.valid, self.preprocess = train, valid, preprocess
         self.output = None if output is None else Path(output)
-        self.accelerator = _accelerator(options, self.output)
+        self.accelerator = create_accelerator(options, self.output)
         self.is_main = self.accelerator.is_main_process
         if model.class_names is None and len(train.class_names) == model.num_classes:
             model.class_names = train.class_names
@@ -387,7 +336,7 @@ class _Training:
             values = self.accelerator.gather(torch.stack(list(sums.values())).unsqueeze(0))  # [processes, figures]
             self.progress.sums = dict(zip(sums, values.T.tolist(), strict=True))
         if self.options.skip_damaged:
-            found = _gather_objects(self.accelerator, list(damaged))
+            found = gather_objects(self.accelerator, list(damaged))
             self._note_damaged(path for paths in found for path in paths)
 
     def _note_damaged(self, paths) -> None:
@@ -409,7 +358,7 @@ class _Training:
                 boxes=False,
                 share=share,
             )
-        result = Evaluation.merged([part for part in _gather_objects(self.accelerator, part) if part is not None])
+        result = Evaluation.merged([part for part in gather_objects(self.accelerator, part) if part is not None])
         self._note_damaged(result.damaged)
         return {f"valid_{name}": float(value) for name, value in result.metrics.items()}
 
@@ -506,37 +455,6 @@ class _Training:
             progress.log[-1]["seconds"],
             self.is_main,
         )
-
-
-def fingerprint(dataset: LabelledImages | LabelledStream) -> dict:
-    """What tells one data set from another: number of images, classes, and a hash of the images' names and labels."""
-    if isinstance(dataset, LabelledStream):
-        return {"classes": dataset.class_names}
-    names = (f"{Path(dataset.name(index)).name}\t{target}\n" for index, target in enumerate(targets_of(dataset)))
-    digest = hashlib.sha256("".join(names).encode()).hexdigest()
-    return {"images": len(dataset), "classes": dataset.class_names, "sha256": digest}
-
-
-def _accelerator(options: Run, output: Path | None) -> Accelerator:
-    accelerate = require("accelerate", "train", "training")
-    require("matplotlib", "train", "the picture of the learning curves")
-    if options.trackers and output is None:
-        raise ValueError("trackers need an output folder")
-    return accelerate.Accelerator(
-        mixed_precision=options.precision,
-        cpu=options.cpu,
-        log_with=list(options.trackers) or None,
-        project_dir=None if output is None else str(output),
-    )
-
-
-def _gather_objects(accelerator: Accelerator, item: object) -> list:
-    """The item of each process, in the order of the processes."""
-    if accelerator.num_processes == 1:
-        return [item]
-    from accelerate.utils import gather_object
-
-    return gather_object([item])
 
 
 def _warn_of_collapse(row: dict) -> None:

@@ -1,0 +1,88 @@
+"""How a training runs on its machine: processes, precision, loader processes, trackers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minmax_entropy.extras import require
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+CHECKPOINT_STEPS = 1000
+PRECISIONS = ("no", "bf16", "fp16")
+# Fields of `Run` that change nothing in the result.
+MACHINE = ("workers", "checkpoint_steps", "trackers", "progress", "title")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """How a training runs on its machine. What it learns is in the `Recipe`.
+
+    Args:
+        seed: of the order of the images, augmentation, dropout.
+        workers: loader processes; their number changes nothing in the result.
+        precision: "no" (float32), "bf16" or "fp16".
+        steps_per_epoch: of a stream of images, which has no length.
+        accumulation: batches that a step of `Recipe.batch_size` images is cut into, in each process.
+        sync_bn: BatchNorm statistics over all processes (accelerators only).
+        checkpoint_steps: steps between checkpoints within an epoch; there is one at each epoch's end anyway.
+        trackers: of Accelerate, such as "tensorboard" or "wandb".
+        cpu: stay on the CPU where there is an accelerator.
+        skip_damaged: take the next image in the place of a file that can't be read, and list it, instead of raising.
+        progress: show a progress bar.
+        title: text before the bar.
+    """
+
+    seed: int = 0
+    workers: int = 0
+    precision: str = "no"
+    steps_per_epoch: int | None = None
+    accumulation: int = 1
+    sync_bn: bool = False
+    checkpoint_steps: int = CHECKPOINT_STEPS
+    trackers: Sequence[str] = ()
+    cpu: bool = False
+    skip_damaged: bool = False
+    progress: bool = True
+    title: str = "train"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
+        for name in ("accumulation", "checkpoint_steps", "steps_per_epoch"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)!r}")
+        if self.workers < 0:
+            raise ValueError(f"workers must be 0 or more, got {self.workers!r}")
+
+
+def create_accelerator(options: Run, output: Path | None) -> Accelerator:
+    """Accelerate for a run; within a process, all runs have one precision and one kind of device.
+
+    Raises:
+        ImportError: Accelerate or Matplotlib is missing (the `[train]` extra).
+        ValueError: trackers without an output folder, or another precision than that of an earlier run.
+    """
+    accelerate = require("accelerate", "train", "training")
+    require("matplotlib", "train", "the picture of the learning curves")
+    if options.trackers and output is None:
+        raise ValueError("trackers need an output folder")
+    return accelerate.Accelerator(
+        mixed_precision=options.precision,
+        cpu=options.cpu,
+        log_with=list(options.trackers) or None,
+        project_dir=None if output is None else str(output),
+    )
+
+
+def gather_objects(accelerator: Accelerator, item: object) -> list:
+    """The item of each process, in the order of the processes."""
+    if accelerator.num_processes == 1:
+        return [item]
+    from accelerate.utils import gather_object
+
+    return gather_object([item])
