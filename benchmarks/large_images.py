@@ -61,9 +61,7 @@ def measure(*arguments: object) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--sides", type=int, nargs="*", default=[2000, 5000, 10000, 20000], help="of the images, pixels"
-    )
+    parser.add_argument("--sides", type=int, nargs="*", default=[2000, 5000, 20000], help="of the images, pixels")
     parser.add_argument("--model", default="wsl_test_convnext", help="%(default)s")
     parser.add_argument("--commands", nargs="*", default=["predict", "evaluate"], choices=["predict", "evaluate"])
     parser.add_argument("--options", nargs="*", default=[], help="for both commands, without dashes: tile=512")
