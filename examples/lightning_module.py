@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     options = parser.parse_args()
     train = open_split(options.data, "train") if options.data else SyntheticShapes(120, num_classes=3)
-    valid = open_split(options.data, "valid") if options.data else SyntheticShapes(30, num_classes=3, seed=1)
+    valid = open_split(options.data, "valid", train.class_names) if options.data else SyntheticShapes(30, 64, 3, seed=1)
     settings = dict(num_classes=len(train.class_names), preset="area", img_size=None if options.data else 64)
     model = minmax_entropy.create_model(options.model, options.pretrained, **settings)
     size, mean, std = (model.data_config[key] for key in ("input_size", "mean", "std"))

@@ -157,7 +157,22 @@ def test_class_that_is_known_to_the_validation_alone(tmp_path, capsys):
 
 def test_train_again_into_the_same_folder(data, tmp_path):
     for epochs in (2, 1):
-        assert run("train", "--data", data, *SMALL, "--epochs", epochs, "--output", tmp_path, "--preset", "cam") == 0
+        assert (
+            run(
+                "train",
+                "--data",
+                data,
+                *SMALL,
+                "--epochs",
+                epochs,
+                "--output",
+                tmp_path,
+                "--preset",
+                "cam",
+                "--overwrite",
+            )
+            == 0
+        )
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 2
     assert mme.create_model(f"local-dir:{tmp_path / 'model'}").classifier is None
 

@@ -96,8 +96,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.output is not None:
         output = Path(options.output)
         output.mkdir(parents=True, exist_ok=True)
-        (output / "metrics.json").write_text(json.dumps(figures_as_json(result.metrics), indent=2) + "\n")
-        with (output / "images.csv").open("w", newline="") as file:
+        figures = json.dumps(figures_as_json(result.metrics), indent=2)
+        (output / "metrics.json").write_text(figures + "\n", encoding="utf-8")
+        with (output / "images.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in result.rows for key in row)))
             writer.writeheader()
             writer.writerows(result.rows)

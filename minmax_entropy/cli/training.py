@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +30,7 @@ SETTINGS_WITH_OPTIONS = {
     "pretrained": "--pretrained",
     "num_classes": "--classes",
 }
+BY_METHOD = ("erasing_steps", "preset")  # what the methods of a benchmark decide
 
 
 def add_commands(commands: argparse._SubParsersAction, machine: argparse.ArgumentParser) -> None:
@@ -40,7 +43,9 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
     train.add_argument("--folds", type=positive, help="cross-validation: cut what trains and validates into so many")
     train.add_argument("--fold", type=int, help="the fold that validates, from 0")
     train.add_argument("--seed", type=seed, default=0)
-    train.add_argument("--resume", action="store_true", help="go on with the run in --output, if there is one")
+    going_on = train.add_mutually_exclusive_group()
+    going_on.add_argument("--resume", action="store_true", help="go on with the run in --output, if there is one")
+    going_on.add_argument("--overwrite", action="store_true", help="replace the run in --output")
     train.set_defaults(run=_train)
 
     benchmark = commands.add_parser(
@@ -97,6 +102,8 @@ def _train(options: argparse.Namespace) -> int:
     train, valid = _training_data(options)
     if (options.folds is None) != (options.fold is None):
         raise ValueError("--folds says how many there are, --fold which of them validates: give both")
+    if isinstance(train, LabelledStream) and (options.folds or options.shots):
+        raise ValueError("--folds and --shots need data that can be counted, not a stream")
     if options.folds is not None:
         train, valid = fold([train, valid], options.fold, options.folds, options.seed)
     if options.shots is not None:
@@ -110,10 +117,11 @@ def _train(options: argparse.Namespace) -> int:
         preset=options.preset,
         **dict(options.set),
     )
-    if model.in_chans != 3:
-        raise ValueError(f"train reads RGB images, in_chans must be 3, got {model.in_chans}")
+    if model.in_chans not in (1, 3):
+        raise ValueError(f"train reads images in colour or greyscale, in_chans must be 3 or 1, got {model.in_chans}")
     output = Path(options.output)
-    print(f"{len(train)} images of {len(train.class_names)} classes to train, {len(valid)} to validate")
+    counts = ("a stream" if isinstance(part, LabelledStream) else f"{len(part)} images" for part in (train, valid))
+    print("{} of {classes} classes to train, {} to validate".format(*counts, classes=len(train.class_names)))
     result = fit(
         model,
         train,
@@ -122,6 +130,7 @@ def _train(options: argparse.Namespace) -> int:
         valid=valid,
         output=output,
         resume=options.resume,
+        overwrite=options.overwrite,
         size=options.size,
         preprocess=preprocess_for(model, options.size),
         seed=options.seed,
@@ -143,16 +152,21 @@ def _print_training(options: argparse.Namespace, output: Path, result: TrainingR
     if result.best_f1_epoch is not None:
         f1 = 100 * result.log[result.best_f1_epoch]["valid_f1_foreground"]
         print(f"best F1+ on the validation masks: {f1:.1f} %, epoch {result.best_f1_epoch}, {output / 'model_best_f1'}")
-    print(f"next: minmax-entropy evaluate --model {output / 'model'} --data {options.data}")
+    same = [f"--plugin {plugin}" for plugin in options.plugin or []]
+    same += [f"--data-option {name}={json.dumps(value)}" for name, value in options.data_option]
+    print(" ".join(["next: minmax-entropy evaluate --model", str(output / "model"), "--data", options.data, *same]))
 
 
 def _benchmark(options: argparse.Namespace) -> int:
+    for name in BY_METHOD:
+        if name in dict(options.set) or name in dict(options.recipe_set):
+            raise ValueError(f"{name} is what the --methods differ in: leave it out")
     _check_settings(options)
     train, valid = _training_data(options)
     test = _open(options, "test", train.class_names)
     output = Path(options.output)
     benchmark = Benchmark(
-        few_shots(train, options.shots) if options.shots is not None else train,
+        train,
         valid,
         test,
         options.models,
@@ -165,6 +179,7 @@ def _benchmark(options: argparse.Namespace) -> int:
         dict(options.set),
         options.pretrained,
         _run_options(options),
+        options.shots,
     )
     rows = run_benchmark(benchmark)
     print(markdown(summarize(rows)))
@@ -181,16 +196,15 @@ def _check_settings(options: argparse.Namespace) -> None:
 
 def _recipe(options: argparse.Namespace, **changes: object) -> Recipe:
     names = ("lr", "batch_size", "augmentation", "patience")
-    return get_recipe(
-        options.recipe, **{name: getattr(options, name) for name in names}, **changes, **dict(options.recipe_set)
-    )
+    recipe = get_recipe(options.recipe, **{name: getattr(options, name) for name in names}, **changes)
+    return dataclasses.replace(recipe, **dict(options.recipe_set))
 
 
 def _run_options(options: argparse.Namespace) -> dict:
     """Fields of `Run`."""
     device = torch.device(options.device)
-    if device.index is not None:
-        torch.accelerator.set_device_index(device.index)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     names = ("workers", "precision", "accumulation", "sync_bn", "checkpoint_steps", "trackers", "skip_damaged")
     names = (*names, "steps_per_epoch")
     return {"cpu": device.type == "cpu", **{name: getattr(options, name) for name in names}}

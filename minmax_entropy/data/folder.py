@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from minmax_entropy.data.images import IMAGE_SUFFIXES
 from minmax_entropy.data.selection import HELD_OUT, SPLIT_NAMES, SPLIT_SEED, SPLITS
 from minmax_entropy.data.sources import register_reader
 
+_logger = logging.getLogger(__name__)
+
 BOXES = "boxes.csv"
 BOXES_HEADER = ["image", "x0", "y0", "x1", "y1"]
 
@@ -25,7 +28,8 @@ def open_folders(
 ) -> ImageFiles:
     """Images in class folders.
 
-    - `root/[images/]train/<class>/*`, `valid/...` (or `val`, `validation`), `test/...`; or
+    - `root/[images/]train/<class>/*`, `valid/...` (or `val`, `validation`), `test/...`; without a validation part, 15 %
+      of each class of "train" are held out for it; or
     - `root/[images/]<class>/*` without splits: 15 % of each class are held out for "valid" and 25 % for "test".
 
     The mask of `images/a/b.jpg` is `masks/a/b.png` (any image suffix), where it exists. `root/boxes.csv`, where it
@@ -34,7 +38,7 @@ def open_folders(
     Args:
         root: folder of the data set.
         split, classes: as in `open_split`.
-        seed: of the held out images; of no effect where there are splits.
+        seed: of the images that are held out.
 
     Raises:
         FileNotFoundError: folders for other splits, but not for this one.
@@ -92,11 +96,18 @@ def _images_of(root: Path) -> Path:
 
 def _read_folders(root: Path, split: str, seed: int) -> list[Record]:
     images = _images_of(root)
-    has_splits = any(_is_split(images / name) for names in SPLIT_NAMES.values() for name in names)
-    folders = [images / name for name in SPLIT_NAMES[split] if _is_split(images / name)] if has_splits else [images]
-    if not folders:
+    found = {
+        part: images / name for part, names in SPLIT_NAMES.items() for name in names[::-1] if _is_split(images / name)
+    }
+    if not found:
+        held = {"valid", "test"}
+    else:
+        held = {"valid"} if "train" in found and "valid" not in found else set()
+        if held and split == "valid":
+            _logger.info("%s has no validation part: %d %% of train are held out", root, 100 * HELD_OUT["valid"])
+    folder = found.get("train" if split in held else split) if found else images
+    if folder is None:
         raise FileNotFoundError(f"{images} has folders for some of {SPLITS}, but none for {split!r}")
-    folder = folders[0]
     classes = sorted(
         entry for entry in folder.iterdir() if entry.is_dir() and entry.name != "masks" and entry.name[0] != "."
     )
@@ -107,7 +118,8 @@ def _read_folders(root: Path, split: str, seed: int) -> list[Record]:
         files = image_files(entry)
         if not files:
             raise ValueError(f"class folder {entry} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-        files = files if has_splits else _held_out(files, split, seed)
+        if split in held or (held and split == "train"):
+            files = _held_out(files, split, seed, held)
         records += [Record(file, _mask_of(root / "masks" / file.relative_to(images)), entry.name) for file in files]
     if not records:
         raise ValueError(f"{folder} has too few images a class to hold out a {split!r} part; give it split folders")
@@ -125,11 +137,10 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))
 
 
-def _held_out(files: list[Path], split: str, seed: int) -> list[Path]:
-    """The part of a class's files that belongs to a split, drawn by a seed."""
+def _held_out(files: list[Path], split: str, seed: int, held: set[str]) -> list[Path]:
+    """The part of a class's files that belongs to a split, drawn by a seed; `held` are the parts that are held out."""
     order = np.random.default_rng(seed).permutation(len(files))
-    valid = round(HELD_OUT["valid"] * len(files))
-    test = round(HELD_OUT["test"] * len(files))
+    valid, test = (round(HELD_OUT[part] * len(files)) if part in held else 0 for part in ("valid", "test"))
     part = {"test": order[:test], "valid": order[test : test + valid], "train": order[test + valid :]}[split]
     return [files[index] for index in sorted(part)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -28,12 +29,16 @@ class Place(NamedTuple):
 
 
 class TrainingBatch(NamedTuple):
-    """Images `[B, C, H, W]`, class indices `[B]`, the part of the step's loss that they make up, damaged files."""
+    """Images `[B, C, H, W]`, class indices `[B]`, the part of the step's loss that they make up, damaged files.
+
+    `position` is that of a stream after the step, see `TrainingStream`.
+    """
 
     images: Tensor
     target: Tensor
     share: float
     damaged: tuple[DamagedFileError, ...] = ()
+    position: tuple[int, int] | None = None
 
 
 class TrainingPlan(Sampler):
@@ -73,12 +78,8 @@ class TrainingPlan(Sampler):
         self.targets = np.asarray(targets)
         self.batch_size = min(batch_size, len(self.targets))
         self.seed, self.sampling = seed, sampling
-        self.accumulation, self.process, self.processes = accumulation, process, processes
-        if self.batch_size < accumulation * processes:
-            raise ValueError(
-                f"a step of {self.batch_size} images can't be cut into {processes} (processes) x {accumulation} "
-                "(accumulation) batches: take a larger batch_size, or more images"
-            )
+        self.accumulation = accumulation
+        self.parts = step_parts(self.batch_size, accumulation, process, processes)
         self.epoch = self.start = 0
 
     @property
@@ -102,13 +103,23 @@ class TrainingPlan(Sampler):
         order = self.order(self.epoch)
         for step in range(self.start, self.steps):
             first = step * self.batch_size
-            for places in self.parts():
+            for places in self.parts:
                 yield [Place(self.epoch, first + place, int(order[first + place])) for place in places]
 
-    def parts(self) -> list[list[int]]:
-        """Places in a step that this process takes, by batch."""
-        part = np.array_split(np.arange(self.batch_size), self.processes)[self.process]
-        return [places.tolist() for places in np.array_split(part, self.accumulation)]
+
+def step_parts(batch_size: int, accumulation: int, process: int, processes: int) -> list[list[int]]:
+    """Places in a step that a process takes, by batch.
+
+    Raises:
+        ValueError: fewer images in a step than processes x accumulation.
+    """
+    if batch_size < accumulation * processes:
+        raise ValueError(
+            f"a step of {batch_size} images can't be cut into {processes} (processes) x {accumulation} "
+            "(accumulation) batches: take a larger batch_size, or more images"
+        )
+    part = np.array_split(np.arange(batch_size), processes)[process]
+    return [places.tolist() for places in np.array_split(part, accumulation)]
 
 
 class TrainingImages(Dataset):
@@ -212,14 +223,19 @@ def training_loader(
 class TrainingStream(IterableDataset):
     """Batches of a stream of images, for one process; both plan and data set, with the attributes of `TrainingPlan`.
 
-    Every process reads the whole stream and transforms its part of each step. The order is drawn anew for each epoch
-    from a buffer of images.
+    An epoch goes on where the one before it ended; where the stream ends, it begins anew. Its order is drawn for each
+    pass over it, from a buffer of images. Every process reads the whole stream and transforms its part of each step.
 
     Args:
         stream: the images.
         transform, seed, skip_damaged: as for `TrainingImages`; a damaged image is replaced by another one of its step.
         steps: an epoch has so many.
         batch_size, accumulation, process, processes: as for `TrainingPlan`.
+
+    Attributes:
+        epoch, start: what the next iteration gives: the epoch, from this step on.
+        position: where it begins: number of the pass over the stream, and of the image in it. Each batch says where its
+            step ends.
     """
 
     def __init__(
@@ -235,35 +251,42 @@ class TrainingStream(IterableDataset):
         skip_damaged: bool = False,
     ) -> None:
         self.stream, self.transform, self.steps = stream, transform, steps
-        # Its places in a step are those of a data set of one step.
-        self.plan = TrainingPlan([0] * batch_size, batch_size, seed, "shuffle", accumulation, process, processes)
+        self.parts = step_parts(batch_size, accumulation, process, processes)
         self.batch_size, self.seed, self.skip_damaged = batch_size, seed, skip_damaged
         self.epoch = self.start = 0
+        self.position = (0, 0)
 
     def __iter__(self) -> Iterator[TrainingBatch]:
         collate = Collate(self.batch_size)
-        seed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
-        samples = iter(self.stream.shuffled(seed).skip(self.start * self.batch_size))
+        items = self._read(*self.position)
         for step in range(self.start, self.steps):
-            read = [self._next(samples) for _ in range(self.batch_size)]
-            damaged = tuple(item for item in read if isinstance(item, DamagedFileError))
-            good = [item for item in read if not isinstance(item, DamagedFileError)]
+            read = list(itertools.islice(items, self.batch_size))
+            samples = [sample for sample, _ in read]
+            damaged = tuple(sample for sample in samples if isinstance(sample, DamagedFileError))
+            good = [sample for sample in samples if isinstance(sample, Sample)]
             if self.skip_damaged and good:
-                read = [item if isinstance(item, Sample) else good[i % len(good)] for i, item in enumerate(read)]
-            for places in self.plan.parts():
-                batch = collate([self._item(step, place, read[place]) for place in places])
-                yield batch._replace(damaged=damaged)
+                samples = [s if isinstance(s, Sample) else good[i % len(good)] for i, s in enumerate(samples)]
+            for places in self.parts:
+                batch = collate([self._item(step, place, samples[place]) for place in places])
+                yield batch._replace(damaged=damaged, position=read[-1][1])
 
-    def _next(self, samples: Iterator[Sample]) -> Sample | DamagedFileError:
-        try:
-            return next(samples)
-        except DamagedFileError as error:
-            return error
-        except StopIteration:
-            raise ValueError(
-                f"an epoch of {self.steps} steps takes {self.steps * self.batch_size} images, the stream has fewer: "
-                "give fewer steps_per_epoch"
-            ) from None
+    def _read(self, number: int, offset: int) -> Iterator[tuple[Sample | DamagedFileError, tuple[int, int]]]:
+        """Samples without end, each with the position after it."""
+        while True:
+            seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+            samples = iter(self.stream.shuffled(seed).skip(offset))
+            while True:
+                try:
+                    sample = next(samples)
+                except DamagedFileError as error:
+                    sample = error
+                except StopIteration:
+                    break
+                offset += 1
+                yield sample, (number, offset)
+            if not offset:
+                raise ValueError("the stream gives no images")
+            number, offset = number + 1, 0
 
     def _item(self, step: int, place: int, sample: Sample | DamagedFileError) -> tuple:
         if isinstance(sample, DamagedFileError):

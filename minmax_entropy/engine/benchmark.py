@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
 import logging
 import math
+import os
 import re
 import statistics
 from collections.abc import Callable, Sequence
@@ -17,7 +19,7 @@ import torch
 from torch import nn
 
 from minmax_entropy.configuration import figures_as_json
-from minmax_entropy.data import LabelledImages
+from minmax_entropy.data import DamagedFileError, LabelledImages, LabelledStream, few_shots
 from minmax_entropy.engine.checkpoints import compare_settings, fingerprint, write_text
 from minmax_entropy.engine.evaluate import evaluate, evaluate_all_ones, preprocess_for
 from minmax_entropy.engine.grad_cam import GradCAM
@@ -66,6 +68,7 @@ class Benchmark:
         settings: keywords of `create_model` for every method, below the method's own.
         pretrained: start from the backbone's pretrained weights.
         run: fields of `Run`, such as `workers`.
+        shots: train on so many images a class, drawn anew for each seed.
     """
 
     train: LabelledImages
@@ -81,11 +84,17 @@ class Benchmark:
     settings: dict = dataclasses.field(default_factory=dict)
     pretrained: bool = False
     run: dict = dataclasses.field(default_factory=dict)
+    shots: int | None = None
 
     def combinations(self) -> list[Combination]:
-        """In the order in which they are trained: a first seed of everything, then the next."""
+        """In the order in which they are trained: a first seed of everything, then the next. Nothing is trained, and so
+        nothing is drawn, for a mask of ones: it is there for the first seed."""
         return [
-            Combination(model, method, seed) for seed in self.seeds for model in self.models for method in self.methods
+            Combination(model, method, seed)
+            for seed in self.seeds
+            for model in self.models
+            for method in self.methods
+            if method != ALL_ONES or seed == self.seeds[0]
         ]
 
 
@@ -103,10 +112,15 @@ def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> l
         `epochs`, `images`, `lowest_mask_area` and `highest_mask_area` (means over an epoch).
 
     Raises:
-        ValueError: an unknown method, or results in the folder that are of other settings.
+        ValueError: an unknown method, streams, several processes, or results in the folder that are of other settings.
     """
     for name in benchmark.methods:
         get_method(name)
+    for dataset in (benchmark.train, benchmark.valid, benchmark.test):
+        if isinstance(dataset, LabelledStream):
+            raise ValueError("a benchmark needs images that it can count and take by index, not a stream")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("a benchmark runs in one process; several of them may share the work by their --seeds")
     _check_settings(benchmark)
     rows: list[dict] = []
     for number, combination in enumerate(benchmark.combinations(), start=1):
@@ -131,6 +145,7 @@ def _check_settings(benchmark: Benchmark) -> None:
         "epochs": benchmark.epochs,
         "recipe": dataclasses.asdict(benchmark.recipe),
         "size": benchmark.size,
+        "shots": benchmark.shots,
         "settings": benchmark.settings,
         "pretrained": benchmark.pretrained,
         "run": {key: value for key, value in benchmark.run.items() if key not in MACHINE},
@@ -155,11 +170,12 @@ def _run(benchmark: Benchmark, combination: Combination) -> dict:
     """The row of a combination: read if it is there, else trained and evaluated."""
     row = dataclasses.asdict(combination)
     if combination.method == ALL_ONES:
-        return row | evaluate_all_ones(benchmark.test)
+        return row | evaluate_all_ones(benchmark.test, skip_damaged=benchmark.run.get("skip_damaged", False))
     path = combination.folder(benchmark.output) / RESULTS_NAME
     if not path.is_file():
         model, training = _trained(benchmark, combination)
-        metrics = evaluate(model, benchmark.test, preprocess_for(model, benchmark.size)).metrics
+        skipping = dict(skip_damaged=benchmark.run.get("skip_damaged", False))
+        metrics = evaluate(model, benchmark.test, preprocess_for(model, benchmark.size), **skipping).metrics
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(figures_as_json({**metrics, **training}), indent=2) + "\n")
     return row | json.loads(path.read_text(encoding="utf-8"))
@@ -170,9 +186,12 @@ def _trained(benchmark: Benchmark, combination: Combination) -> tuple[WSLModel |
     method = get_method(combination.method)
     own = _trained_as(combination)
     model = _create(benchmark, own)
+    train = benchmark.train
+    if benchmark.shots is not None:
+        train = few_shots(train, benchmark.shots, combination.seed)
     result = fit(
         model,
-        benchmark.train,
+        train,
         dataclasses.replace(benchmark.recipe, erasing_steps=method.erasing_steps),
         benchmark.epochs,
         valid=benchmark.valid,
@@ -278,16 +297,27 @@ def _write_pictures(benchmark: Benchmark, model: str) -> None:
     runs = {method: run for method, run in runs.items() if (run.folder(benchmark.output) / RESULTS_NAME).is_file()}
     folder, name = benchmark.output / "pictures", _file_name(model)
     paths = {method: folder / f"{name}_{method}.png" for method in runs}
-    if all(path.is_file() for path in paths.values()):
+    together = folder / f"{name}.png"
+    if all(path.is_file() for path in (*paths.values(), *([together] if len(runs) > 1 else []))):
         return
-    chosen = range(0, len(benchmark.test), max(len(benchmark.test) // PICTURES, 1))[:PICTURES]
+    chosen = _readable(benchmark.test, max(len(benchmark.test) // PICTURES, 1))
     found = {method: _saved(benchmark, run) for method, run in runs.items()}
     grids = {path: {get_method(method).title: found[method]} for method, path in paths.items()}
     if len(found) > 1:
-        grids[folder / f"{name}.png"] = {get_method(method).title: one for method, one in found.items()}
+        grids[together] = {get_method(method).title: one for method, one in found.items()}
     for path, models in grids.items():
         preprocess = preprocess_for(next(iter(models.values())), benchmark.size)
         save_picture(case_grid(models, benchmark.test, chosen, preprocess), path)
+
+
+def _readable(dataset: LabelledImages, step: int) -> list[int]:
+    """Every `step`-th image that can be read, a few of them."""
+    chosen: list[int] = []
+    for index in range(0, len(dataset), step):
+        with contextlib.suppress(DamagedFileError):
+            dataset[index]
+            chosen.append(index)
+    return chosen[:PICTURES]
 
 
 def _saved(benchmark: Benchmark, combination: Combination) -> nn.Module:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ class Progress:
         best: of each criterion the best value and its epoch.
         damaged: files that could not be read.
         seconds: of training so far.
+        position: in a stream of images, see `TrainingStream`.
     """
 
     def __init__(self) -> None:
@@ -42,6 +44,7 @@ class Progress:
         self.best: dict[str, tuple[float, int]] = {}
         self.damaged: list[str] = []
         self.seconds = 0.0
+        self.position: tuple[int, int] = (0, 0)
 
     def state_dict(self) -> dict:
         return {"json": json.dumps(vars(self))}  # text: loading it can't run anything
@@ -49,6 +52,7 @@ class Progress:
     def load_state_dict(self, state: dict) -> None:
         vars(self).update(json.loads(state["json"]))
         self.best = {name: (value, epoch) for name, (value, epoch) in self.best.items()}
+        self.position = tuple(self.position)
 
 
 class Checkpoints:
@@ -66,35 +70,49 @@ class Checkpoints:
         self.settings = settings
         self._resumes = False
 
-    def start(self, resume: bool, progress: Progress, accelerator: Accelerator) -> None:
+    def start(
+        self, resume: bool, overwrite: bool, results: Sequence[str], progress: Progress, accelerator: Accelerator
+    ) -> None:
         """Prepare the folder: of a new run, or of one that goes on. If that is over, `progress` becomes its end.
 
+        Args:
+            resume: go on with the run that is there, if there is one.
+            overwrite: a new run may take the place of the one that is there.
+            results: names of the folders that a new run must not find there.
+            progress: becomes that of a run that is over.
+            accelerator: of this run.
+
         Raises:
-            FileExistsError: an unfinished run is there, and `resume` is False.
+            FileExistsError: a run is there, and neither `resume` nor `overwrite` is True.
             ValueError: the run that is there has other settings.
         """
         path = self.output / SETTINGS_NAME
         saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         is_over = saved is not None and saved["progress"] is not None
         self._resumes = resume and saved is not None and not is_over
-        if resume and saved is not None:
+        if saved is not None and resume:
             compare_settings(saved["settings"], self.settings, self.output)
             if is_over:
                 progress.load_state_dict(saved["progress"])
-            return
-        latest = self.latest()
-        if latest is not None and not is_over:
+        elif not overwrite and (is_over or self.latest() is not None):
             raise FileExistsError(
-                f"{self.output} holds an unfinished run ({latest.name}): resume it (--resume), delete {self.folder}, "
-                "or choose another folder"
+                f"{self.output} holds {'a finished' if is_over else 'an unfinished'} run: go on with it (--resume), "
+                "replace it (--overwrite), or choose another folder"
             )
         accelerator.wait_for_everyone()  # all processes have looked
-        if accelerator.is_main_process:
-            if resume:
-                _logger.info("there is no run in %s yet: it starts from the beginning", self.output)
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.output.mkdir(parents=True, exist_ok=True)
-            self._write(None)
+        if not accelerator.is_main_process:
+            return
+        for name in results:  # what an interruption in the middle of saving a model left
+            for left in self.output.glob(f".{name}.*"):
+                shutil.rmtree(left, ignore_errors=True)
+        if saved is not None and resume:
+            return
+        if resume:
+            _logger.info("there is no run in %s yet: it starts from the beginning", self.output)
+        for name in (FOLDER, *results):
+            shutil.rmtree(self.output / name, ignore_errors=True)
+        self.output.mkdir(parents=True, exist_ok=True)
+        self._write(None)
 
     def latest(self) -> Path | None:
         """The newest checkpoint that is complete."""
@@ -142,15 +160,18 @@ def compare_settings(saved: dict, settings: dict, place: Path) -> None:
     Raises:
         ValueError: they differ; the message says where.
     """
-    settings = json.loads(json.dumps(settings))
-    different = {
-        key: (saved.get(key), settings.get(key))
-        for key in sorted(saved.keys() | settings.keys())
-        if saved.get(key) != settings.get(key)
-    }
-    if different:
-        texts = (f"{key}: it has {was!r:.200}, asked for is {now!r:.200}" for key, (was, now) in different.items())
+    texts = list(_differences(saved, json.loads(json.dumps(settings)), ""))
+    if texts:
         raise ValueError(f"what is in {place} can't be resumed with other settings than its own: {'; '.join(texts)}")
+
+
+def _differences(saved: object, settings: object, path: str) -> Iterator[str]:
+    """Where two nested dictionaries differ, as texts."""
+    if isinstance(saved, dict) and isinstance(settings, dict):
+        for key in sorted(saved.keys() | settings.keys()):
+            yield from _differences(saved.get(key), settings.get(key), f"{path}.{key}" if path else key)
+    elif saved != settings:
+        yield f"{path}: it has {saved!r:.200}, asked for is {settings!r:.200}"
 
 
 def fingerprint(dataset: LabelledImages | LabelledStream) -> dict:

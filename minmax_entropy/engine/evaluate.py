@@ -97,8 +97,13 @@ def evaluate(
 
     Raises:
         DamagedFileError: a file can't be read, or a mask has another size than its image, unless `skip_damaged`.
-        ValueError: no image could be read.
+        ValueError: no image could be read, or the model's classes have other names, or another order, than the images'.
     """
+    if model.class_names is not None and model.class_names != dataset.class_names:
+        raise ValueError(
+            f"the model's classes are {model.class_names}, those of the images are {dataset.class_names}: "
+            "open them with `classes=model.class_names`"
+        )
     started = time.perf_counter()
     meter = LocalizationMeter(model.mask_threshold if threshold is None else threshold, boxes)
     damaged: list[str] = []
@@ -191,10 +196,12 @@ def _from_stream(stream: LabelledStream, with_masks: bool) -> Callable[[], Sampl
     return iter(stream).__next__
 
 
-def evaluate_all_ones(dataset: LabelledImages | LabelledStream, boxes: bool | None = None) -> dict[str, float]:
-    """The figures of a mask that is 1 everywhere: what any localization must beat. `boxes` is that of `evaluate`."""
+def evaluate_all_ones(
+    dataset: LabelledImages | LabelledStream, boxes: bool | None = None, skip_damaged: bool = False
+) -> dict[str, float]:
+    """The figures of a mask that is 1 everywhere: what any localization must beat. Arguments as for `evaluate`."""
     meter = LocalizationMeter(boxes=boxes)
-    for mask, known in _annotations(dataset):
+    for mask, known in _annotations(dataset, skip_damaged):
         if mask is not None:
             step = sampling_step(mask.size)
             scaled = [tuple(side / step for side in box) for box in known] if known else None
@@ -202,10 +209,13 @@ def evaluate_all_ones(dataset: LabelledImages | LabelledStream, boxes: bool | No
     return meter.compute()
 
 
-def _annotations(dataset: LabelledImages | LabelledStream) -> Iterator[tuple[np.ndarray | None, Sequence | None]]:
+def _annotations(
+    dataset: LabelledImages | LabelledStream, skip_damaged: bool
+) -> Iterator[tuple[np.ndarray | None, Sequence | None]]:
     """Mask and boxes of each image; the images themselves stay closed where they can."""
-    if isinstance(dataset, LabelledStream):
-        yield from ((sample.mask, sample.boxes) for _, sample in read_samples(dataset))
+    if isinstance(dataset, LabelledStream) or skip_damaged:
+        samples = read_samples(dataset, damaged=[] if skip_damaged else None)
+        yield from ((sample.mask, sample.boxes) for _, sample in samples)
     else:
         yield from ((dataset.mask(index), dataset.boxes(index)) for index in range(len(dataset)))
 

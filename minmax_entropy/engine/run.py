@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
 
 from minmax_entropy.extras import require
 
@@ -61,22 +65,49 @@ class Run:
 
 
 def create_accelerator(options: Run, output: Path | None) -> Accelerator:
-    """Accelerate for a run; within a process, all runs have one precision and one kind of device.
+    """Accelerate for a run.
 
     Raises:
-        ImportError: Accelerate or Matplotlib is missing (the `[train]` extra).
-        ValueError: trackers without an output folder, or another precision than that of an earlier run.
+        ImportError: Accelerate or Matplotlib is missing (the `[train]` extra), or the package of a tracker.
+        ValueError: trackers without an output folder.
     """
     accelerate = require("accelerate", "train", "training")
     require("matplotlib", "train", "the picture of the learning curves")
-    if options.trackers and output is None:
-        raise ValueError("trackers need an output folder")
+    if options.trackers:
+        if output is None:
+            raise ValueError("trackers need an output folder")
+        available = sorted(tracker.value for tracker in accelerate.tracking.get_available_trackers())
+        for name in options.trackers:
+            if name not in available:
+                raise ImportError(f"no tracker {name!r}: its package is not installed; available: {available}")
     return accelerate.Accelerator(
         mixed_precision=options.precision,
         cpu=options.cpu,
         log_with=list(options.trackers) or None,
         project_dir=None if output is None else str(output),
     )
+
+
+@contextlib.contextmanager
+def own_state() -> Iterator[None]:
+    """Accelerate keeps precision and devices for a whole process; what is set within is forgotten at the end, unless
+    it was set before, by an `Accelerator` of the caller's."""
+    state = require("accelerate.state", "train", "training").AcceleratorState
+    is_callers = bool(state._shared_state)
+    try:
+        yield
+    finally:
+        if not is_callers:
+            state._reset_state()
+
+
+def share_buffers(accelerator: Accelerator, *modules: nn.Module | None) -> None:
+    """Give every process the buffers of the first one: statistics of BatchNorm differ after a step."""
+    if accelerator.num_processes == 1:
+        return
+    for module in modules:
+        for buffer in () if module is None else module.buffers():
+            torch.distributed.broadcast(buffer, src=0)
 
 
 def gather_objects(accelerator: Accelerator, item: object) -> list:

@@ -19,6 +19,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from minmax_entropy.backbones.sizes import as_pair
 from minmax_entropy.configuration import to_config
 from minmax_entropy.data import (
     DamagedFileError,
@@ -35,12 +36,14 @@ from minmax_entropy.engine.evaluate import Evaluation, evaluate, length_of, requ
 from minmax_entropy.engine.log import write_curves, write_log
 from minmax_entropy.engine.progress import progress_bar
 from minmax_entropy.engine.recipes import Recipe
-from minmax_entropy.engine.run import MACHINE, Run, create_accelerator, gather_objects
+from minmax_entropy.engine.run import MACHINE, Run, create_accelerator, gather_objects, own_state, share_buffers
 from minmax_entropy.hub import check_target
 from minmax_entropy.model import WSLModel
 from minmax_entropy.weights import SavedWeights, weight_files
 
 _logger = logging.getLogger(__name__)
+
+Images = LabelledImages | LabelledStream
 
 # A mean mask outside of this range marks next to nothing, or nearly the whole image: the trivial optimum.
 MASK_AREA_RANGE = (0.02, 0.9)
@@ -77,13 +80,14 @@ class TrainingResult:
 
 def fit(
     model: WSLModel,
-    train: LabelledImages | LabelledStream,
+    train: Images,
     recipe: Recipe,
     epochs: int,
     *,
-    valid: LabelledImages | LabelledStream | None = None,
+    valid: Images | None = None,
     output: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     transform: Callable[[Image.Image], Tensor] | None = None,
     size: int | tuple[int, int] | None = None,
     preprocess: Preprocess | None = None,
@@ -110,6 +114,7 @@ def fit(
             masks), `run.json` and checkpoints; None writes nothing.
         resume: go on with the run in `output`, or start it where there is none yet. It ends with the weights and
             figures that it would have had without the interruption.
+        overwrite: a run that is in `output` may be replaced.
         transform: image to the network's input `[C, H, W]`; by default the recipe's augmentation.
         size: `(height, width)` of the training images; by default that of the model's `data_config`.
         preprocess: of the validation images; by default `preprocess_for(model)`.
@@ -119,60 +124,96 @@ def fit(
 
     Raises:
         DamagedFileError: a file can't be read, unless `skip_damaged`.
-        FileExistsError: `output` holds an unfinished run, and `resume` is False; or something else than a model is in
-            the place of one.
+        FileExistsError: `output` holds a run, and neither `resume` nor `overwrite` is True; or something else than a
+            model is in the place of one.
         ImportError: Accelerate is not installed (the `[train]` extra).
         TrainingError: the loss is not finite.
-        ValueError: a model of another task than "multiclass", `epochs` under 1, a run that was started with other
-            settings, or more processes than images in a step.
+        ValueError: a model of another task than "multiclass", `epochs` under 1, other classes of model, `train` and
+            `valid`, a run that was started with other settings, or more processes than images in a step.
     """
     require_multiclass(model)
     if epochs < 1:
         raise ValueError(f"epochs must be 1 or more, got {epochs!r}")
     if resume and output is None:
         raise ValueError("resume needs the output folder of the run")
+    if recipe.patience is not None and (valid is None or not keep_best):
+        raise ValueError("patience needs images to validate, and the best epoch to be kept")
+    _check_classes(model, train, valid)
     options = Run(**run)
+    size = as_pair(size or model.data_config["input_size"][-2:])
+    # What else decides the result; see `Checkpoints`.
+    settings = {"size": size, "valid_masks": valid_masks, "keep_best": keep_best}
+    settings |= {"transform": transform is not None, "preprocess": repr(preprocess)}
     if transform is None:
-        size = size or model.data_config["input_size"][-2:]
         config = model.data_config
         transform = TrainingTransform(recipe.augmentation, size, config["mean"], config["std"])
-    training = _Training(model, train, valid, recipe, epochs, options, transform, preprocess, output)
-    training.valid_masks, training.keep_best = valid_masks, keep_best
-    return training.run(resume)
+    with own_state():
+        training = _Training(model, train, valid, recipe, epochs, options, transform, preprocess, output, settings)
+        return training.run(resume, overwrite)
+
+
+def _check_classes(model: WSLModel, train: Images, valid: Images | None) -> None:
+    """Class indices mean the same to all of them."""
+    names = train.class_names
+    if len(names) != model.num_classes:
+        raise ValueError(f"the model has {model.num_classes} classes, the images to train have {len(names)}: {names}")
+    if model.class_names is not None and model.class_names != names:
+        raise ValueError(
+            f"the model's classes are {model.class_names}, those of the images are {names}: open the images with "
+            "`classes=model.class_names`, or set `model.class_names = None` to name them anew"
+        )
+    if valid is not None and valid.class_names != names:
+        raise ValueError(
+            f"the classes of the images to validate are {valid.class_names}, those of the images to train are {names}: "
+            "open them with `classes=train.class_names`, or use `valid.with_classes(train.class_names)`"
+        )
 
 
 class _Training:
     """One training: `run` reads as what happens."""
 
-    def __init__(self, model, train, valid, recipe, epochs, options, transform, preprocess, output) -> None:
+    def __init__(self, model, train, valid, recipe, epochs, options, transform, preprocess, output, settings) -> None:
         self.recipe, self.epochs, self.options = recipe, epochs, options
         self.train, self.valid, self.preprocess = train, valid, preprocess
+        self.valid_masks, self.keep_best = settings["valid_masks"], settings["keep_best"]
         self.output = None if output is None else Path(output)
         self.accelerator = create_accelerator(options, self.output)
         self.is_main = self.accelerator.is_main_process
-        if model.class_names is None and len(train.class_names) == model.num_classes:
+        if model.class_names is None:
             model.class_names = train.class_names
         self.model = model
         self.plan, self.loader = self._data(transform)
-        if recipe.class_weights is not None:
-            model.criterion.class_weights = class_weights(train)
-        self.own_erasing = model.erasing.steps
+        self.own_erasing, self.own_weights = model.erasing.steps, model.criterion.class_weights
         self.drawn = time.perf_counter()
         self.progress = Progress()
+        self.ema: ModelEmaV3 | None = None
         self.best_weights: dict[str, dict[str, Tensor]] = {}
         self.checkpoints = None
         if self.output is not None:
             for folder, _ in BEST.values():  # before the training, not after it
                 check_target(self.output / folder)
-            self.checkpoints = Checkpoints(self.output, self._settings())
+            self.checkpoints = Checkpoints(self.output, {**self._settings(), **settings})
 
-    def run(self, resume: bool) -> TrainingResult:
+    def run(self, resume: bool, overwrite: bool) -> TrainingResult:
         random.seed(self.options.seed)
         np.random.seed(self.options.seed)
         torch.manual_seed(self.options.seed + self.accelerator.process_index)  # dropout differs between processes
         if self.checkpoints is not None:
-            self.checkpoints.start(resume, self.progress, self.accelerator)
-        self._prepare()
+            folders = [folder for folder, _ in BEST.values()]
+            self.checkpoints.start(resume, overwrite, folders, self.progress, self.accelerator)
+        try:
+            if self.recipe.class_weights is not None:
+                self.model.criterion.class_weights = class_weights(self.train)
+            self._prepare()
+            self._run_epochs()
+        finally:
+            self._hand_back()
+        self._restore_best()
+        if self.checkpoints is not None and self.is_main:
+            self.checkpoints.finish(self.progress)
+        return self._result()
+
+    def _run_epochs(self) -> None:
         if self.checkpoints is not None and self.checkpoints.load(self.accelerator):
             _logger.info("going on at epoch %d, step %d", self.progress.epoch, self.progress.step)
         started = time.perf_counter() - self.progress.seconds
@@ -187,12 +228,8 @@ class _Training:
                 row.update(self._validate())
                 self._keep_best(row)
                 self._end_epoch(row, started)
-        self._restore_best()
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        if self.checkpoints is not None and self.is_main:
-            self.checkpoints.finish(self.progress)
-        return self._result()
 
     # Before the first epoch
 
@@ -241,7 +278,6 @@ class _Training:
             if device.type == "cpu":
                 raise ValueError("sync_bn needs accelerators: torch has no synchronised BatchNorm for CPUs; freeze_bn?")
             convert_sync_batchnorm(self.model)
-        self.ema = None
         if self.recipe.ema_decay is not None:  # a copy, before Accelerate wraps the model's forward
             self.ema = ModelEmaV3(self.model, decay=self.recipe.ema_decay, use_warmup=True)
             self.accelerator.register_for_checkpointing(self.ema)
@@ -263,7 +299,7 @@ class _Training:
         erasing = self.own_erasing if self.recipe.erasing_steps is None else self.recipe.erasing_steps
         self.model.erasing.steps = erasing if progress.epoch >= self.recipe.erasing_from_epoch else 0
         self.wrapped.train()
-        self.plan.epoch, self.plan.start = progress.epoch, progress.step
+        self.plan.epoch, self.plan.start, self.plan.position = progress.epoch, progress.step, progress.position
         sums = {name: torch.tensor(values[process], device=device) for name, values in progress.sums.items()}
         damaged: dict[str, None] = {}
         lr = self.recipe.lr_at(progress.epoch, self._share_done())
@@ -277,6 +313,7 @@ class _Training:
                 continue
             lr = self._step()
             progress.step += 1
+            progress.position = batch.position or progress.position
             bar.update()
             if not bar.disable and (progress.step % STATUS_STEPS == 0 or progress.step == self.plan.steps):
                 bar.set_postfix_str(self._status(sums, bar.format_dict))
@@ -346,6 +383,7 @@ class _Training:
         """Figures of the validation; each process takes its share of the images."""
         if self.valid is None:
             return {}
+        share_buffers(self.accelerator, self.model, self.ema)
         share = self.accelerator.process_index, self.accelerator.num_processes
         part = None
         if length_of(self.valid, share) != 0:
@@ -406,6 +444,7 @@ class _Training:
 
     def _save_checkpoint(self, started: float) -> None:
         if self.checkpoints is not None:
+            share_buffers(self.accelerator, self.model, self.ema)
             self.progress.seconds = time.perf_counter() - started
             self.checkpoints.save(self.accelerator, self._steps_done())
 
@@ -432,10 +471,16 @@ class _Training:
 
     # After the last epoch
 
+    def _hand_back(self) -> None:
+        """The model as it was handed in, but for its weights."""
+        if hasattr(self, "wrapped"):
+            self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        self.model.erasing.steps = self.own_erasing
+        self.model.criterion.class_weights = self.own_weights
+
     def _restore_best(self) -> None:
-        """The weights of the best epoch, in the model as it was handed in."""
+        """The weights of the best epoch."""
         self.accelerator.wait_for_everyone()
-        self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
         if self.output is not None:
             folder = self.output / BEST["valid_error"][0]
             self.model.load_state_dict(dict(SavedWeights(weight_files(folder)).items()))
