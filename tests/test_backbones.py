@@ -786,6 +786,7 @@ def sweep(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_sweep_resumes_and_reports(tmp_path):
     output, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
     options = "--output", output, "--page", page, "--workers", 1, "--size", 201, 167

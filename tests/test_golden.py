@@ -325,9 +325,16 @@ def compare_training(name: str, dtype: torch.dtype, **kwargs) -> None:
     comparison.finish(INPUTS)
 
 
-@each_dtype
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(dtype, marks=pytest.mark.slow if dtype == torch.float32 else (), id=name)
+        for name, dtype in DTYPES.items()
+    ],
+)
 @pytest.mark.parametrize("name", golden.names("train"))
 def test_training(name, dtype):
+    """float32 takes as long again, and is looked at pass by pass in `test_forward`."""
     compare_training(name, dtype)
 
 
