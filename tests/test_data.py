@@ -15,8 +15,6 @@ from minmax_entropy.data import (
     LabelledImages,
     Preprocess,
     Record,
-    TrainingImages,
-    collate,
     open_split,
     padding,
     read_image,
@@ -667,16 +665,6 @@ class Few(LabelledImages):
         raise AssertionError("training opens no masks")
 
 
-def test_collate_sets_damaged_files_apart():
-    data = TrainingImages(Few(), lambda image: torch.tensor(image.getpixel((0, 0))))
-    batch = collate([data[index] for index in range(3)])
-    assert batch.images.tolist() == [[0, 0, 0], [2, 0, 0]]
-    assert batch.target.tolist() == [0, 0] and batch.target.dtype == torch.int64
-    assert [error.path for error in batch.damaged] == ["one.png"]
-    only_damaged = collate([data[1], data[1]])
-    assert len(only_damaged.images) == len(only_damaged.target) == 0 and len(only_damaged.damaged) == 2
-
-
 def test_labelled_images_name_themselves_by_default():
     assert Few().name(2) == "2" and LabelledImages().mask(0) is None
 
@@ -693,6 +681,21 @@ def test_other_names_of_the_validation(tmp_path, name):
     (tmp_path / "train.csv").write_text("train/a/00.png,,a\n")
     (tmp_path / f"{name}.csv").write_text(f"{name}/b/00.png,,b\n")
     assert files(open_split(tmp_path, "valid"), tmp_path) == [f"{name}/b/00.png"]
+
+
+def test_a_validation_part_is_held_out_of_the_training(tmp_path, caplog):
+    """Folders for train and test alone, the most common layout: 15 % of each class, and never an image twice."""
+    make_folders(tmp_path, {"train/a": 20, "train/b": 7, "test/a": 2, "test/b": 2})
+    parts = {}
+    with caplog.at_level("INFO", logger="minmax_entropy"):
+        for split in ("train", "valid", "test"):
+            parts[split] = files(open_split(tmp_path, split), tmp_path)
+    assert len(parts["valid"]) == 3 + 1 and len(parts["train"]) == 17 + 6 and len(parts["test"]) == 4
+    assert not set(parts["train"]) & set(parts["valid"])
+    assert sorted(parts["train"] + parts["valid"]) == sorted(
+        [f"train/a/{i:02d}.png" for i in range(20)] + [f"train/b/{i:02d}.png" for i in range(7)]
+    )
+    assert "15 % of train are held out" in caplog.text
 
 
 def test_void_of_a_palette_mask_is_not_an_object(tmp_path):
