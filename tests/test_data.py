@@ -452,9 +452,10 @@ def test_a_hidden_folder_above_does_not_matter(tmp_path):
     ("counts", "split", "error", "message"),
     [
         ({}, "train", ValueError, "has no class folders: expected .*/<class>/<image>"),
-        ({"train/a/b": 0, "valid": 1}, "valid", FileNotFoundError, "but none for 'valid'"),
+        ({"train/a/b": 0, "test": 1}, "test", FileNotFoundError, "but none for 'test'"),
         ({"train/a": 1, "train/b": 0}, "train", ValueError, r"class folder .*b holds no images \(\.jpg, "),
-        ({"train/a": 1}, "valid", FileNotFoundError, "but none for 'valid'"),
+        ({"train/a": 1}, "test", FileNotFoundError, "but none for 'test'"),
+        ({"train/a": 1}, "valid", ValueError, "too few images a class to hold out a 'valid' part"),
         ({"train/a": 1}, "dev", ValueError, "split must be one of .*'valid'.* got 'dev'"),
     ],
 )
