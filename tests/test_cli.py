@@ -442,7 +442,7 @@ def test_a_damaged_image_among_others(model, data, tmp_path, capsys):
         (("--set", "mask_sigma=2"), "mask_sigma is a threshold on a map in [0, 1], got 2"),
         (("--set", "localizer=wildcart"), "unknown head 'wildcart'; did you mean wildcat"),
         (("--set", "num_classes=3"), "num_classes"),
-        (("--set", "in_chans=4"), "in_chans must be 3, got 4"),
+        (("--set", "in_chans=4"), "in_chans must be 3 or 1, got 4"),
         (("--set", "erasing_steps=2"), "give --erasing-steps (on from the second epoch) instead of --set"),
         (("--set", "mask_sigma"), "expected NAME=VALUE, got 'mask_sigma'"),
         (("--preset", "area51"), "argument --preset: invalid choice: 'area51'"),
@@ -490,7 +490,7 @@ def fails_anyhow(capsys, *arguments):
         (["a.png", "b.png"], "has no class folders: expected "),
         (["a/1.txt"], "holds no images"),
         ([f"all/{index}.png" for index in range(9)], "all images are of class 'all'"),
-        (["train/a/1.png", "train/b/1.png"], "but none for 'valid'"),
+        (["train/a/1.png", "train/b/1.png"], "too few images a class to hold out a 'valid' part"),
         (["a/1.png", "b/1.png"], "too few images a class to hold out a 'valid' part"),
     ],
 )
@@ -576,7 +576,7 @@ def test_plugin_registers_a_backbone(data, tmp_path, capsys):
     options = ("--data", data, *SMALL, "--model", "wsl_plain_convolution", "--output", tmp_path / "out")
     assert "unknown model 'wsl_plain_convolution'" in fails(capsys, "train", *options)
     for _ in range(2):  # the same plugin twice is no clash
-        assert run("train", *options, *plugin) == 0
+        assert run("train", *options, *plugin, "--overwrite") == 0
     model = tmp_path / "out" / "model"
     assert run("evaluate", "--model", model, "--data", data, *plugin) == 0
     capsys.readouterr()

@@ -120,8 +120,9 @@ def _train(options: argparse.Namespace) -> int:
     if model.in_chans not in (1, 3):
         raise ValueError(f"train reads images in colour or greyscale, in_chans must be 3 or 1, got {model.in_chans}")
     output = Path(options.output)
-    counts = ("a stream" if isinstance(part, LabelledStream) else f"{len(part)} images" for part in (train, valid))
-    print("{} of {classes} classes to train, {} to validate".format(*counts, classes=len(train.class_names)))
+    count, held = (None if isinstance(part, LabelledStream) else len(part) for part in (train, valid))
+    classes = len(train.class_names)
+    print(f"{count or 'a stream of'} images of {classes} classes to train, {held or 'a stream'} to validate")
     result = fit(
         model,
         train,
