@@ -45,7 +45,7 @@ def run(tmp_path, monkeypatch, capsys):
     original = mme.create_model
     monkeypatch.setattr(mme, "create_model", create_model)
     monkeypatch.setattr(
-        data, "SyntheticShapes", lambda length, **keywords: SyntheticShapes(min(length, 24), **keywords)
+        data, "SyntheticShapes", lambda length, *rest, **keywords: SyntheticShapes(min(length, 24), *rest, **keywords)
     )
 
     def run(name, *arguments):
