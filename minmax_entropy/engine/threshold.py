@@ -98,7 +98,10 @@ def choose_threshold(
         curve.update(prediction.mask, target)
         before.append(dice(prediction.mask >= model.mask_threshold, target))
     if not curve.images:
-        raise ValueError("none of the images has a mask: a threshold is chosen by them")
+        count = length_of(dataset)
+        raise ValueError(
+            f"none of the {'' if count is None else f'{count} '}images has a mask: a threshold is chosen by them"
+        )
     mean = curve.mean()
     best = int(mean.argmax())
     return ThresholdChoice(round(float(THRESHOLDS[best]), 2), float(mean[best]), float(np.mean(before)), curve.images)
