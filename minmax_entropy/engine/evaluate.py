@@ -13,24 +13,12 @@ import numpy as np
 from PIL import Image
 
 from minmax_entropy.data import DamagedFileError, LabelledImages, LabelledStream, Preprocess, Sample
-from minmax_entropy.engine.inference import Inference, Prediction, predict_images, preprocess_for, require_multiclass
+from minmax_entropy.engine.inference import Inference, Prediction, predict_images
 from minmax_entropy.engine.progress import progress_bar
 from minmax_entropy.metrics import LocalizationMeter, target_rank
+from minmax_entropy.metrics.classification import TOP
 from minmax_entropy.model import WSLModel
 
-__all__ = [
-    "Evaluation",
-    "Prediction",
-    "evaluate",
-    "evaluate_all_ones",
-    "predict_images",
-    "preprocess_for",
-    "read_samples",
-    "require_multiclass",
-]
-
-
-TOP = 5  # Top-5 says nothing of so few classes
 MAX_SCORED = 2**26  # pixels of an image that figures are made of; they take some 20 bytes each for a while
 
 
@@ -136,7 +124,7 @@ def evaluate(
 
 
 def _scores(meter: LocalizationMeter, prediction: Prediction, sample: Sample, with_boxes: bool) -> dict[str, float]:
-    """Count an image."""
+    """Count an image. Its rank says nothing where there are no more classes than Top-5 looks at."""
     step = sampling_step(prediction.mask.size)
     boxes = [tuple(side / step for side in box) for box in sample.boxes] if with_boxes and sample.boxes else None
     return meter.update(

@@ -55,8 +55,8 @@ class Tiling:
         size: `(height, width)` of the network's input, padded to whole positions.
         tile: side of a tile in pixels; None is 2048, or the nearest below that the backbone takes.
         overlap: pixels that neighbours share at least; None is 256, or a quarter of smaller tiles, an eighth of
-            larger ones. What is within the reach of the
-            backbone's padding from a tile's edge is wrong there: measured in docs/results/large_images.md.
+            larger ones. What is within the reach of the backbone's padding from a tile's edge is wrong there:
+            measured in docs/results/large_images.md.
 
     Raises:
         ValueError: tile or overlap do not fit the backbone, or the model can't work by tiles.
