@@ -1,7 +1,10 @@
 """Distributed training on two CPU processes (gloo), with DistributedDataParallel's default settings."""
 
 import copy
+import json
 import os
+import unittest.mock
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 import minmax_entropy as mme
 from minmax_entropy.data import SyntheticShapes
 from minmax_entropy.engine import Recipe, fit
+from minmax_entropy.engine.checkpoints import Progress
 
 pytestmark = pytest.mark.xdist_group("test_distributed")  # one pair of processes for all of them
 
@@ -128,6 +132,31 @@ def train_by_the_engine(config, rank):
     return dict(weights=dict(model.state_dict()), log=result.log, is_main=result.is_main)
 
 
+def go_on_after_an_interruption(config, rank):
+    """`fit` once as it is and once stopped at a checkpoint within the second epoch, and resumed: weights and logs."""
+    results = []
+    for stops in (False, True):
+        output = config["folder"] / f"stops_{stops}"
+        if stops:
+            with unittest.mock.patch.object(Progress, "state_dict", _stop_at_step_4), pytest.raises(Stop):
+                fitted(dict(output=output, checkpoint_steps=1))
+            assert (output / "checkpoints").is_dir()
+        model, result = fitted(dict(output=output, checkpoint_steps=1, resume=True))
+        log = [{key: value for key, value in row.items() if key != "seconds"} for row in result.log]
+        results.append((dict(model.state_dict()), log))
+    return results
+
+
+class Stop(Exception):
+    pass
+
+
+def _stop_at_step_4(progress):
+    if (progress.epoch, progress.step) == (1, 1):
+        raise Stop
+    return {"json": json.dumps(vars(progress))}
+
+
 def fitted(config):
     torch.manual_seed(0)
     model = mme.create_model("wsl_test_resnet", num_classes=2, img_size=64, norm_layer="groupnorm1", preset="area")
@@ -178,6 +207,7 @@ def work(rank, folder):
             ("train", train, CONFIGS),
             ("gradient", joined_gradient, GRADIENTS),
             ("fit", train_by_the_engine, FITS),
+            ("resume", go_on_after_an_interruption, {"resume": dict(folder=Path(folder))}),
         )
         for kind, function, configs in kinds:
             for name, config in configs.items():
@@ -260,3 +290,12 @@ def test_engine_in_two_processes(name, results):
         for found, expected in zip(rank["log"], result.log, strict=True):
             del found["seconds"]
             assert found == pytest.approx({key: expected[key] for key in found}, rel=1e-3, abs=1e-5)
+
+
+def test_two_processes_go_on_after_an_interruption(results):
+    """With the weights and figures, to the bit, that they would have had."""
+    for rank in results:
+        assert not isinstance(rank["resume", "resume"], str), rank["resume", "resume"]
+        (weights, log), (resumed_weights, resumed_log) = rank["resume", "resume"]
+        assert len(log) == 2 and resumed_log == log
+        assert all(value.equal(resumed_weights[key]) for key, value in weights.items())

@@ -36,6 +36,7 @@ from minmax_entropy.engine import (
     fit,
     get_recipe,
     preprocess_for,
+    selection,
     step_decay,
     train,
     warmup_cosine,
@@ -248,7 +249,7 @@ def test_best_epoch_is_the_first_of_equals(shapes, monkeypatch):
         seen.append(state(model))
         return SimpleNamespace(metrics={"error": next(errors), "mask_area": 0.5}, damaged=[])
 
-    monkeypatch.setattr(train, "evaluate", fake)
+    monkeypatch.setattr(selection, "evaluate", fake)
     model = create()
     result = run(model, shapes, epochs=4, valid=shapes)
     assert result.best_epoch == 1 and [row["valid_error"] for row in result.log] == [0.5, 0.25, 0.25, 0.75]
@@ -262,7 +263,7 @@ def test_last_epoch_is_kept_on_request(shapes, monkeypatch):
         seen.append(state(model))
         return SimpleNamespace(metrics={"error": next(errors), "mask_area": 0.5}, damaged=[])
 
-    monkeypatch.setattr(train, "evaluate", fake)
+    monkeypatch.setattr(selection, "evaluate", fake)
     model = create()
     result = run(model, shapes, epochs=2, valid=shapes, keep_best=False)
     assert result.best_epoch == 1 and same(seen[1], state(model))
@@ -287,7 +288,7 @@ def test_loss_that_is_not_finite_names_the_epoch(shapes, monkeypatch, epoch):
 
     if epoch == 0:
         poison()
-    monkeypatch.setattr(train, "evaluate", poison)
+    monkeypatch.setattr(selection, "evaluate", poison)
     with pytest.raises(TrainingError, match=rf"epoch {epoch}: the loss is nan \(.*localizer=nan.*\); lower"):
         run(model, shapes, epochs=3, valid=shapes)
 

@@ -32,15 +32,13 @@ from minmax_entropy.data import (
 from minmax_entropy.data.loading import TrainingPlan, TrainingStream, stream_loader, training_loader
 from minmax_entropy.data.subsets import class_weights, targets_of
 from minmax_entropy.engine.checkpoints import Checkpoints, Progress, fingerprint
-from minmax_entropy.engine.evaluate import Evaluation, evaluate, length_of
 from minmax_entropy.engine.inference import require_multiclass
 from minmax_entropy.engine.log import write_curves, write_log
 from minmax_entropy.engine.progress import progress_bar
 from minmax_entropy.engine.recipes import Recipe
 from minmax_entropy.engine.run import MACHINE, Run, create_accelerator, gather_objects, own_state, share_buffers
-from minmax_entropy.hub import check_target
+from minmax_entropy.engine.selection import ERROR, F1, FOLDERS, Selection
 from minmax_entropy.model import WSLModel
-from minmax_entropy.weights import SavedWeights, weight_files
 
 _logger = logging.getLogger(__name__)
 
@@ -50,8 +48,6 @@ Images = LabelledImages | LabelledStream
 MASK_AREA_RANGE = (0.02, 0.9)
 STATUS_STEPS = 10
 CURVES_SECONDS = 30  # the picture takes a second
-# Figure of the validation -> folder of the model that is best by it, and whether higher is better.
-BEST = {"valid_error": ("model", False), "valid_f1_foreground": ("model_best_f1", True)}
 
 
 class TrainingError(RuntimeError):
@@ -175,8 +171,7 @@ class _Training:
 
     def __init__(self, model, train, valid, recipe, epochs, options, transform, preprocess, output, settings) -> None:
         self.recipe, self.epochs, self.options = recipe, epochs, options
-        self.train, self.valid, self.preprocess = train, valid, preprocess
-        self.valid_masks, self.keep_best = settings["valid_masks"], settings["keep_best"]
+        self.train, self.valid = train, valid
         self.output = None if output is None else Path(output)
         self.accelerator = create_accelerator(options, self.output)
         self.is_main = self.accelerator.is_main_process
@@ -188,11 +183,17 @@ class _Training:
         self.drawn = time.perf_counter()
         self.progress = Progress()
         self.ema: ModelEmaV3 | None = None
-        self.best_weights: dict[str, dict[str, Tensor]] = {}
+        self.selection = Selection(
+            self.accelerator,
+            valid,
+            self.output,
+            preprocess=preprocess,
+            with_masks=settings["valid_masks"],
+            skip_damaged=options.skip_damaged,
+            keep_best=settings["keep_best"],
+        )
         self.checkpoints = None
         if self.output is not None:
-            for folder, _ in BEST.values():  # before the training, not after it
-                check_target(self.output / folder)
             self.checkpoints = Checkpoints(self.output, {**self._settings(), **settings})
 
     def run(self, resume: bool, overwrite: bool) -> TrainingResult:
@@ -200,8 +201,7 @@ class _Training:
         np.random.seed(self.options.seed)
         torch.manual_seed(self.options.seed + self.accelerator.process_index)  # dropout differs between processes
         if self.checkpoints is not None:
-            folders = [folder for folder, _ in BEST.values()]
-            self.checkpoints.start(resume, overwrite, folders, self.progress, self.accelerator)
+            self.checkpoints.start(resume, overwrite, FOLDERS, self.progress, self.accelerator)
         try:
             if self.recipe.class_weights is not None:
                 self.model.criterion.class_weights = class_weights(self.train)
@@ -209,7 +209,7 @@ class _Training:
             self._run_epochs()
         finally:
             self._hand_back()
-        self._restore_best()
+        self.selection.restore(self.model, self._evaluated())
         if self.checkpoints is not None and self.is_main:
             self.checkpoints.finish(self.progress)
         return self._result()
@@ -226,8 +226,7 @@ class _Training:
         with bar:
             while not self._is_over():
                 row = self._train_epoch(bar, started)
-                row.update(self._validate())
-                self._keep_best(row)
+                self._select(row)
                 self._end_epoch(row, started)
         for tracker in self.accelerator.trackers:
             tracker.finish()
@@ -380,49 +379,17 @@ class _Training:
     def _note_damaged(self, paths) -> None:
         self.progress.damaged = list(dict.fromkeys([*self.progress.damaged, *paths]))
 
-    def _validate(self) -> dict:
-        """Figures of the validation; each process takes its share of the images."""
-        if self.valid is None:
-            return {}
-        share_buffers(self.accelerator, self.model, self.ema)
-        share = self.accelerator.process_index, self.accelerator.num_processes
-        part = None
-        if length_of(self.valid, share) != 0:
-            part = evaluate(
-                self._evaluated(),
-                self.valid,
-                self.preprocess,
-                with_masks=self.valid_masks,
-                skip_damaged=self.options.skip_damaged,
-                boxes=False,
-                share=share,
-            )
-        result = Evaluation.merged([part for part in gather_objects(self.accelerator, part) if part is not None])
-        self._note_damaged(result.damaged)
-        return {f"valid_{name}": float(value) for name, value in result.metrics.items()}
+    def _select(self, row: dict) -> None:
+        """Validate, and keep the model where it is the best one."""
+        if self.valid is not None:
+            share_buffers(self.accelerator, self.model, self.ema)
+        figures, damaged = self.selection.validate(self._evaluated())
+        self._note_damaged(damaged)
+        row.update(figures)
+        self.selection.keep(self._evaluated(), row, self.progress.best)
 
     def _evaluated(self) -> WSLModel:
         return self.model if self.ema is None else self.ema.module
-
-    def _keep_best(self, row: dict) -> None:
-        """Keep the weights where a figure is better than in every epoch before; without validation the latest."""
-        for key, (folder, higher) in BEST.items():
-            value = row.get(key)
-            if key == "valid_error" and (value is None or not self.keep_best):
-                value = -float(row["epoch"])  # each epoch is better than those before
-            if value is None or value != value:
-                continue
-            best = self.progress.best.get(key)
-            if best is not None and not (value > best[0] if higher else value < best[0]):
-                continue
-            self.progress.best[key] = value, row["epoch"]
-            if self.output is None:
-                if key == "valid_error" and self.keep_best and self.valid is not None:
-                    state = self._evaluated().state_dict()
-                    self.best_weights[key] = {name: tensor.detach().clone() for name, tensor in state.items()}
-            elif self.is_main:
-                figures = {name: value for name, value in row.items() if name.startswith("valid_")}
-                self._evaluated().save_pretrained(self.output / folder, metrics={**figures, "epoch": row["epoch"]})
 
     def _end_epoch(self, row: dict, started: float) -> None:
         """Write the log, and a checkpoint from which the next epoch starts."""
@@ -458,7 +425,7 @@ class _Training:
         return self._steps_done() / (self.epochs * self.plan.steps)
 
     def _is_over(self) -> bool:
-        best = self.progress.best.get("valid_error")
+        best = self.progress.best.get(ERROR)
         waited = 0 if best is None else self.progress.epoch - 1 - best[1]
         return self.progress.epoch == self.epochs or waited >= (self.recipe.patience or self.epochs)
 
@@ -479,24 +446,13 @@ class _Training:
         self.model.erasing.steps = self.own_erasing
         self.model.criterion.class_weights = self.own_weights
 
-    def _restore_best(self) -> None:
-        """The weights of the best epoch."""
-        self.accelerator.wait_for_everyone()
-        if self.output is not None:
-            folder = self.output / BEST["valid_error"][0]
-            self.model.load_state_dict(dict(SavedWeights(weight_files(folder)).items()))
-        elif self.best_weights:
-            self.model.load_state_dict(self.best_weights["valid_error"])
-        elif self.ema is not None:
-            self.model.load_state_dict(self.ema.module.state_dict())
-
     def _result(self) -> TrainingResult:
         best = {key: epoch for key, (_, epoch) in self.progress.best.items()}
         progress = self.progress
         return TrainingResult(
             progress.log,
-            best["valid_error"],
-            best.get("valid_f1_foreground"),
+            best[ERROR],
+            best.get(F1),
             progress.damaged,
             progress.log[-1]["seconds"],
             self.is_main,

@@ -1,0 +1,109 @@
+"""The validation after each epoch, and the models that are the best so far by its figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from minmax_entropy.data import LabelledImages, LabelledStream, Preprocess
+from minmax_entropy.engine.evaluate import Evaluation, evaluate, length_of
+from minmax_entropy.engine.run import gather_objects
+from minmax_entropy.hub import check_target
+from minmax_entropy.model import WSLModel
+from minmax_entropy.weights import SavedWeights, weight_files
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# Figure of the validation -> folder of the model that is best by it, and whether higher is better.
+ERROR, F1 = "valid_error", "valid_f1_foreground"
+BEST = {ERROR: ("model", False), F1: ("model_best_f1", True)}
+FOLDERS = tuple(folder for folder, _ in BEST.values())
+
+
+class Selection:
+    """Which epochs of a training are kept: in folders of `output`, or the one of the lowest error in memory.
+
+    Args:
+        accelerator: of the training; each process evaluates its share of the images.
+        valid: labelled images, or None: the latest epoch is the best one then.
+        output: folder of the run, or None.
+        preprocess, with_masks, skip_damaged: as for `evaluate`.
+        keep_best: False takes the latest epoch for the one of the lowest error.
+
+    Raises:
+        FileExistsError: something else than a model is in the place of one.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        valid: LabelledImages | LabelledStream | None,
+        output: Path | None,
+        *,
+        preprocess: Preprocess | None,
+        with_masks: bool,
+        skip_damaged: bool,
+        keep_best: bool,
+    ) -> None:
+        self.accelerator, self.valid, self.output = accelerator, valid, output
+        self.preprocess, self.with_masks, self.skip_damaged = preprocess, with_masks, skip_damaged
+        self.by_error = keep_best and valid is not None
+        self._weights: dict[str, Tensor] = {}
+        for folder in () if output is None else FOLDERS:  # before the training, not after it
+            check_target(output / folder)
+
+    def validate(self, model: WSLModel) -> tuple[dict[str, float], list[str]]:
+        """Figures by name, `valid_...`, the same in every process, and files that could not be read."""
+        if self.valid is None:
+            return {}, []
+        share = self.accelerator.process_index, self.accelerator.num_processes
+        part = None
+        if length_of(self.valid, share) != 0:
+            part = evaluate(
+                model,
+                self.valid,
+                self.preprocess,
+                with_masks=self.with_masks,
+                skip_damaged=self.skip_damaged,
+                boxes=False,
+                share=share,
+            )
+        result = Evaluation.merged([part for part in gather_objects(self.accelerator, part) if part is not None])
+        return {f"valid_{name}": float(value) for name, value in result.metrics.items()}, result.damaged
+
+    def keep(self, model: WSLModel, row: dict, best: dict[str, tuple[float, int]]) -> None:
+        """Keep the weights where a figure is better than in every epoch before, the first of equals.
+
+        Args:
+            model: as the epoch leaves it.
+            row: of the log, with its `epoch` and the figures of `validate`.
+            best: by figure, the best value so far and its epoch; brought up to date.
+        """
+        for key, (folder, higher) in BEST.items():
+            value = row.get(key)
+            if key == ERROR and not self.by_error:
+                value = -float(row["epoch"])  # each epoch is better than those before
+            if value is None or value != value:
+                continue
+            if key in best and not (value > best[key][0] if higher else value < best[key][0]):
+                continue
+            best[key] = value, row["epoch"]
+            if self.output is None:
+                if key == ERROR and self.by_error:
+                    self._weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            elif self.accelerator.is_main_process:
+                figures = {name: value for name, value in row.items() if name.startswith("valid_")}
+                model.save_pretrained(self.output / folder, metrics={**figures, "epoch": row["epoch"]})
+
+    def restore(self, model: WSLModel, latest: WSLModel) -> None:
+        """Give `model` the weights of the lowest error, or those of `latest` where nothing was kept."""
+        self.accelerator.wait_for_everyone()
+        if self.output is not None:
+            model.load_state_dict(dict(SavedWeights(weight_files(self.output / BEST[ERROR][0])).items()))
+        elif self._weights:
+            model.load_state_dict(self._weights)
+        elif latest is not model:
+            model.load_state_dict(latest.state_dict())
