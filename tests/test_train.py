@@ -395,7 +395,7 @@ def test_masks_of_the_validation_may_stay_closed(shapes, monkeypatch):
 def test_early_stopping(shapes, monkeypatch):
     errors = iter([0.5, 0.25, 0.25, 0.75, 0.1])
     monkeypatch.setattr(
-        train,
+        selection,
         "evaluate",
         lambda *args, **kwargs: SimpleNamespace(metrics={"error": next(errors), "mask_area": 0.5}, damaged=[]),
     )
