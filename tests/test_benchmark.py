@@ -16,7 +16,7 @@ from minmax_entropy.data import SyntheticShapes
 from minmax_entropy.engine import Recipe, TrainingError, benchmark, evaluate, preprocess_for
 from minmax_entropy.engine.benchmark import Benchmark, Combination, markdown, run_benchmark, summarize
 from minmax_entropy.engine.grad_cam import GradCAM
-from minmax_entropy.engine.methods import METHODS, get_method
+from minmax_entropy.engine.methods import METHODS, Method, get_method, register_method
 
 SIZE = 64
 TRAINED = [name for name, method in METHODS.items() if name != "all-ones" and method.trained_as is None]
@@ -139,6 +139,27 @@ def test_other_settings_in_the_same_folder_are_refused(done):
         run_benchmark(dataclasses.replace(chosen, epochs=2), lambda line: None)
 
 
+def test_a_method_that_changed_is_refused(done, monkeypatch):
+    chosen, _, _ = done
+    monkeypatch.setitem(METHODS, "grad-cam", dataclasses.replace(METHODS["grad-cam"], mask=dict(mask_sigma=0.25)))
+    with pytest.raises(ValueError, match=r"seed0 can't be resumed .* mask\.mask_sigma: it has None"):
+        run_benchmark(chosen, lambda line: None)
+
+
+def test_own_methods(shapes, tmp_path, monkeypatch):
+    """With a learning rate of its own, and one that takes its weights with another threshold on the map."""
+    monkeypatch.setattr("minmax_entropy.engine.methods.METHODS", dict(METHODS))
+    register_method("own", Method("own", dict(preset="cam", localizer="max"), dict(lr=0.125)))
+    register_method("low", Method("own, low", trained_as="own", mask=dict(mask_sigma=0.1)))
+    with pytest.raises(ValueError, match="unknown method 'owm'; did you mean own"):
+        register_method("other", Method("other", trained_as="owm"))
+    chosen = small(shapes, tmp_path, methods=["low", "own"])
+    low, own = run_benchmark(chosen, lambda line: None)
+    run = json.loads((tmp_path / "runs" / "wsl_test_resnet" / "own" / "seed0" / "run.json").read_text())
+    assert run["settings"]["recipe"]["lr"] == 0.125
+    assert low["error"] == own["error"] and low["mask_area"] > own["mask_area"] + 0.1
+
+
 def test_a_training_that_fails_leaves_the_others(shapes, tmp_path, monkeypatch):
     fit = benchmark.fit
 
@@ -167,12 +188,12 @@ def test_methods_build(name):
     method = METHODS[name]
     torch.manual_seed(0)
     model = mme.create_model("wsl_test_resnet", num_classes=3, img_size=SIZE, **method.settings)
-    model.erasing.steps = method.erasing_steps
+    model.erasing.steps = method.recipe.get("erasing_steps", 0)
     output = model(torch.randn(2, 3, SIZE, SIZE), torch.tensor([0, 2]))
     assert output.loss.isfinite()
     assert (model.classifier is None) == ("entropy" not in method.title)
     assert ("size" in output.losses) == ("size" in method.title or "area" in method.title)
-    assert (method.erasing_steps > 0) == ("erasing" in method.title)
+    assert (model.erasing.steps > 0) == ("erasing" in method.title)
 
 
 def test_summary_of_one_seed():

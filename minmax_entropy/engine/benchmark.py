@@ -173,18 +173,22 @@ def _run(benchmark: Benchmark, combination: Combination) -> dict:
     if combination.method == ALL_ONES:
         return row | evaluate_all_ones(benchmark.test, skip_damaged=benchmark.run.get("skip_damaged", False))
     path = combination.folder(benchmark.output) / RESULTS_NAME
-    if not path.is_file():
-        model, training = _trained(benchmark, combination)
-        skipping = dict(skip_damaged=benchmark.run.get("skip_damaged", False))
-        metrics = evaluate(model, benchmark.test, preprocess_for(model, benchmark.size), **skipping).metrics
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(figures_as_json({**metrics, **training}), indent=2) + "\n")
-    return row | json.loads(path.read_text(encoding="utf-8"))
+    method = json.loads(json.dumps(dataclasses.asdict(get_method(combination.method))))
+    if path.is_file():
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        compare_settings(saved["method"], method, path.parent)
+        return row | saved["figures"]
+    model, training = _trained(benchmark, combination)
+    skipping = dict(skip_damaged=benchmark.run.get("skip_damaged", False))
+    metrics = evaluate(model, benchmark.test, preprocess_for(model, benchmark.size), **skipping).metrics
+    figures = figures_as_json({**metrics, **training})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps({"method": method, "figures": figures}, indent=2) + "\n")
+    return row | figures
 
 
 def _trained(benchmark: Benchmark, combination: Combination) -> tuple[WSLModel | GradCAM, dict]:
     """The trained model of a combination, and figures of its training."""
-    method = get_method(combination.method)
     own = _trained_as(combination)
     model = _create(benchmark, own)
     train = benchmark.train
@@ -193,7 +197,7 @@ def _trained(benchmark: Benchmark, combination: Combination) -> tuple[WSLModel |
     result = fit(
         model,
         train,
-        dataclasses.replace(benchmark.recipe, erasing_steps=method.erasing_steps),
+        dataclasses.replace(benchmark.recipe, **{"erasing_steps": 0, **get_method(own.method).recipe}),
         benchmark.epochs,
         valid=benchmark.valid,
         output=own.folder(benchmark.output),
@@ -208,7 +212,7 @@ def _trained(benchmark: Benchmark, combination: Combination) -> tuple[WSLModel |
     areas = [row["mask_area"] for row in result.log]
     images = sum(row["images"] for row in result.log)
     figures = dict(zip(TRAINING_FIGURES, (len(result.log), images, min(areas), max(areas)), strict=True))
-    return _with_mask(model, method), figures
+    return _with_mask(model, get_method(combination.method)), figures
 
 
 def _trained_as(combination: Combination) -> Combination:
@@ -229,6 +233,8 @@ def _create(benchmark: Benchmark, combination: Combination) -> WSLModel:
 
 
 def _with_mask(model: WSLModel, method: Method) -> nn.Module:
+    for name, value in method.mask.items():
+        setattr(model, name, value)
     return model if method.grad_cam is None else GradCAM(model, method.grad_cam)
 
 
