@@ -345,6 +345,7 @@ def most_varied_plan() -> list[str]:
     return sorted(kinds, key=kinds.get)[-1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", most_varied_plan())
 def test_training_with_checkpointed_passes(name):
     compare_training(name, torch.float64, checkpoint_passes=True)

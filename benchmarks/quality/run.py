@@ -1,0 +1,120 @@
+"""Compare methods on one data set, as a small JSON file says: a table over seeds, learning curves, picture grids.
+
+    python benchmarks/quality/run.py benchmarks/quality/shapes_baselines.json --output runs/quality/shapes_baselines
+    python benchmarks/quality/run.py CONFIG --output FOLDER --seeds 1      # shares the work between processes
+
+Every method sees the same number of images. What is in the folder is not trained again, and a run that was interrupted
+goes on. When every combination is there, the table, `curves.png` and the pictures are those of all of them.
+
+The file has `data` (as `minmax-entropy train` takes it), `models`, `methods`, `seeds`, `epochs`, and may have
+`data_options`, `classes`, `size`, `pretrained`, `plugins`, `settings` (keywords of `create_model` for every method),
+`recipe` (`name` and fields), `shots`, `run` (fields of `Run`). `methods` are a dictionary: to `null` for one of
+`minmax_entropy.engine.methods.METHODS`, or to the fields of `Method`. `data` of several files, `test_data`, ... are not
+mixed: one file is one table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import runpy
+from pathlib import Path
+
+from minmax_entropy.data import open_split
+from minmax_entropy.engine import get_recipe
+from minmax_entropy.engine.benchmark import Benchmark, Combination, markdown, run_benchmark, summarize
+from minmax_entropy.engine.methods import Method, get_method, register_method
+
+KNOWN = {
+    *("data", "models", "methods", "seeds", "epochs", "data_options", "classes", "size", "pretrained", "plugins"),
+    *("settings", "recipe", "shots", "run"),
+}
+
+
+def read_config(path: Path, data: str | None = None) -> dict:
+    """The file's content; `data` takes the place of its own.
+
+    Raises:
+        ValueError: a key that means nothing.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    unknown = sorted(config.keys() - KNOWN)
+    if unknown:
+        raise ValueError(f"{path}: unknown key {unknown[0]!r}, known are {sorted(KNOWN)}")
+    return {**config, **({} if data is None else {"data": data})}
+
+
+def create_benchmark(config: dict, output: Path, seeds: list[int] | None = None) -> Benchmark:
+    """What the file describes."""
+    for plugin in config.get("plugins", ()):
+        runpy.run_path(plugin)
+    for name, fields in config["methods"].items():
+        if fields is not None:
+            register_method(name, Method(**{"title": name, **fields}))
+    options = config.get("data_options", {})
+    train = open_split(config["data"], "train", config.get("classes"), **options)
+    others = (
+        open_split(config["data"], part, config.get("classes"), **options).with_classes(train.class_names)
+        for part in ("valid", "test")
+    )
+    recipe = dict(config.get("recipe", {}))
+    return Benchmark(
+        train,
+        *others,
+        models=config["models"],
+        methods=list(config["methods"]),
+        seeds=config["seeds"] if seeds is None else seeds,
+        epochs=config["epochs"],
+        recipe=get_recipe(recipe.pop("name", "finetune"), **recipe),
+        output=output,
+        size=config.get("size", 224),
+        settings=config.get("settings", {}),
+        pretrained=config.get("pretrained", False),
+        run={"cpu": False, "progress": False, **config.get("run", {})},
+        shots=config.get("shots"),
+    )
+
+
+def write_curves(benchmark: Benchmark, path: Path) -> None:
+    """Validation error and mean mask while training: a line per method, the mean over the seeds."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    for model in benchmark.models:
+        for method in benchmark.methods:
+            logs = []
+            for seed in benchmark.seeds:
+                log = Combination(model, method, seed).folder(benchmark.output) / "log.csv"
+                if log.is_file():
+                    with log.open(newline="", encoding="utf-8") as file:
+                        logs.append(list(csv.DictReader(file)))
+            if not logs:
+                continue
+            title = get_method(method).title if len(benchmark.models) == 1 else f"{model}, {get_method(method).title}"
+            for panel, key in zip(panels, ("train_error", "valid_error", "mask_area"), strict=True):
+                values = [sum(float(row[key]) for row in rows) / len(rows) for rows in zip(*logs, strict=False)]
+                panel.plot(values, label=title)
+                panel.set(title=key, xlabel="epoch")
+    panels[-1].legend(fontsize=6)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=100, format="png")
+    temporary.replace(path)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--data", help="instead of the file's")
+    parser.add_argument("--seeds", type=int, nargs="+", help="some of the file's, or others")
+    args = parser.parse_args()
+    benchmark = create_benchmark(read_config(args.config, args.data), args.output, args.seeds)
+    rows = run_benchmark(benchmark, lambda line: print(line, flush=True))
+    print(markdown(summarize(rows)))
+    write_curves(benchmark, args.output / "curves.png")
+
+
+if __name__ == "__main__":
+    main()
