@@ -363,6 +363,12 @@ def test_list_that_is_not_csv_is_named(listed, text):
         open_split(listed(text, "latin-1"))
 
 
+def test_lines_of_a_file_are_counted_as_an_editor_does(listed):
+    """Empty lines count, and so do those within quotes."""
+    with pytest.raises(ValueError, match=r"line 4: a row is image,mask,class .* got \['a\.png', 'cat'\]"):
+        open_split(listed('a.png,,"cat\nfish"\n \na.png, cat \n'))
+
+
 def test_list_that_is_missing_beside_others(listed):
     root = listed(ROWS)
     with pytest.raises(FileNotFoundError, match=r"has lists, but no test\.csv"):

@@ -186,10 +186,12 @@ def test_glas_one_mask_missing(own_glas):
         ("name,grade (GlaS)\ntrain_1,healthy\n", r"line 2: expected .*malignant.*got \['train_1', 'healthy'\]"),
         ("name,grade (GlaS)\ntrain_1\n", r"line 2: expected"),
         ("name,grade (GlaS)\nvalid_1,benign\n", r"line 2: expected train_N"),
+        ("name,grade (GlaS)\n\n,\ntrain_1,\n", r"line 4: expected .*got \['train_1', ''\]"),
+        (b"name,grade (GlaS)\ntrain_1,b\xe9nin\n", r"Grade\.csv can't be read as CSV in UTF-8"),
     ],
 )
 def test_glas_bad_grades(own_glas, text, message):
-    (own_glas / "Grade.csv").write_text(text)
+    (own_glas / "Grade.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=message):
         open_split(own_glas)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -82,6 +83,21 @@ class ImageFiles(LabelledImages):
 
     def name(self, index: int) -> str:
         return str(self.records[index].image)
+
+
+def read_csv(path: Path) -> list[tuple[int, list[str]]]:
+    """Line number, from 1, and cells of each row of a CSV file; cells are stripped, rows without any text left out.
+
+    Raises:
+        ValueError: text that is not CSV in UTF-8 (with or without a byte order mark).
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} can't be read as CSV in UTF-8: {error}") from error
+    return [(number, cells) for number, cells in rows if any(cells)]
 
 
 def select_records(records: list[Record], classes: Sequence[str] | None, split: str, place: object) -> list[Record]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from minmax_entropy.data.dataset import Box
-from minmax_entropy.data.files import ImageFiles, Record, select_records
+from minmax_entropy.data.files import ImageFiles, Record, read_csv, select_records
 from minmax_entropy.data.images import IMAGE_SUFFIXES
 from minmax_entropy.data.selection import HELD_OUT, SPLIT_NAMES, SPLIT_SEED, SPLITS
 from minmax_entropy.data.sources import register_reader
@@ -61,17 +60,12 @@ def read_boxes(path: Path, images: Path) -> dict[Path, tuple[Box, ...]]:
         ValueError: another header, a row that is no box, or text that is not UTF-8, with its line.
         FileNotFoundError: an image that does not exist, with its line.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} can't be read as CSV in UTF-8: {error}") from error
-    if not rows or [cell.lower() for cell in rows[0]] != BOXES_HEADER:
-        raise ValueError(f"{path}: the first line is {','.join(BOXES_HEADER)}, got {','.join(rows[0]) if rows else ''}")
+    rows = read_csv(path)
+    header = rows[0][1] if rows else []
+    if [cell.lower() for cell in header] != BOXES_HEADER:
+        raise ValueError(f"{path}: the first line is {','.join(BOXES_HEADER)}, got {','.join(header)}")
     boxes: dict[Path, tuple[Box, ...]] = {}
-    for number, row in enumerate(rows[1:], start=2):
-        if not any(row):
-            continue
+    for number, row in rows[1:]:
         box = _box(row)
         if box is None:
             raise ValueError(f"{path}, line {number}: a row is image,x0,y0,x1,y1 with x0 < x1 and y0 < y1, got {row}")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from minmax_entropy.data.files import ImageFiles, Record, select_records
+from minmax_entropy.data.files import ImageFiles, Record, read_csv, select_records
 from minmax_entropy.data.selection import SPLIT_NAMES, SPLITS
 from minmax_entropy.data.sources import register_reader
 
@@ -62,18 +61,10 @@ def read_list(path: str | Path, root: str | Path) -> list[Record]:
         FileNotFoundError: an image or mask that does not exist, with its line.
     """
     path, root = Path(path), Path(root)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} can't be read as CSV in UTF-8: {error}") from error
     records = []
-    for number, row in enumerate(rows, start=1):
-        cells = [cell.strip() for cell in row]
-        if not any(cells):
-            continue
+    for number, cells in read_csv(path):
         if len(cells) != 3 or not cells[0] or not cells[2]:
-            raise ValueError(f"{path}, line {number}: a row is image,mask,class (the mask may be empty), got {row}")
+            raise ValueError(f"{path}, line {number}: a row is image,mask,class (the mask may be empty), got {cells}")
         image, mask, class_name = root / cells[0], (root / cells[1] if cells[1] else None), cells[2]
         if not image.is_file():
             if number == 1 and cells[0].lower() in HEADERS:
