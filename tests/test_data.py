@@ -22,7 +22,7 @@ from minmax_entropy.data import (
     read_mask,
     scaled_size,
 )
-from minmax_entropy.data.folder import HELD_OUT
+from minmax_entropy.data.selection import HELD_OUT
 
 HEIGHT, WIDTH = 32, 48
 INSIDE = np.zeros((HEIGHT, WIDTH), dtype=bool)
@@ -413,6 +413,9 @@ def test_class_folders_without_splits(tmp_path, prefix):
     held_out = [int(name[-6:-4]) for name in files(parts["test"], tmp_path)[:10]]
     assert held_out != list(range(10)) and held_out != list(range(30, 40))  # drawn, not the first or last
     assert held_out == sorted(held_out)
+    order = np.random.default_rng(0).permutation(40)  # the documented draw: test first, then valid
+    assert held_out == sorted(order[:10].tolist())
+    assert [int(name[-6:-4]) for name in files(parts["valid"], tmp_path)[:6]] == sorted(order[10:16].tolist())
 
 
 def test_hold_out_needs_enough_images(tmp_path):
