@@ -708,6 +708,36 @@ def test_a_validation_part_is_held_out_of_the_training(tmp_path, caplog):
     assert "15 % of train are held out" in caplog.text
 
 
+@pytest.mark.parametrize("options", [{}, {"lists": {"train": "train.csv"}}], ids=["folder", "lists"])
+def test_a_validation_part_is_held_out_of_a_list(tmp_path, caplog, monkeypatch, options):
+    """The same images as of the class folders, in the order of the list."""
+    make_folders(tmp_path, {"train/a": 20, "train/b": 7})
+    rows = [f"train/{name}/{index:02d}.png,,{name}" for index in range(20) for name in ("ab" if index < 7 else "a")]
+    folders = {split: set(files(open_split(tmp_path, split, seed=3), tmp_path)) for split in ("train", "valid")}
+    (tmp_path / "train.csv").write_text("\n".join(rows))
+    monkeypatch.chdir(tmp_path)
+    caplog.clear()
+    with caplog.at_level("INFO", logger="minmax_entropy"):
+        for split in ("train", "valid"):
+            found = files(open_split(tmp_path, split, seed=3, **options), tmp_path)
+            assert found == [row.split(",")[0] for row in rows if row.split(",")[0] in folders[split]]
+    assert len(found) == 3 + 1
+    assert "train.csv has no validation part: 15 % of train are held out" in caplog.text
+    with pytest.raises(FileNotFoundError, match=r"has lists, but no test\.csv|no list for 'test' is given"):
+        open_split(tmp_path, "test", **options)
+    assert len(open_split(tmp_path, "valid", ["b"], **options)) == 1
+    (tmp_path / "val.csv").write_text(rows[0])
+    if not options:
+        assert (len(open_split(tmp_path, "train")), len(open_split(tmp_path, "valid"))) == (27, 1)
+
+
+def test_a_list_of_too_few_images_to_hold_any_out(listed):
+    root = listed(ROWS)
+    assert len(open_split(root, "train")) == 2
+    with pytest.raises(ValueError, match=r"train\.csv has too few images a class to hold out a 'valid' part: give it"):
+        open_split(root, "valid")
+
+
 def test_void_of_a_palette_mask_is_not_an_object(tmp_path):
     values = np.zeros((8, 8), dtype=np.uint8)
     values[2:4], values[4:6] = 7, 255

@@ -787,7 +787,8 @@ def documented(tmp_path, monkeypatch):
         save(noise(), data / "pairs" / name)
     (data / "pairs" / "pairs.txt").write_text("one a\ntwo b\n")
     (data / "folds").mkdir()
-    (data / "folds" / "train_0.csv").write_text("train/cat/1.png,,cat\n")
+    for part in ("train", "valid"):
+        (data / "folds" / f"{part}_0.csv").write_text("train/cat/1.png,,cat\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sources_module, "_READERS", dict(sources_module._READERS))
     return data
