@@ -627,6 +627,22 @@ def test_reference_crop_is_a_pixel_off_for_odd_sizes():
     torch.testing.assert_close(reference[:, :-1], exact[:, 1:])
 
 
+@pytest.mark.parametrize("name", ["bilinear", "bicubic", "nearest", "lanczos", "box", "hamming", "random"])
+@pytest.mark.parametrize(
+    "options", [dict(short_side=20, multiple=1), dict(fixed_size=(20, 30))], ids=["scaled", "fixed"]
+)
+def test_interpolation(name, options):
+    image = noise_image(40, 60)
+    how = Image.Resampling["BILINEAR" if name == "random" else name.upper()]
+    tensor = Preprocess(**IDENTITY, **options, interpolation=name)(image)
+    assert np.array_equal((tensor * 255).round().byte().permute(1, 2, 0), np.asarray(image.resize((30, 20), how)))
+
+
+def test_unknown_interpolation():
+    with pytest.raises(ValueError, match=r"interpolation must be one of \('bilinear', .*, got 'cubic'"):
+        Preprocess(**IDENTITY, interpolation="cubic")
+
+
 def test_normalization_by_hand():
     preprocess = Preprocess(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0), multiple=1)
     tensor = preprocess(Image.new("RGB", (1, 1), (255, 51, 102)))

@@ -191,6 +191,10 @@ def test_preprocess_for():
     preprocess = preprocess_for(model)
     assert preprocess.mean == (0.1, 0.2, 0.3) and preprocess.short_side == SIZE and preprocess.multiple == 32
     assert preprocess_for(model, 100).short_side == 100
+    assert preprocess.interpolation == model.backbone.data_config["interpolation"]
+    assert preprocess_for(create(data_config=dict(interpolation="lanczos"))).interpolation == "lanczos"
+    for model in (create(preset="reference"), create(data_config=dict(resize="reference", interpolation="bicubic"))):
+        assert preprocess_for(model).interpolation == "bilinear"  # as the authors' implementation
     model.backbone.sizes = ImageSizes(32, fixed=(48, 80))
     assert preprocess_for(model)(Image.new("RGB", (7, 5))).shape == (3, 48, 80)
 

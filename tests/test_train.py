@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import logging
 import math
 import multiprocessing
@@ -26,6 +27,7 @@ from minmax_entropy.data import (
     Record,
     Subset,
     SyntheticShapes,
+    TrainingTransform,
 )
 from minmax_entropy.data.loading import TrainingStream
 from minmax_entropy.engine import (
@@ -82,6 +84,22 @@ class InMemory(LabelledImages):
 def noise_images(sizes, seed=0):
     rng = np.random.default_rng(seed)
     return [Image.fromarray(rng.integers(0, 256, (*size, 3)).astype(np.uint8)) for size in sizes]
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "nearest"])
+def test_images_are_resized_as_the_data_config_says(shapes, monkeypatch, interpolation):
+    made = []
+
+    def transform(*args):
+        made.append(TrainingTransform(*args))
+        return made[-1]
+
+    monkeypatch.setattr("minmax_entropy.engine.train.TrainingTransform", transform)
+    model = create(data_config=dict(interpolation=interpolation))
+    fit(model, shapes, dataclasses.replace(RECIPE, augmentation="none"), 1, size=32, progress=False)
+    config = model.data_config
+    same = TrainingTransform("none", 32, config["mean"], config["std"], interpolation)
+    assert torch.equal(made[0](shapes.image(0)), same(shapes.image(0)))
 
 
 # Schedules and recipes

@@ -28,10 +28,13 @@ FLIPS = {
 def preprocess_for(model: WSLModel, short_side: int | None = None) -> Preprocess:
     """The evaluation input that a model expects.
 
+    Mean, std and interpolation are those of the model's `data_config`. Its `crop_pct` is not used: the mask must cover
+    the whole image, which is never cropped.
+
     Args:
         short_side: shorter side of the images as the network sees them; by default that of `data_config`'s
             `input_size`. Where `data_config` has `resize="reference"` only images that are smaller are scaled, and none
-            with "reference_native", as in the authors' implementation.
+            with "reference_native", as in the authors' implementation, whose interpolation is bilinear.
     """
     config = model.data_config
     resize = config.get("resize", "short_side")
@@ -44,6 +47,7 @@ def preprocess_for(model: WSLModel, short_side: int | None = None) -> Preprocess
         multiple=model.backbone.sizes.multiple,
         fixed_size=model.backbone.sizes.fixed,
         reference=resize != "short_side",
+        interpolation=config["interpolation"] if resize == "short_side" else "bilinear",
     )
 
 

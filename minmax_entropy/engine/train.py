@@ -147,7 +147,8 @@ def fit(
     settings |= {"transform": transform is not None, "preprocess": repr(preprocess)}
     if transform is None:
         config = model.data_config
-        transform = TrainingTransform(recipe.augmentation, size, config["mean"], config["std"])
+        values = config["mean"], config["std"], config["interpolation"]
+        transform = TrainingTransform(recipe.augmentation, size, *values)
     with own_state():
         training = _Training(model, train, valid, recipe, epochs, options, transform, preprocess, output, settings)
         return training.run(resume, overwrite)
