@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
-import io
 import json
 import logging
 import math
@@ -20,7 +18,7 @@ from torch import nn
 
 from minmax_entropy.configuration import figures_as_json
 from minmax_entropy.data import DamagedFileError, LabelledImages, LabelledStream, few_shots
-from minmax_entropy.engine.checkpoints import compare_settings, fingerprint, write_text
+from minmax_entropy.engine.checkpoints import compare_settings, fingerprint, write_csv, write_text
 from minmax_entropy.engine.evaluate import evaluate, evaluate_all_ones
 from minmax_entropy.engine.grad_cam import GradCAM
 from minmax_entropy.engine.inference import preprocess_for
@@ -265,11 +263,7 @@ def write_tables(rows: Sequence[dict], output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "table.md", markdown(summary) + "\n")
     for name, content in (("table.csv", summary), ("runs.csv", rows)):
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in content for key in row)))
-        writer.writeheader()
-        writer.writerows(content)
-        write_text(output / name, text.getvalue())
+        write_csv(output / name, content)
 
 
 def markdown(summary: Sequence[dict]) -> str:
