@@ -100,7 +100,8 @@ class Benchmark:
 def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> list[dict]:
     """Train and evaluate every combination, and write `table.md`, `table.csv`, `runs.csv` and `pictures/`.
 
-    The tables are written anew after each combination. A training that fails is said and left out of the table.
+    The tables are written anew after each combination. One that fails is said, once more at the end, and left out of
+    the table; the others go on. Files that can't be read, without `skip_damaged`, end it at once: all would meet them.
 
     Args:
         benchmark: what to do.
@@ -111,6 +112,7 @@ def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> l
         `epochs`, `images`, `lowest_mask_area` and `highest_mask_area` (means over an epoch).
 
     Raises:
+        DamagedFileError: a file can't be read, unless `skip_damaged`.
         ValueError: an unknown method, streams, several processes, or results in the folder that are of other settings.
     """
     for name in benchmark.methods:
@@ -122,18 +124,26 @@ def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> l
         raise ValueError("a benchmark runs in one process; several of them may share the work by their --seeds")
     _check_settings(benchmark)
     rows: list[dict] = []
+    failed: list[str] = []
     for number, combination in enumerate(benchmark.combinations(), start=1):
         try:
             row = _run(benchmark, combination)
-        except TrainingError as error:
-            say(f"{_title(combination)}: {error}")
+            write_tables([*rows, row], benchmark.output)
+        except DamagedFileError:
+            raise
+        except Exception as error:  # a full disk, too little memory, a model that does not take the size, ...
+            _logger.debug("%s", _title(combination), exc_info=True)
+            name = "" if isinstance(error, TrainingError) else f"{type(error).__name__}: "
+            failed.append(f"{_title(combination)}: {name}{error}")
+            say(failed[-1])
             continue
         rows.append(row)
-        write_tables(rows, benchmark.output)
         done = f"{number} of {len(benchmark.combinations())}"
         say(f"{done}: {_title(combination)}: {', '.join(_figures(row))}")
     for model in benchmark.models:
         _write_pictures(benchmark, model)
+    if failed:
+        say("\n".join([f"{len(failed)} of {len(benchmark.combinations())} failed:", *failed]))
     return rows
 
 
