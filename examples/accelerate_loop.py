@@ -28,7 +28,8 @@ def main() -> None:
     settings = dict(num_classes=len(train.class_names), preset="area", img_size=None if options.data else 64)
     model = minmax_entropy.create_model(options.model, options.pretrained, **settings)
     config = model.data_config
-    transform = TrainingTransform("crop", config["input_size"][-2:], config["mean"], config["std"])
+    values = (config[key] for key in ("mean", "std", "interpolation"))
+    transform = TrainingTransform("crop", config["input_size"][-2:], *values)
     loader = DataLoader(TransformedImages(train, transform), batch_size=8, shuffle=True, drop_last=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4 if options.pretrained else 2e-3)
     accelerator = Accelerator()

@@ -28,7 +28,8 @@ def main() -> None:
     settings = dict(num_classes=len(train.class_names), preset="area", img_size=None if options.data else 112)
     model = minmax_entropy.create_model(options.model, options.pretrained, freeze_backbone=True, **settings).to(device)
     config = model.data_config
-    transform = TrainingTransform("crop", config["input_size"][-2:], config["mean"], config["std"])
+    values = (config[key] for key in ("mean", "std", "interpolation"))
+    transform = TrainingTransform("crop", config["input_size"][-2:], *values)
     loader = DataLoader(TransformedImages(train, transform), batch_size=8, shuffle=True, drop_last=True)
     heads = [parameter for parameter in model.parameters() if parameter.requires_grad]
     print(f"training {sum(map(torch.numel, heads))} of {sum(map(torch.numel, model.parameters()))} parameters")

@@ -37,7 +37,7 @@ def main() -> None:
     settings = dict(num_classes=len(train.class_names), preset="area", img_size=None if options.data else 64)
     model = minmax_entropy.create_model(options.model, options.pretrained, **settings)
     config = model.data_config
-    shape = config["input_size"][-2:], config["mean"], config["std"]
+    shape = config["input_size"][-2:], config["mean"], config["std"], config["interpolation"]
     rate = 2e-4 if options.pretrained else 2e-3
     arguments = TrainingArguments("runs/hf_trainer", num_train_epochs=options.epochs, learning_rate=rate)
     trainer = Trainer(

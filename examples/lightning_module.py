@@ -46,8 +46,8 @@ def main() -> None:
     valid = open_split(options.data, "valid", train.class_names) if options.data else SyntheticShapes(30, 64, 3, seed=1)
     settings = dict(num_classes=len(train.class_names), preset="area", img_size=None if options.data else 64)
     model = minmax_entropy.create_model(options.model, options.pretrained, **settings)
-    size, mean, std = (model.data_config[key] for key in ("input_size", "mean", "std"))
-    transforms = [TrainingTransform(augmentation, size[-2:], mean, std) for augmentation in ("crop", "none")]
+    size, *values = (model.data_config[key] for key in ("input_size", "mean", "std", "interpolation"))
+    transforms = [TrainingTransform(augmentation, size[-2:], *values) for augmentation in ("crop", "none")]
     loader = DataLoader(TransformedImages(train, transforms[0]), batch_size=8, shuffle=True, drop_last=True)
     trainer = lightning.Trainer(max_epochs=options.epochs, default_root_dir="runs/lightning_module")
     trainer.fit(Localization(model), loader, DataLoader(TransformedImages(valid, transforms[1]), batch_size=8))

@@ -194,8 +194,16 @@ class MinMaxEntropyLoss(nn.Module):
         self._class_weights = None if weights is None else torch.tensor(weights, dtype=torch.float32)
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Of each image with its label, as both heads are trained on it: `[B, K]` and the target to `[B]`."""
+        """Of each image with its label, as both heads are trained on it: `[B, K]` and the target to `[B]`.
+
+        Raises:
+            ValueError: `class_weights` are not K numbers.
+        """
         weights = None if self._class_weights is None else self._class_weights.to(logits.device)
+        if weights is not None and len(weights) != logits.shape[1]:
+            raise ValueError(
+                f"class_weights must be {logits.shape[1]} numbers as there are classes, got {len(weights)}"
+            )
         return TASKS[self.task].loss(logits, target, self.label_smoothing, weights)
 
     def forward(

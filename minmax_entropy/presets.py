@@ -15,7 +15,7 @@ PRESETS: dict[str, dict] = {
         classifier_scale=0.5,
         shared_backbone=True,
         backbone_init="he_fan_out",
-        data_config=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        data_config=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear"),
         mask_source="expected",
         mask_sigma=0.5,
         mask_omega=8.0,

@@ -107,7 +107,7 @@ def convert_reference_checkpoint(
         for name in ("localizer", "classifier")
     }
     options = {**options, **{key: settings.pop(key) for key in set(settings) - WSLModel.config_keywords()}}
-    data_config = dict(PRESETS["reference"]["data_config"], interpolation="bilinear", crop_pct=1.0)
+    data_config = dict(PRESETS["reference"]["data_config"], crop_pct=1.0)
     data_config["resize"] = "reference_native" if short_side is None else "reference"
     keywords = dict(heads, data_config=data_config, img_size=short_side, backbone_kwargs=options)
     keywords = resolve_preset("reference", {**keywords, **settings, "backbone": backbone, "num_classes": num_classes})

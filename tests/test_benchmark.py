@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import minmax_entropy as mme
-from minmax_entropy.data import SyntheticShapes
+from minmax_entropy.data import DamagedFileError, SyntheticShapes
 from minmax_entropy.engine import Recipe, TrainingError, benchmark, evaluate, preprocess_for
 from minmax_entropy.engine.benchmark import Benchmark, Combination, markdown, run_benchmark, summarize
 from minmax_entropy.engine.grad_cam import GradCAM
@@ -160,20 +160,44 @@ def test_own_methods(shapes, tmp_path, monkeypatch):
     assert low["error"] == own["error"] and low["mask_area"] > own["mask_area"] + 0.1
 
 
-def test_a_training_that_fails_leaves_the_others(shapes, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (TrainingError("epoch 0: the loss is nan"), "epoch 0: the loss is nan"),
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "OutOfMemoryError: CUDA out of memory"),
+    ],
+    ids=["loss", "disk", "memory"],
+)
+def test_a_training_that_fails_leaves_the_others(shapes, tmp_path, monkeypatch, error, text):
     fit = benchmark.fit
 
     def fails(model, *args, **kwargs):
         if model.classifier is None:
-            raise TrainingError("epoch 0: the loss is nan")
+            raise error
         return fit(model, *args, **kwargs)
 
     monkeypatch.setattr(benchmark, "fit", fails)
     lines = []
     rows = run_benchmark(small(shapes, tmp_path), lines.append)
     assert [row["method"] for row in rows] == ["all-ones", "area"]
-    assert "wsl_test_resnet, CAM, average, seed 0: epoch 0: the loss is nan" in lines
+    line = f"wsl_test_resnet, CAM, average, seed 0: {text}"
+    assert line in lines and lines[-1] == f"1 of 3 failed:\n{line}"
     assert len((tmp_path / "table.md").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("error", [DamagedFileError("a.png", "broken"), KeyboardInterrupt()], ids=["file", "user"])
+def test_what_ends_a_benchmark_at_once(shapes, tmp_path, monkeypatch, error):
+    calls = []
+
+    def fails(*args, **kwargs):
+        calls.append(args)
+        raise error
+
+    monkeypatch.setattr(benchmark, "fit", fails)
+    with pytest.raises(type(error)):
+        run_benchmark(small(shapes, tmp_path), lambda line: None)
+    assert len(calls) == 1
 
 
 def test_unknown_method(shapes, tmp_path):
@@ -282,3 +306,7 @@ def test_benchmark_command(tmp_path, capsys):
     settings = json.loads(next(output.glob("runs/*/wildcat/seed0/run.json")).read_text())["settings"]
     assert settings["train"]["images"] == 16 and settings["recipe"]["lr"] == 1e-2
     assert (output / "table.md").read_text().strip() in out
+    arguments = f"--models wsl_test_resnet wsl_test_resnett --output {tmp_path / 'other'}".split()
+    status = main([*command.split(), "--recipe", "scratch", "--shots", "8", *arguments])
+    out = capsys.readouterr().out
+    assert status == 1 and "1 of 4 failed:\nwsl_test_resnett, WILDCAT" in out and "did you mean" in out

@@ -352,16 +352,59 @@ def constant(value=0.6):
 
 def test_choose_a_threshold(model, data, tmp_path, capsys):
     """Chosen on the validation images, stored with the model, and used from then on."""
-    own = tmp_path / "model"
+    own, out = tmp_path / "model", tmp_path / "deep" / "out"
     mme.create_model(f"local-dir:{model}").save_pretrained(own)
-    assert run("evaluate", "--model", own, "--data", data, "--choose-threshold") == 0
+    assert run("evaluate", "--model", own, "--data", data, "--choose-threshold", "--output", out) == 0
     printed = capsys.readouterr().out
     chosen = mme.create_model(f"local-dir:{own}").mask_threshold
     assert f"threshold {chosen:g} instead of 0.5: F1+ " in printed and "on 4 images of valid" in printed
-    best = float(printed.split("F1+ ")[1].split(" %")[0])
+    best = float(printed.split(": F1+ ")[1].split(" %")[0])
     assert run("evaluate", "--model", own, "--data", data, "--split", "valid") == 0
     (row,) = (line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| model"))
     assert float(row[3]) == best
+    with (out / "thresholds.csv").open(newline="") as file:
+        curve = {float(row["threshold"]): float(row["f1_foreground"]) for row in csv.DictReader(file)}
+    assert len(curve) == 99 and curve[chosen] == max(curve.values()) == pytest.approx(best / 100, abs=6e-4)
+    assert [path.name for path in out.iterdir()] == ["thresholds.csv"]
+
+
+def test_choose_a_threshold_without_damaged_files(model, tmp_path, capsys):
+    data, own = make_data(tmp_path / "data"), tmp_path / "model"
+    mme.create_model(f"local-dir:{model}").save_pretrained(own)
+    first = sorted((data / "images" / "rows").iterdir())[0]
+    first.write_bytes(first.read_bytes()[:200])
+    command = ("evaluate", "--model", own, "--data", data, "--choose-threshold", "--split", "train")
+    splits = [run(*command[:-1], split, "--skip-damaged") for split in ("train", "valid", "test")]
+    assert splits == [0, 0, 0] and capsys.readouterr().out.count(f"skipped 1 damaged files: {first}") == 1
+
+
+def test_images_at_their_own_size(model, data, tmp_path, capsys, monkeypatch):
+    image = tmp_path / "a.png"
+    Image.open(data / "images" / "rows" / "00.png").resize((150, 90)).save(image)
+    seen = []
+    forward = mme.WSLModel.forward
+
+    def spy(self, images, *args, **keywords):
+        seen.append(tuple(images.shape[2:]))
+        return forward(self, images, *args, **keywords)
+
+    monkeypatch.setattr(mme.WSLModel, "forward", spy)
+    common = ("predict", image, "--model", model, "--output", tmp_path / "out")
+    for size, expected in (((), (64, 96)), (("--size", 100), (128, 192)), (("--size", "native"), (96, 160))):
+        assert run(*common, *size) == 0
+        assert seen.pop() == expected
+    assert run("evaluate", "--model", model, "--data", data, "--size", "native") == 0
+    assert set(seen) == {(64, 64)}
+
+
+def test_own_size_of_a_model_for_one_size(data, tmp_path, capsys):
+    model = mme.create_model("wsl_test_vit", num_classes=2, img_size=64, backbone_kwargs=dict(dynamic_img_size=False))
+    assert model.backbone.sizes.fixed == (64, 64)
+    model.save_pretrained(tmp_path / "model")
+    common = ("predict", data / "images" / "rows" / "00.png", "--model", tmp_path / "model", "--output", tmp_path)
+    line = fails(capsys, *common, "--size", "native")
+    assert "this backbone takes images of 64 x 64 only" in line and "(--tile)" in line
+    assert run(*common, "--size", "native", "--tile", 64) == 0
 
 
 @pytest.mark.parametrize(
@@ -370,6 +413,8 @@ def test_choose_a_threshold(model, data, tmp_path, capsys):
         (("--threshold", "1"), "argument --threshold: expected a number over 0 and below 1, got '1'"),
         (("--tile", "50"), "tiles of this backbone are multiples of 32 pixels, got 50; try 64"),
         (("--tile", "64", "--overlap", "50"), "is 32 (one position of the features) to 32 pixels, got 50"),
+        (("--overlap", "32"), "--overlap is that of tiles: give --tile PIXELS with it"),
+        (("--size", "0"), "argument --size: expected a number of 1 or more, got '0'; or native: the images' own size"),
         (("--flips", "diagonal"), "expected any of horizontal,vertical,both, got 'diagonal'"),
         (("--scales", "1,big"), "argument --scales: expected numbers such as 0.75,1,1.25, got '1,big'"),
         (("--scales", "0"), "scales are numbers over 0"),

@@ -22,7 +22,7 @@ from minmax_entropy.data import (
     read_mask,
     scaled_size,
 )
-from minmax_entropy.data.folder import HELD_OUT
+from minmax_entropy.data.selection import HELD_OUT
 
 HEIGHT, WIDTH = 32, 48
 INSIDE = np.zeros((HEIGHT, WIDTH), dtype=bool)
@@ -363,6 +363,12 @@ def test_list_that_is_not_csv_is_named(listed, text):
         open_split(listed(text, "latin-1"))
 
 
+def test_lines_of_a_file_are_counted_as_an_editor_does(listed):
+    """Empty lines count, and so do those within quotes."""
+    with pytest.raises(ValueError, match=r"line 4: a row is image,mask,class .* got \['a\.png', 'cat'\]"):
+        open_split(listed('a.png,,"cat\nfish"\n \na.png, cat \n'))
+
+
 def test_list_that_is_missing_beside_others(listed):
     root = listed(ROWS)
     with pytest.raises(FileNotFoundError, match=r"has lists, but no test\.csv"):
@@ -407,6 +413,9 @@ def test_class_folders_without_splits(tmp_path, prefix):
     held_out = [int(name[-6:-4]) for name in files(parts["test"], tmp_path)[:10]]
     assert held_out != list(range(10)) and held_out != list(range(30, 40))  # drawn, not the first or last
     assert held_out == sorted(held_out)
+    order = np.random.default_rng(0).permutation(40)  # the documented draw: test first, then valid
+    assert held_out == sorted(order[:10].tolist())
+    assert [int(name[-6:-4]) for name in files(parts["valid"], tmp_path)[:6]] == sorted(order[10:16].tolist())
 
 
 def test_hold_out_needs_enough_images(tmp_path):
@@ -618,6 +627,22 @@ def test_reference_crop_is_a_pixel_off_for_odd_sizes():
     torch.testing.assert_close(reference[:, :-1], exact[:, 1:])
 
 
+@pytest.mark.parametrize("name", ["bilinear", "bicubic", "nearest", "lanczos", "box", "hamming", "random"])
+@pytest.mark.parametrize(
+    "options", [dict(short_side=20, multiple=1), dict(fixed_size=(20, 30))], ids=["scaled", "fixed"]
+)
+def test_interpolation(name, options):
+    image = noise_image(40, 60)
+    how = Image.Resampling["BILINEAR" if name == "random" else name.upper()]
+    tensor = Preprocess(**IDENTITY, **options, interpolation=name)(image)
+    assert np.array_equal((tensor * 255).round().byte().permute(1, 2, 0), np.asarray(image.resize((30, 20), how)))
+
+
+def test_unknown_interpolation():
+    with pytest.raises(ValueError, match=r"interpolation must be one of \('bilinear', .*, got 'cubic'"):
+        Preprocess(**IDENTITY, interpolation="cubic")
+
+
 def test_normalization_by_hand():
     preprocess = Preprocess(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0), multiple=1)
     tensor = preprocess(Image.new("RGB", (1, 1), (255, 51, 102)))
@@ -697,6 +722,36 @@ def test_a_validation_part_is_held_out_of_the_training(tmp_path, caplog):
         [f"train/a/{i:02d}.png" for i in range(20)] + [f"train/b/{i:02d}.png" for i in range(7)]
     )
     assert "15 % of train are held out" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{}, {"lists": {"train": "train.csv"}}], ids=["folder", "lists"])
+def test_a_validation_part_is_held_out_of_a_list(tmp_path, caplog, monkeypatch, options):
+    """The same images as of the class folders, in the order of the list."""
+    make_folders(tmp_path, {"train/a": 20, "train/b": 7})
+    rows = [f"train/{name}/{index:02d}.png,,{name}" for index in range(20) for name in ("ab" if index < 7 else "a")]
+    folders = {split: set(files(open_split(tmp_path, split, seed=3), tmp_path)) for split in ("train", "valid")}
+    (tmp_path / "train.csv").write_text("\n".join(rows))
+    monkeypatch.chdir(tmp_path)
+    caplog.clear()
+    with caplog.at_level("INFO", logger="minmax_entropy"):
+        for split in ("train", "valid"):
+            found = files(open_split(tmp_path, split, seed=3, **options), tmp_path)
+            assert found == [row.split(",")[0] for row in rows if row.split(",")[0] in folders[split]]
+    assert len(found) == 3 + 1
+    assert "train.csv has no validation part: 15 % of train are held out" in caplog.text
+    with pytest.raises(FileNotFoundError, match=r"has lists, but no test\.csv|no list for 'test' is given"):
+        open_split(tmp_path, "test", **options)
+    assert len(open_split(tmp_path, "valid", ["b"], **options)) == 1
+    (tmp_path / "val.csv").write_text(rows[0])
+    if not options:
+        assert (len(open_split(tmp_path, "train")), len(open_split(tmp_path, "valid"))) == (27, 1)
+
+
+def test_a_list_of_too_few_images_to_hold_any_out(listed):
+    root = listed(ROWS)
+    assert len(open_split(root, "train")) == 2
+    with pytest.raises(ValueError, match=r"train\.csv has too few images a class to hold out a 'valid' part: give it"):
+        open_split(root, "valid")
 
 
 def test_void_of_a_palette_mask_is_not_an_object(tmp_path):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import SIZE, InMemory, create, noise_images
 
-import minmax_entropy as mme
 from minmax_entropy.backbones.sizes import ImageSizes
-from minmax_entropy.data import DamagedFileError, ImageFiles, LabelledImages, Record, SyntheticShapes
+from minmax_entropy.data import DamagedFileError, ImageFiles, Record
 from minmax_entropy.engine import (
     Recipe,
     evaluate,
@@ -22,19 +22,6 @@ from minmax_entropy.engine.predict import expand_paths, predict_files
 from minmax_entropy.engine.report import case_grid, metrics_table, ranked_cases
 from minmax_entropy.metrics import dice
 
-SIZE = 64  # feature maps of 2 x 2 for the localizer, of one position for the classifier
-RECIPE = Recipe(lr=2e-3, batch_size=8)
-
-
-def create(name="wsl_test_resnet", num_classes=2, **keywords):
-    torch.manual_seed(0)
-    return mme.create_model(name, num_classes=num_classes, **{"img_size": SIZE, **keywords})
-
-
-@pytest.fixture(scope="module")
-def shapes():
-    return SyntheticShapes(length=24, size=SIZE, num_classes=2)
-
 
 @pytest.fixture
 def files(tmp_path, shapes):
@@ -47,33 +34,6 @@ def files(tmp_path, shapes):
             path.write_bytes(path.read_bytes()[:100])
         records.append(Record(path, None, "ab"[index % 2]))
     return ImageFiles(records)
-
-
-class InMemory(LabelledImages):
-    """Images, targets and masks from lists."""
-
-    def __init__(self, images, targets, masks=None, class_names=("a", "b")):
-        self.images, self.targets, self.class_names = images, targets, list(class_names)
-        self.masks = masks or [None] * len(images)
-
-    def __len__(self):
-        return len(self.images)
-
-    def image(self, index):
-        if self.images[index] is None:
-            raise DamagedFileError(f"{index}.png", "broken")
-        return self.images[index]
-
-    def target(self, index):
-        return self.targets[index]
-
-    def mask(self, index):
-        return self.masks[index]
-
-
-def noise_images(sizes, seed=0):
-    rng = np.random.default_rng(seed)
-    return [Image.fromarray(rng.integers(0, 256, (*size, 3)).astype(np.uint8)) for size in sizes]
 
 
 # Evaluation
@@ -191,6 +151,10 @@ def test_preprocess_for():
     preprocess = preprocess_for(model)
     assert preprocess.mean == (0.1, 0.2, 0.3) and preprocess.short_side == SIZE and preprocess.multiple == 32
     assert preprocess_for(model, 100).short_side == 100
+    assert preprocess.interpolation == model.backbone.data_config["interpolation"]
+    assert preprocess_for(create(data_config=dict(interpolation="lanczos"))).interpolation == "lanczos"
+    for model in (create(preset="reference"), create(data_config=dict(resize="reference", interpolation="bicubic"))):
+        assert preprocess_for(model).interpolation == "bilinear"  # as the authors' implementation
     model.backbone.sizes = ImageSizes(32, fixed=(48, 80))
     assert preprocess_for(model)(Image.new("RGB", (7, 5))).shape == (3, 48, 80)
 

@@ -289,6 +289,10 @@ def test_few_shots():
         assert counts == {0: min(shots, 11), 1: min(shots, 4), 2: min(shots, 7)} and len(set(part)) == len(part)
     assert all(set(fewer) < set(more) for fewer, more in itertools.pairwise(parts))
     assert few_shots(LONG, 3, seed=1).indices == parts[1] != few_shots(LONG, 3, seed=2).indices
+    assert parts[0] == sorted(
+        np.flatnonzero(np.array(LONG.targets) == k)[np.random.default_rng([1, k]).permutation(n)[0]]
+        for k, n in enumerate((11, 4, 7))
+    )
     with pytest.raises(ValueError, match="shots must be 1 or more, got 0"):
         few_shots(LONG, 0)
 

@@ -216,6 +216,7 @@ def test_weights_and_smoothing_are_of_both_heads_and_no_other_term(arguments):
         (dict(class_weights=[1.0, float("inf")]), ValueError, "class_weights must be a finite number"),
         (dict(class_weights=[]), TypeError, "class_weights must be a list of a number for each class"),
         (dict(class_weights=2.0), TypeError, "class_weights must be a list of a number for each class, got 2.0"),
+        (dict(class_weights=torch.ones(3)), TypeError, r"class_weights must be a list .*, got tensor\(\["),
         (dict(class_weights={"a": 1.0}), TypeError, "class_weights must be a list of a number for each class"),
     ],
 )
@@ -232,6 +233,16 @@ def create(**keywords):
 def test_weights_of_another_number_of_classes():
     with pytest.raises(ValueError, match="class_weights must be 2 numbers as there are classes, got 3"):
         create(class_weights=WEIGHTS)
+
+
+@pytest.mark.parametrize("weights", [[1.0], WEIGHTS], ids=["fewer", "more"])
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_weights_of_another_number_of_classes_set_later(task, weights):
+    model = create(task=task).train()
+    model.criterion.class_weights = weights
+    target = torch.tensor([0, 0]) if task == "multiclass" else torch.ones(2, 2)
+    with pytest.raises(ValueError, match=f"class_weights must be 2 numbers as there are classes, got {len(weights)}"):
+        model(torch.randn(2, 3, 32, 32), target)
 
 
 def test_a_model_keeps_its_weights_and_smoothing(tmp_path):

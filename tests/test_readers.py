@@ -186,10 +186,12 @@ def test_glas_one_mask_missing(own_glas):
         ("name,grade (GlaS)\ntrain_1,healthy\n", r"line 2: expected .*malignant.*got \['train_1', 'healthy'\]"),
         ("name,grade (GlaS)\ntrain_1\n", r"line 2: expected"),
         ("name,grade (GlaS)\nvalid_1,benign\n", r"line 2: expected train_N"),
+        ("name,grade (GlaS)\n\n,\ntrain_1,\n", r"line 4: expected .*got \['train_1', ''\]"),
+        (b"name,grade (GlaS)\ntrain_1,b\xe9nin\n", r"Grade\.csv can't be read as CSV in UTF-8"),
     ],
 )
 def test_glas_bad_grades(own_glas, text, message):
-    (own_glas / "Grade.csv").write_text(text)
+    (own_glas / "Grade.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=message):
         open_split(own_glas)
 
@@ -785,7 +787,8 @@ def documented(tmp_path, monkeypatch):
         save(noise(), data / "pairs" / name)
     (data / "pairs" / "pairs.txt").write_text("one a\ntwo b\n")
     (data / "folds").mkdir()
-    (data / "folds" / "train_0.csv").write_text("train/cat/1.png,,cat\n")
+    for part in ("train", "valid"):
+        (data / "folds" / f"{part}_0.csv").write_text("train/cat/1.png,,cat\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sources_module, "_READERS", dict(sources_module._READERS))
     return data

@@ -154,7 +154,10 @@ def test_choice_of_a_threshold(data):
     model = create(mask_threshold=0.7)
     choice = choose_threshold(model, data)
     figures = {float(t): evaluate(model, data, threshold=float(t)).metrics["f1_foreground"] for t in THRESHOLDS[9::20]}
-    assert choice.images == 4 and model.mask_threshold == 0.7
+    assert choice.images == 4 and model.mask_threshold == 0.7 and choice.damaged == []
+    assert list(choice.curve) == [round(0.01 * step, 2) for step in range(1, 100)]
+    assert {t: choice.curve[round(t, 2)] for t in figures} == pytest.approx(figures)
+    assert choice.curve[choice.threshold] == max(choice.curve.values()) == choice.f1_foreground
     assert choice.f1_foreground >= max(figures.values()) - 1e-9
     assert choice.f1_foreground_before == pytest.approx(evaluate(model, data).metrics["f1_foreground"])
     model.mask_threshold = choice.threshold
@@ -183,7 +186,8 @@ def test_choice_without_masks_or_with_damaged_files(model):
         choose_threshold(model, Masked(masks=False))
     with pytest.raises(DamagedFileError, match=r"1\.png"):
         choose_threshold(model, Masked(broken=1))
-    assert choose_threshold(model, Masked(broken=1), skip_damaged=True).images == 3
+    choice = choose_threshold(model, Masked(broken=1), skip_damaged=True)
+    assert choice.images == 3 and choice.damaged == ["1.png"]
 
 
 def test_the_threshold_is_stored_with_the_model(tmp_path):

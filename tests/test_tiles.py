@@ -1,5 +1,6 @@
 """Large images: masks in bands, tiles that add up to the whole, limits on files, and pictures of any size."""
 
+import dataclasses
 import itertools
 import math
 import sys
@@ -118,7 +119,7 @@ def test_tiles_cover_everything_and_overlap(length, overlap, unit):
 @pytest.mark.parametrize("size", [(30, 41), (57, 100), (48, 48)])
 def test_tiles_of_the_input_are_parts_of_it(size):
     model, image = create(), picture(*size)
-    preprocess = preprocess_for(model, 45)
+    preprocess = dataclasses.replace(preprocess_for(model, 45), interpolation="bicubic")
     whole = preprocess(image)
     source = tiles.TiledImage(image, preprocess, model)
     assert source.size == tuple(whole.shape[1:])

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import logging
 import math
 import multiprocessing
@@ -16,16 +17,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import RECIPE, SIZE, InMemory, create, noise_images
 
 import minmax_entropy as mme
 from minmax_entropy.data import (
     DamagedFileError,
     ImageFiles,
-    LabelledImages,
     LabelledStream,
     Record,
     Subset,
     SyntheticShapes,
+    TrainingTransform,
 )
 from minmax_entropy.data.loading import TrainingStream
 from minmax_entropy.engine import (
@@ -43,46 +45,26 @@ from minmax_entropy.engine import (
 )
 from minmax_entropy.engine.checkpoints import Checkpoints
 
-SIZE = 64  # feature maps of 2 x 2 for the localizer, of one position for the classifier
-RECIPE = Recipe(lr=2e-3, batch_size=8)
-
-
-def create(name="wsl_test_resnet", num_classes=2, **keywords):
-    torch.manual_seed(0)
-    return mme.create_model(name, num_classes=num_classes, **{"img_size": SIZE, **keywords})
-
-
-@pytest.fixture(scope="module")
-def shapes():
-    return SyntheticShapes(length=24, size=SIZE, num_classes=2)
-
 
 def run(model, data, recipe=RECIPE, epochs=1, **keywords):
     """Without augmentation."""
     return fit(model, data, recipe, epochs, **{"progress": False, "transform": preprocess_for(model), **keywords})
 
 
-class InMemory(LabelledImages):
-    """Images and targets from lists; an image that is None is damaged."""
+@pytest.mark.parametrize("interpolation", ["bicubic", "nearest"])
+def test_images_are_resized_as_the_data_config_says(shapes, monkeypatch, interpolation):
+    made = []
 
-    def __init__(self, images, targets, class_names=("a", "b")):
-        self.images, self.targets, self.class_names = images, targets, list(class_names)
+    def transform(*args):
+        made.append(TrainingTransform(*args))
+        return made[-1]
 
-    def __len__(self):
-        return len(self.images)
-
-    def image(self, index):
-        if self.images[index] is None:
-            raise DamagedFileError(f"{index}.png", "broken")
-        return self.images[index]
-
-    def target(self, index):
-        return self.targets[index]
-
-
-def noise_images(sizes, seed=0):
-    rng = np.random.default_rng(seed)
-    return [Image.fromarray(rng.integers(0, 256, (*size, 3)).astype(np.uint8)) for size in sizes]
+    monkeypatch.setattr("minmax_entropy.engine.train.TrainingTransform", transform)
+    model = create(data_config=dict(interpolation=interpolation))
+    fit(model, shapes, dataclasses.replace(RECIPE, augmentation="none"), 1, size=32, progress=False)
+    config = model.data_config
+    same = TrainingTransform("none", 32, config["mean"], config["std"], interpolation)
+    assert torch.equal(made[0](shapes.image(0)), same(shapes.image(0)))
 
 
 # Schedules and recipes
@@ -894,7 +876,7 @@ def test_class_index_out_of_range(shapes):
 
 def test_classes_in_another_order(shapes):
     """They would be trained, or validated, as others without a word."""
-    turned = InMemory([shapes.image(index) for index in range(4)], [1, 0, 1, 0], shapes.class_names[::-1])
+    turned = InMemory([shapes.image(index) for index in range(4)], [1, 0, 1, 0], class_names=shapes.class_names[::-1])
     with pytest.raises(ValueError, match=r"the classes of the images to validate are \['columns', 'rows'\], those"):
         run(create(), shapes, valid=turned)
     model = create()

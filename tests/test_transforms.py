@@ -9,6 +9,7 @@ from torchvision.transforms import v2
 from minmax_entropy.data import AUGMENTATIONS, TrainingTransform
 from minmax_entropy.data.loading import random_state
 
+BILINEAR = Image.Resampling.BILINEAR
 HALF = (0.5, 0.5, 0.5)
 SIZES = [(48, 48), (48, 64), (64, 32)]
 
@@ -115,12 +116,12 @@ def test_paper_crops(augmentation, flips):
 
 
 def _geometry(augmentation):
-    return [step for step in AUGMENTATIONS[augmentation]((96, 96)) if not isinstance(step, v2.ColorJitter)]
+    return [step for step in AUGMENTATIONS[augmentation]((96, 96), BILINEAR) if not isinstance(step, v2.ColorJitter)]
 
 
 def test_reflection():
     """A crop that is larger than the image continues it as a mirror would: of 0 1 2 3 comes 2 1 0 1 2 3 2 1."""
-    steps = [step for step in AUGMENTATIONS["glas"]((64, 64)) if isinstance(step, v2.RandomCrop)]
+    steps = [step for step in AUGMENTATIONS["glas"]((64, 64), BILINEAR) if isinstance(step, v2.RandomCrop)]
     image = gradient(64, 64)
     mirrored = np.pad(np.asarray(image), ((4, 4), (4, 4), (0, 0)), mode="reflect")
     mask = np.zeros((64, 64), dtype=bool)
@@ -147,11 +148,28 @@ def test_crop_takes_a_part():
     """40 to 100 % of the area: the range of the gradients says how much."""
     shares = []
     for seed in range(30):
-        image = apply(AUGMENTATIONS["crop"]((64, 64))[0], 64, gradient(128, 128), seed=seed)
+        image = apply(AUGMENTATIONS["crop"]((64, 64), BILINEAR)[0], 64, gradient(128, 128), seed=seed)
         extent = [float(channel.max() - channel.min()) / 2 for channel in image[:2]]
         shares.append(extent[0] * extent[1])
         assert 0.7 < extent[0] / extent[1] < 1.4
     assert 0.35 < min(shares) < 0.6 and 0.8 < max(shares) <= 1
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_interpolation(augmentation):
+    """That which is asked for, bilinear by default; the mask does not change with it."""
+    image, mask = marked(90, 90)
+    found = {}
+    for interpolation in ("bilinear", "bicubic", "lanczos"):
+        with random_state(3):
+            found[interpolation], moved = TrainingTransform(augmentation, 64, HALF, HALF, interpolation)(image, mask)
+        default, moved_by_default = apply(augmentation, 64, image, mask, seed=3)
+        assert torch.equal(found[interpolation], default) == (interpolation == "bilinear")
+        assert torch.equal(moved, moved_by_default)
+    assert not torch.equal(found["bicubic"], found["lanczos"])
+    if augmentation == "none":
+        pixels = ((found["bicubic"] + 1) * 127.5).round().byte().permute(1, 2, 0)
+        assert np.array_equal(pixels, np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC)))
 
 
 @pytest.mark.parametrize("padding", [3, [3], [3, 2], [3, 2, 1, 0]], ids=str)

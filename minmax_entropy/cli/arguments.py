@@ -10,7 +10,7 @@ import torch
 
 from minmax_entropy import hub
 from minmax_entropy.checks import check_threshold
-from minmax_entropy.engine.inference import FLIPS
+from minmax_entropy.engine.inference import FLIPS, NATIVE
 from minmax_entropy.factory import create_model
 from minmax_entropy.model import WSLModel
 
@@ -61,6 +61,13 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of 1 or more, got {text!r}")
     return int(text)
+
+
+def size(text: str) -> int | str:
+    try:
+        return NATIVE if text == NATIVE else positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; or {NATIVE}: the images' own size") from None
 
 
 def machine_options() -> argparse.ArgumentParser:

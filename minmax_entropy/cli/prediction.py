@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from pathlib import Path
 
 from minmax_entropy import hub
-from minmax_entropy.cli.arguments import add_data_options, flips, load, positive, scales, setting, threshold
+from minmax_entropy.cli.arguments import add_data_options, flips, load, positive, scales, setting, size, threshold
 from minmax_entropy.configuration import figures_as_json
-from minmax_entropy.data import LabelledImages, open_split
+from minmax_entropy.data import LabelledImages, Preprocess, open_split
 from minmax_entropy.engine import (
     Inference,
     ThresholdChoice,
@@ -22,6 +21,8 @@ from minmax_entropy.engine import (
     list_refinements,
     preprocess_for,
 )
+from minmax_entropy.engine.checkpoints import write_csv, write_text
+from minmax_entropy.engine.inference import NATIVE
 from minmax_entropy.engine.limits import DEFAULT_PIXELS
 from minmax_entropy.engine.pictures import save_picture
 from minmax_entropy.engine.predict import expand_paths, predict_files
@@ -34,8 +35,9 @@ WORST_CASES = 8
 def add_commands(commands: argparse._SubParsersAction, machine: argparse.ArgumentParser) -> None:
     saved = argparse.ArgumentParser(add_help=False, parents=[machine])
     saved.add_argument("--model", required=True, help="folder of a saved model, or hf-hub:ORG/NAME")
-    saved.add_argument("--size", type=positive, help="shorter side of the images as the network sees them")
-
+    saved.add_argument(
+        "--size", type=size, help=f"shorter side of the images as the network sees them, or {NATIVE}: their own"
+    )
     saved.add_argument("--threshold", type=threshold, help="of the mask, instead of the one stored with the model")
     saved.add_argument("--tile", type=positive, metavar="PIXELS", help="take larger images by tiles of this side")
     saved.add_argument("--overlap", type=positive, metavar="PIXELS", help="of neighbouring tiles (256, or a quarter)")
@@ -58,7 +60,9 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
         action="store_true",
         help="find the threshold of the highest F1+ on images with masks, and store it with the model",
     )
-    evaluation.add_argument("--output", help="folder for figures per image, worst and best cases")
+    evaluation.add_argument(
+        "--output", help="folder for figures per image, worst and best cases; or F1+ by threshold (--choose-threshold)"
+    )
     evaluation.add_argument("--skip-damaged", action="store_true", help="leave out files that can't be read")
     evaluation.set_defaults(run=_evaluate)
 
@@ -79,7 +83,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             f"{options.model} has {model.num_classes} classes and no names of them, {options.data} has "
             f"{len(dataset.class_names)} for {split}"
         )
-    preprocess, inference = preprocess_for(model, options.size), _inference(options)
+    preprocess, inference = _preprocess(options, model), _inference(options)
     reading = dict(skip_damaged=options.skip_damaged, progress=True, inference=inference)
     with allow_pixels(options.max_pixels):
         if options.choose_threshold:
@@ -91,17 +95,13 @@ def _evaluate(options: argparse.Namespace) -> int:
         if "f1_foreground" in result.metrics and not result.damaged:
             table = {"all-ones": evaluate_all_ones(dataset, options.boxes or None), **table}
     print(metrics_table(table))
-    if result.damaged:
-        print(f"skipped {len(result.damaged)} damaged files: {', '.join(result.damaged)}")
+    _print_damaged(result.damaged)
     if options.output is not None:
         output = Path(options.output)
         output.mkdir(parents=True, exist_ok=True)
         figures = json.dumps(figures_as_json(result.metrics), indent=2)
-        (output / "metrics.json").write_text(figures + "\n", encoding="utf-8")
-        with (output / "images.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in result.rows for key in row)))
-            writer.writeheader()
-            writer.writerows(result.rows)
+        write_text(output / "metrics.json", figures + "\n")
+        write_csv(output / "images.csv", result.rows)
         for title, worst in (("worst", True), ("best", False)) if isinstance(dataset, LabelledImages) else ():
             cases = ranked_cases(result, worst)[:WORST_CASES]
             with allow_pixels(options.max_pixels):
@@ -112,8 +112,20 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _print_damaged(paths: list[str]) -> None:
+    if paths:
+        print(f"skipped {len(paths)} damaged files: {', '.join(paths)}")
+
+
 def _choose_threshold(model: WSLModel, options: argparse.Namespace, choice: ThresholdChoice, split: str) -> int:
     """Store the threshold with the model, and say what it brings."""
+    _print_damaged(choice.damaged)
+    if options.output is not None:
+        path = Path(options.output) / "thresholds.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [{"threshold": each, "f1_foreground": figure} for each, figure in choice.curve.items()]
+        write_csv(path, rows)
+        print(f"{len(rows)} thresholds and their F1+ are in {path}")
     before, model.mask_threshold = model.mask_threshold, choice.threshold
     path = hub.save_settings(model, options.model.removeprefix(hub.LOCAL))
     print(
@@ -130,13 +142,25 @@ def _predict(options: argparse.Namespace) -> int:
         raise FileNotFoundError(f"no image files in {', '.join(options.images)}")
     failed = False
     how = dict(inference=_inference(options), threshold=options.threshold, max_pixels=options.max_pixels)
-    for result in predict_files(model, paths, options.output, preprocess_for(model, options.size), **how):
+    for result in predict_files(model, paths, options.output, _preprocess(options, model), **how):
         failed |= "error" in result
         print(json.dumps(result), flush=True)
     return 1 if failed else 0
 
 
+def _preprocess(options: argparse.Namespace, model: WSLModel) -> Preprocess:
+    sizes = model.backbone.sizes
+    if options.size == NATIVE and options.tile is None and sizes.fixed is not None:
+        raise ValueError(
+            f"this backbone takes images of {sizes}, not of their own size: leave out --size {NATIVE}, or take them by "
+            "tiles of that size (--tile)"
+        )
+    return preprocess_for(model, options.size)
+
+
 def _inference(options: argparse.Namespace) -> Inference:
+    if options.overlap is not None and options.tile is None:
+        raise ValueError("--overlap is that of tiles: give --tile PIXELS with it")
     if options.refine_set and not options.refine:
         raise ValueError("--refine-set gives options of --refine NAME")
     refine = create_refinement(options.refine, **dict(options.refine_set)) if options.refine else None

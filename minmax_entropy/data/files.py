@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import csv
+import logging
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +14,9 @@ from PIL import Image
 
 from minmax_entropy.data.dataset import Box, LabelledImages
 from minmax_entropy.data.images import read_image, read_mask
-from minmax_entropy.data.selection import check_classes
+from minmax_entropy.data.selection import HELD_OUT, check_classes, shuffled_classes
+
+_logger = logging.getLogger(__name__)
 
 
 class Record(NamedTuple):
@@ -84,6 +88,21 @@ class ImageFiles(LabelledImages):
         return str(self.records[index].image)
 
 
+def read_csv(path: Path) -> list[tuple[int, list[str]]]:
+    """Line number, from 1, and cells of each row of a CSV file; cells are stripped, rows without any text left out.
+
+    Raises:
+        ValueError: text that is not CSV in UTF-8 (with or without a byte order mark).
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} can't be read as CSV in UTF-8: {error}") from error
+    return [(number, cells) for number, cells in rows if any(cells)]
+
+
 def select_records(records: list[Record], classes: Sequence[str] | None, split: str, place: object) -> list[Record]:
     """The records of some classes; raises and logs as `check_classes`."""
     if classes is None:
@@ -91,3 +110,35 @@ def select_records(records: list[Record], classes: Sequence[str] | None, split: 
     check_classes({record.class_name for record in records}, classes, split, place)
     wanted = set(classes)
     return [record for record in records if record.class_name in wanted]
+
+
+def hold_out(records: list[Record], split: str, held: Collection[str], seed: int, place: object) -> list[Record]:
+    """The records of one part, of images that have no such part of their own.
+
+    Every class is drawn as `shuffled_classes` draws class 0, whatever its index, so that it has the same draw beside
+    any other classes.
+
+    Args:
+        records: all that are to be shared out.
+        split: "train", or one of `held`.
+        held: "valid", "test" or both: 15 % and 25 % of each class. What is left is "train".
+        seed: 0 or more.
+        place: the data set, for messages.
+
+    Raises:
+        ValueError: the classes have too few images for `split`.
+    """
+    if "test" not in held:
+        _logger.info("%s has no validation part: %d %% of train are held out", place, 100 * HELD_OUT["valid"])
+    classes: dict[str, list[int]] = {}
+    for index, record in enumerate(records):
+        classes.setdefault(record.class_name, []).append(index)
+    chosen: list[int] = []
+    for members in classes.values():
+        (order,) = shuffled_classes([0] * len(members), seed)
+        valid, test = (round(HELD_OUT[part] * len(members)) if part in held else 0 for part in ("valid", "test"))
+        part = {"test": order[:test], "valid": order[test : test + valid], "train": order[test + valid :]}[split]
+        chosen += [members[position] for position in part]
+    if not chosen:
+        raise ValueError(f"{place} has too few images a class to hold out a {split!r} part: give it one of its own")
+    return [records[index] for index in sorted(chosen)]

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from minmax_entropy.data.dataset import Box
-from minmax_entropy.data.files import ImageFiles, Record, select_records
+from minmax_entropy.data.files import ImageFiles, Record, hold_out, read_csv, select_records
 from minmax_entropy.data.images import IMAGE_SUFFIXES
-from minmax_entropy.data.selection import HELD_OUT, SPLIT_NAMES, SPLIT_SEED, SPLITS
+from minmax_entropy.data.selection import SPLIT_NAMES, SPLIT_SEED, SPLITS
 from minmax_entropy.data.sources import register_reader
-
-_logger = logging.getLogger(__name__)
 
 BOXES = "boxes.csv"
 BOXES_HEADER = ["image", "x0", "y0", "x1", "y1"]
@@ -61,17 +55,12 @@ def read_boxes(path: Path, images: Path) -> dict[Path, tuple[Box, ...]]:
         ValueError: another header, a row that is no box, or text that is not UTF-8, with its line.
         FileNotFoundError: an image that does not exist, with its line.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} can't be read as CSV in UTF-8: {error}") from error
-    if not rows or [cell.lower() for cell in rows[0]] != BOXES_HEADER:
-        raise ValueError(f"{path}: the first line is {','.join(BOXES_HEADER)}, got {','.join(rows[0]) if rows else ''}")
+    rows = read_csv(path)
+    header = rows[0][1] if rows else []
+    if [cell.lower() for cell in header] != BOXES_HEADER:
+        raise ValueError(f"{path}: the first line is {','.join(BOXES_HEADER)}, got {','.join(header)}")
     boxes: dict[Path, tuple[Box, ...]] = {}
-    for number, row in enumerate(rows[1:], start=2):
-        if not any(row):
-            continue
+    for number, row in rows[1:]:
         box = _box(row)
         if box is None:
             raise ValueError(f"{path}, line {number}: a row is image,x0,y0,x1,y1 with x0 < x1 and y0 < y1, got {row}")
@@ -103,8 +92,6 @@ def _read_folders(root: Path, split: str, seed: int) -> list[Record]:
         held = {"valid", "test"}
     else:
         held = {"valid"} if "train" in found and "valid" not in found else set()
-        if held and split == "valid":
-            _logger.info("%s has no validation part: %d %% of train are held out", root, 100 * HELD_OUT["valid"])
     folder = found.get("train" if split in held else split) if found else images
     if folder is None:
         raise FileNotFoundError(f"{images} has folders for some of {SPLITS}, but none for {split!r}")
@@ -118,12 +105,8 @@ def _read_folders(root: Path, split: str, seed: int) -> list[Record]:
         files = image_files(entry)
         if not files:
             raise ValueError(f"class folder {entry} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-        if split in held or (held and split == "train"):
-            files = _held_out(files, split, seed, held)
         records += [Record(file, _mask_of(root / "masks" / file.relative_to(images)), entry.name) for file in files]
-    if not records:
-        raise ValueError(f"{folder} has too few images a class to hold out a {split!r} part; give it split folders")
-    return records
+    return hold_out(records, split, held, seed, root) if split in held or (held and split == "train") else records
 
 
 def _is_split(folder: Path) -> bool:
@@ -135,14 +118,6 @@ def image_files(folder: Path) -> list[Path]:
     """Image files in a folder and those in it, sorted; what is hidden (`._a.jpg`, `.ipynb_checkpoints`) is left out."""
     files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
     return sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))
-
-
-def _held_out(files: list[Path], split: str, seed: int, held: set[str]) -> list[Path]:
-    """The part of a class's files that belongs to a split, drawn by a seed; `held` are the parts that are held out."""
-    order = np.random.default_rng(seed).permutation(len(files))
-    valid, test = (round(HELD_OUT[part] * len(files)) if part in held else 0 for part in ("valid", "test"))
-    part = {"test": order[:test], "valid": order[test : test + valid], "train": order[test + valid :]}[split]
-    return [files[index] for index in sorted(part)]
 
 
 def _mask_of(path: Path) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import re
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from minmax_entropy.data.downloads import Download
-from minmax_entropy.data.files import ImageFiles, Record, select_records
+from minmax_entropy.data.files import ImageFiles, Record, read_csv, select_records
 from minmax_entropy.data.images import read_values
 from minmax_entropy.data.selection import SPLIT_SEED, draw_per_class
 from minmax_entropy.data.sources import register_reader
@@ -90,16 +89,13 @@ def _read_grades(folder: Path, root: Path) -> dict[str, str]:
     """Class by image name. The file as distributed has spaces around column names and values."""
     path = folder / GRADES
     DOWNLOAD.require([path], ARCHIVE, root)
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
-    header = [cell.lower() for cell in rows[0]] if rows else []
+    rows = read_csv(path)
+    header = [cell.lower() for cell in rows[0][1]] if rows else []
     if NAME not in header or GRADE not in header:
         raise ValueError(f"{path} has columns {header}, expected {NAME!r} and {GRADE!r}")
     name_at, grade_at = header.index(NAME), header.index(GRADE)
     grades = {}
-    for number, row in enumerate(rows[1:], start=2):
-        if not any(row):
-            continue
+    for number, row in rows[1:]:
         name, grade = (row[at] if at < len(row) else "" for at in (name_at, grade_at))
         if not re.fullmatch(r"(train|testA|testB)_\d+", name) or grade.lower() not in CLASSES:
             raise ValueError(f"{path}, line {number}: expected train_N, testA_N or testB_N and {CLASSES}, got {row}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from minmax_entropy.data.files import ImageFiles, Record, select_records
-from minmax_entropy.data.selection import SPLIT_NAMES, SPLITS
+from minmax_entropy.data.files import ImageFiles, Record, hold_out, read_csv, select_records
+from minmax_entropy.data.selection import SPLIT_NAMES, SPLIT_SEED, SPLITS
 from minmax_entropy.data.sources import register_reader
 
 # First cells that make the first row of a list a header.
@@ -24,34 +23,41 @@ def open_lists(
     split: str = "train",
     classes: Sequence[str] | None = None,
     lists: Mapping[str, str | Path] | None = None,
+    seed: int = SPLIT_SEED,
 ) -> ImageFiles:
-    """Images of a list; see `read_list`.
+    """Images of a list; see `read_list`. Without a list for "valid", 15 % of each class of "train" are held out for it.
 
     Args:
         root: folder that the paths in the lists are relative to. It holds `train.csv`, `valid.csv` (or `val.csv`,
             `validation.csv`) and `test.csv`, unless
         lists: says where they are: `{"train": path, "valid": path, "test": path}`, or some of them.
         split, classes: as in `open_split`.
+        seed: of the images that are held out.
 
     Raises:
         FileNotFoundError: no list for `split`, or a file in it does not exist.
-        ValueError: a malformed list, or a class without images.
+        ValueError: a malformed list, a class without images, or too few images to hold any out.
     """
     if lists is not None:
         unknown = [name for name in lists if name not in SPLITS]
         if unknown:
             raise ValueError(f"lists are given for {SPLITS}, got {unknown[0]!r}")
-        if split not in lists:
-            raise FileNotFoundError(f"no list for {split!r} is given, only for {sorted(lists)}")
-        path = Path(lists[split])
-        if not path.is_file():
-            raise FileNotFoundError(f"no list {path}")
+        found = {part: Path(path) for part, path in lists.items()}
     else:
-        paths = [root / f"{name}.csv" for name in SPLIT_NAMES[split]]
-        path = next((path for path in paths if path.is_file()), None)
-        if path is None:
-            raise FileNotFoundError(f"{root} has {'lists, but no' if _has_lists(root) else 'no list'} {split}.csv")
-    return ImageFiles(select_records(read_list(path, root), classes, split, root), classes)
+        paths = {part: [root / f"{name}.csv" for name in names] for part, names in SPLIT_NAMES.items()}
+        found = {part: path for part, either in paths.items() for path in either[::-1] if path.is_file()}
+    held_out = split != "test" and "train" in found and "valid" not in found
+    path = found.get("train" if held_out else split)
+    if path is None and lists is not None:
+        raise FileNotFoundError(f"no list for {split!r} is given, only for {sorted(lists)}")
+    if path is None:
+        raise FileNotFoundError(f"{root} has {'lists, but no' if found else 'no list'} {split}.csv")
+    if not path.is_file():
+        raise FileNotFoundError(f"no list {path}")
+    records = read_list(path, root)
+    if held_out:
+        records = hold_out(records, split, {"valid"}, seed, path)
+    return ImageFiles(select_records(records, classes, split, root), classes)
 
 
 def read_list(path: str | Path, root: str | Path) -> list[Record]:
@@ -62,18 +68,10 @@ def read_list(path: str | Path, root: str | Path) -> list[Record]:
         FileNotFoundError: an image or mask that does not exist, with its line.
     """
     path, root = Path(path), Path(root)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} can't be read as CSV in UTF-8: {error}") from error
     records = []
-    for number, row in enumerate(rows, start=1):
-        cells = [cell.strip() for cell in row]
-        if not any(cells):
-            continue
+    for number, cells in read_csv(path):
         if len(cells) != 3 or not cells[0] or not cells[2]:
-            raise ValueError(f"{path}, line {number}: a row is image,mask,class (the mask may be empty), got {row}")
+            raise ValueError(f"{path}, line {number}: a row is image,mask,class (the mask may be empty), got {cells}")
         image, mask, class_name = root / cells[0], (root / cells[1] if cells[1] else None), cells[2]
         if not image.is_file():
             if number == 1 and cells[0].lower() in HEADERS:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from minmax_entropy.checks import INTERPOLATIONS, check_choice
 from minmax_entropy.mask import resize
 
 PAD_MULTIPLE = 32
@@ -41,6 +42,16 @@ def padding(size: int, multiple: int = PAD_MULTIPLE) -> tuple[int, int]:
     return extra // 2, extra - extra // 2
 
 
+def resampling(interpolation: str) -> Image.Resampling:
+    """Pillow's filter for the `interpolation` of a `data_config`; "random", which leaves the choice, is bilinear.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    check_choice("interpolation", interpolation, INTERPOLATIONS)
+    return Image.Resampling["BILINEAR" if interpolation == "random" else interpolation.upper()]
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """Evaluation: scale, reflect-pad to a multiple, normalize; and the way back for a mask.
@@ -51,6 +62,10 @@ class Preprocess:
         multiple: sides become multiples of this.
         fixed_size: `(height, width)`: resize to just that, for architectures that take one size.
         reference: scaling and cropping of the authors' implementation; the crop is off by a pixel for odd sizes.
+        interpolation: of the backbone's `data_config`; see `resampling`. Masks come back bilinear.
+
+    Raises:
+        ValueError: an unknown interpolation.
     """
 
     mean: tuple[float, ...]
@@ -59,13 +74,21 @@ class Preprocess:
     multiple: int = PAD_MULTIPLE
     fixed_size: tuple[int, int] | None = None
     reference: bool = False
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        resampling(self.interpolation)
+
+    def resized(self, image: Image.Image, height: int, width: int) -> Image.Image:
+        """The image at another size; as it is where it has that."""
+        if (height, width) == (image.height, image.width):
+            return image
+        return image.resize((width, height), resampling(self.interpolation))
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """The scaled and padded image, uint8 `[H, W]` or `[H, W, 3]`."""
         height, width = self._scaled(image.height, image.width)
-        if (height, width) != (image.height, image.width):
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-        values = np.asarray(image)
+        values = np.asarray(self.resized(image, height, width))
         if self.fixed_size is None:
             pads = [padding(height, self.multiple), padding(width, self.multiple)]
             values = np.pad(values, pads + [(0, 0)] * (values.ndim - 2), mode="reflect")

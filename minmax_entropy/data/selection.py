@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -21,11 +21,24 @@ def check_split(split: str) -> None:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
 
 
-def draw_per_class(targets: Sequence[int], count: Callable[[int], int], seed: int) -> np.ndarray:
-    """Draw images of every class, without regard to the other classes.
+def shuffled_classes(targets: Sequence[int], seed: int) -> Iterator[np.ndarray]:
+    """Positions of the images of each class that has any, in an order drawn without regard to the other classes.
 
-    Of class `k`, the images at the first positions of `numpy.random.default_rng([seed, k]).permutation(n)` are drawn,
-    `n` being their number: a class has the same draw whether all classes are read or a few.
+    Class `k` with `n` images has the order of `numpy.random.default_rng([seed, k]).permutation(n)`: it is the same
+    whether all classes are read or a few.
+
+    Args:
+        targets: class index of each image.
+        seed: 0 or more.
+    """
+    targets = np.asarray(targets)
+    for target in np.unique(targets):
+        members = np.flatnonzero(targets == target)
+        yield members[np.random.default_rng([seed, int(target)]).permutation(len(members))]
+
+
+def draw_per_class(targets: Sequence[int], count: Callable[[int], int], seed: int) -> np.ndarray:
+    """Draw images of every class: the first ones of `shuffled_classes`.
 
     Args:
         targets: class index of each image.
@@ -35,12 +48,9 @@ def draw_per_class(targets: Sequence[int], count: Callable[[int], int], seed: in
     Returns:
         Bool `[len(targets)]`, True for the images that are drawn.
     """
-    targets = np.asarray(targets)
     drawn = np.zeros(len(targets), dtype=bool)
-    for target in np.unique(targets):
-        members = np.flatnonzero(targets == target)
-        order = np.random.default_rng([seed, int(target)]).permutation(len(members))
-        drawn[members[order[: count(len(members))]]] = True
+    for members in shuffled_classes(targets, seed):
+        drawn[members[: count(len(members))]] = True
     return drawn
 
 

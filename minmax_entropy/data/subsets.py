@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from minmax_entropy.data.dataset import LabelledImages
+from minmax_entropy.data.selection import shuffled_classes
 
 
 class Subset(LabelledImages):
@@ -78,7 +79,7 @@ def few_shots(dataset: LabelledImages, shots: int, seed: int = 0) -> Subset:
     """
     if shots < 1:
         raise ValueError(f"shots must be 1 or more, got {shots}")
-    drawn = (members[:shots] for members in _shuffled_classes(dataset, seed))
+    drawn = (members[:shots] for members in shuffled_classes(targets_of(dataset), seed))
     return Subset(dataset, sorted(index for members in drawn for index in members))
 
 
@@ -106,7 +107,7 @@ def fold(
         raise ValueError(f"the number of the fold must be in [0, {folds}), got {number}")
     whole = dataset if isinstance(dataset, LabelledImages) else Subset(dataset)
     # Classes go round the folds one after the other, so that these differ by one image in all as well.
-    order = [index for members in _shuffled_classes(whole, seed) for index in members]
+    order = [int(index) for members in shuffled_classes(targets_of(whole), seed) for index in members]
     if len(order) < folds:
         raise ValueError(f"{len(order)} images can't be cut into {folds} folds")
     held = set(order[number::folds])
@@ -122,11 +123,3 @@ def class_weights(dataset: LabelledImages) -> list[float]:
     counts = np.bincount(targets_of(dataset), minlength=len(dataset.class_names))
     weights = np.divide(len(dataset), (counts > 0).sum() * counts, out=np.zeros(len(counts)), where=counts > 0)
     return weights.tolist()
-
-
-def _shuffled_classes(dataset: LabelledImages, seed: int) -> Iterator[list[int]]:
-    """Indices of the images of each class, in an order drawn by `seed`."""
-    targets = np.array(targets_of(dataset))
-    for target in range(len(dataset.class_names)):
-        members = np.flatnonzero(targets == target)
-        yield np.random.default_rng([seed, target]).permutation(members).tolist()

@@ -12,56 +12,56 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from minmax_entropy.backbones.sizes import as_pair
-from minmax_entropy.data.preprocess import MAX_ASPECT
+from minmax_entropy.data.preprocess import MAX_ASPECT, resampling
 from minmax_entropy.registry import unknown_name
 
 # The paper's crops of 480 pixels are cut from images whose smaller side is 500.
 PAPER_CROP, PAPER_SIDE = 480, 500
 
 
-def _paper_crop(size: tuple[int, int], padding: int | None = None) -> list[nn.Module]:
+def _paper_crop(size: tuple[int, int], how: Image.Resampling, padding: int | None = None) -> list[nn.Module]:
     side = round(max(size) * PAPER_SIDE / PAPER_CROP)
     return [
-        v2.Resize(side, max_size=MAX_ASPECT * side, antialias=True),
+        v2.Resize(side, interpolation=how, max_size=MAX_ASPECT * side, antialias=True),
         v2.RandomCrop(size, padding=padding, pad_if_needed=True, padding_mode="reflect"),
     ]
 
 
-def _paper(size: tuple[int, int]) -> list[nn.Module]:
+def _paper(size: tuple[int, int], how: Image.Resampling) -> list[nn.Module]:
     """Smaller side to 500, random crop of 480 (or the same shares of another size), horizontal flip."""
-    return [*_paper_crop(size), v2.RandomHorizontalFlip()]
+    return [*_paper_crop(size, how), v2.RandomHorizontalFlip()]
 
 
-def _glas(size: tuple[int, int]) -> list[nn.Module]:
+def _glas(size: tuple[int, int], how: Image.Resampling) -> list[nn.Module]:
     """As "paper", for tissue: borders are reflected, both flips, colour jitter."""
     return [
-        *_paper_crop(size, padding=max(size) // 16),
+        *_paper_crop(size, how, padding=max(size) // 16),
         v2.RandomHorizontalFlip(),
         v2.RandomVerticalFlip(),
         v2.ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.05),
     ]
 
 
-def _crop(size: tuple[int, int]) -> list[nn.Module]:
+def _crop(size: tuple[int, int], how: Image.Resampling) -> list[nn.Module]:
     """A random part of the image (40 to 100 % of it, aspect ratio 3:4 to 4:3), horizontal flip, slight jitter."""
     return [
-        v2.RandomResizedCrop(size, scale=(0.4, 1.0), antialias=True),
+        v2.RandomResizedCrop(size, scale=(0.4, 1.0), interpolation=how, antialias=True),
         v2.RandomHorizontalFlip(),
         v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
     ]
 
 
-def _flip(size: tuple[int, int]) -> list[nn.Module]:
+def _flip(size: tuple[int, int], how: Image.Resampling) -> list[nn.Module]:
     """The whole image, resized; horizontal flip."""
-    return [v2.Resize(size, antialias=True), v2.RandomHorizontalFlip()]
+    return [v2.Resize(size, interpolation=how, antialias=True), v2.RandomHorizontalFlip()]
 
 
-def _none(size: tuple[int, int]) -> list[nn.Module]:
+def _none(size: tuple[int, int], how: Image.Resampling) -> list[nn.Module]:
     """The whole image, resized."""
-    return [v2.Resize(size, antialias=True)]
+    return [v2.Resize(size, interpolation=how, antialias=True)]
 
 
-AUGMENTATIONS: dict[str, Callable[[tuple[int, int]], list[nn.Module]]] = {
+AUGMENTATIONS: dict[str, Callable[[tuple[int, int], Image.Resampling], list[nn.Module]]] = {
     "crop": _crop,
     "paper": _paper,
     "glas": _glas,
@@ -94,9 +94,10 @@ class TrainingTransform:
             "none"; or a module of torchvision's transforms v2 that gives images of `size`.
         size: `(height, width)` of the result in pixels, or a number.
         mean, std: of the backbone's `data_config`, for pixels in [0, 1]; one of each makes the image greyscale.
+        interpolation: of the backbone's `data_config`, for the image; masks take the nearest pixel.
 
     Raises:
-        ValueError: an unknown augmentation, or means for other than 3 channels or 1.
+        ValueError: an unknown augmentation or interpolation, or means for other than 3 channels or 1.
     """
 
     def __init__(
@@ -105,13 +106,14 @@ class TrainingTransform:
         size: int | tuple[int, int],
         mean: Sequence[float],
         std: Sequence[float],
+        interpolation: str = "bilinear",
     ) -> None:
         if isinstance(augmentation, str) and augmentation not in AUGMENTATIONS:
             raise unknown_name("augmentation", augmentation, AUGMENTATIONS)
         if len(mean) not in (1, 3):
             raise ValueError(f"an image gives 3 channels or 1, the model takes {len(mean)}")
-        self.size = as_pair(size)
-        steps = AUGMENTATIONS[augmentation](self.size) if isinstance(augmentation, str) else [augmentation]
+        self.size, how = as_pair(size), resampling(interpolation)
+        steps = AUGMENTATIONS[augmentation](self.size, how) if isinstance(augmentation, str) else [augmentation]
         self._geometry = v2.Compose(steps)
         channels = [v2.Grayscale()] if len(mean) == 1 else []
         scale = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]

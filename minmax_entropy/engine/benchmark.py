@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
-import io
 import json
 import logging
 import math
@@ -20,7 +18,7 @@ from torch import nn
 
 from minmax_entropy.configuration import figures_as_json
 from minmax_entropy.data import DamagedFileError, LabelledImages, LabelledStream, few_shots
-from minmax_entropy.engine.checkpoints import compare_settings, fingerprint, write_text
+from minmax_entropy.engine.checkpoints import compare_settings, fingerprint, write_csv, write_text
 from minmax_entropy.engine.evaluate import evaluate, evaluate_all_ones
 from minmax_entropy.engine.grad_cam import GradCAM
 from minmax_entropy.engine.inference import preprocess_for
@@ -102,7 +100,8 @@ class Benchmark:
 def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> list[dict]:
     """Train and evaluate every combination, and write `table.md`, `table.csv`, `runs.csv` and `pictures/`.
 
-    The tables are written anew after each combination. A training that fails is said and left out of the table.
+    The tables are written anew after each combination. One that fails is said, once more at the end, and left out of
+    the table; the others go on. Files that can't be read, without `skip_damaged`, end it at once: all would meet them.
 
     Args:
         benchmark: what to do.
@@ -113,6 +112,7 @@ def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> l
         `epochs`, `images`, `lowest_mask_area` and `highest_mask_area` (means over an epoch).
 
     Raises:
+        DamagedFileError: a file can't be read, unless `skip_damaged`.
         ValueError: an unknown method, streams, several processes, or results in the folder that are of other settings.
     """
     for name in benchmark.methods:
@@ -124,23 +124,31 @@ def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> l
         raise ValueError("a benchmark runs in one process; several of them may share the work by their --seeds")
     _check_settings(benchmark)
     rows: list[dict] = []
+    failed: list[str] = []
     for number, combination in enumerate(benchmark.combinations(), start=1):
         try:
             row = _run(benchmark, combination)
-        except TrainingError as error:
-            say(f"{_title(combination)}: {error}")
+            write_tables([*rows, row], benchmark.output)
+        except DamagedFileError:
+            raise
+        except Exception as error:  # a full disk, too little memory, a model that does not take the size, ...
+            _logger.debug("%s", _title(combination), exc_info=True)
+            name = "" if isinstance(error, TrainingError) else f"{type(error).__name__}: "
+            failed.append(f"{_title(combination)}: {name}{error}")
+            say(failed[-1])
             continue
         rows.append(row)
-        write_tables(rows, benchmark.output)
         done = f"{number} of {len(benchmark.combinations())}"
         say(f"{done}: {_title(combination)}: {', '.join(_figures(row))}")
     for model in benchmark.models:
         _write_pictures(benchmark, model)
+    if failed:
+        say("\n".join([f"{len(failed)} of {len(benchmark.combinations())} failed:", *failed]))
     return rows
 
 
 def _check_settings(benchmark: Benchmark) -> None:
-    """Write what all trainings have in common, or compare with what is there."""
+    """Write what all trainings have in common, or compare with what is there; methods may be added, not changed."""
     path = benchmark.output / SETTINGS_NAME
     settings = {
         "epochs": benchmark.epochs,
@@ -157,6 +165,11 @@ def _check_settings(benchmark: Benchmark) -> None:
     else:
         benchmark.output.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(settings, indent=2) + "\n")
+    for combination in benchmark.combinations():
+        path = combination.folder(benchmark.output) / RESULTS_NAME
+        if path.is_file():
+            saved = json.loads(path.read_text(encoding="utf-8"))["method"]
+            compare_settings(saved, dataclasses.asdict(get_method(combination.method)), path.parent)
 
 
 def _title(combination: Combination) -> str:
@@ -173,16 +186,14 @@ def _run(benchmark: Benchmark, combination: Combination) -> dict:
     if combination.method == ALL_ONES:
         return row | evaluate_all_ones(benchmark.test, skip_damaged=benchmark.run.get("skip_damaged", False))
     path = combination.folder(benchmark.output) / RESULTS_NAME
-    method = json.loads(json.dumps(dataclasses.asdict(get_method(combination.method))))
     if path.is_file():
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        compare_settings(saved["method"], method, path.parent)
-        return row | saved["figures"]
+        return row | json.loads(path.read_text(encoding="utf-8"))["figures"]
     model, training = _trained(benchmark, combination)
     skipping = dict(skip_damaged=benchmark.run.get("skip_damaged", False))
     metrics = evaluate(model, benchmark.test, preprocess_for(model, benchmark.size), **skipping).metrics
     figures = figures_as_json({**metrics, **training})
     path.parent.mkdir(parents=True, exist_ok=True)
+    method = dataclasses.asdict(get_method(combination.method))
     write_text(path, json.dumps({"method": method, "figures": figures}, indent=2) + "\n")
     return row | figures
 
@@ -271,11 +282,7 @@ def write_tables(rows: Sequence[dict], output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "table.md", markdown(summary) + "\n")
     for name, content in (("table.csv", summary), ("runs.csv", rows)):
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in content for key in row)))
-        writer.writeheader()
-        writer.writerows(content)
-        write_text(output / name, text.getvalue())
+        write_csv(output / name, content)
 
 
 def markdown(summary: Sequence[dict]) -> str:

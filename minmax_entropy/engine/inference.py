@@ -25,13 +25,20 @@ FLIPS = {
 }
 
 
-def preprocess_for(model: WSLModel, short_side: int | None = None) -> Preprocess:
+NATIVE = "native"
+
+
+def preprocess_for(model: WSLModel, short_side: int | str | None = None) -> Preprocess:
     """The evaluation input that a model expects.
 
+    Mean, std and interpolation are those of the model's `data_config`. Its `crop_pct` is not used: the mask must cover
+    the whole image, which is never cropped.
+
     Args:
-        short_side: shorter side of the images as the network sees them; by default that of `data_config`'s
-            `input_size`. Where `data_config` has `resize="reference"` only images that are smaller are scaled, and none
-            with "reference_native", as in the authors' implementation.
+        short_side: shorter side of the images as the network sees them, or "native": the images' own; by default that
+            of `data_config`'s `input_size`. A model built for one size sees whole images at that one. Where
+            `data_config` has `resize="reference"` only images that are smaller are scaled, and none with
+            "reference_native", as in the authors' implementation, whose interpolation is bilinear.
     """
     config = model.data_config
     resize = config.get("resize", "short_side")
@@ -40,10 +47,11 @@ def preprocess_for(model: WSLModel, short_side: int | None = None) -> Preprocess
     return Preprocess(
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
-        short_side=short_side,
+        short_side=None if short_side == NATIVE else short_side,
         multiple=model.backbone.sizes.multiple,
         fixed_size=model.backbone.sizes.fixed,
         reference=resize != "short_side",
+        interpolation=config["interpolation"] if resize == "short_side" else "bilinear",
     )
 
 

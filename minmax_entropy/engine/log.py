@@ -1,12 +1,8 @@
-"""The log of a training: a row per epoch as CSV, learning curves as PNG."""
+"""The learning curves of a training as PNG."""
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
-
-from minmax_entropy.engine.checkpoints import write_text
 
 # Panels of the picture: title, and the columns that it shows where the log has them.
 PANELS = {
@@ -16,15 +12,6 @@ PANELS = {
     "localization (validation)": ("valid_f1_foreground", "valid_f1_background", "valid_pxap"),
     "learning rate": ("lr",),
 }
-
-
-def write_log(log: list[dict], path: Path) -> None:
-    """The rows as CSV; a column per figure that any of them has."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in log for key in row)))
-    writer.writeheader()
-    writer.writerows(log)
-    write_text(path, text.getvalue())
 
 
 def write_curves(log: list[dict], path: Path, title: str) -> None:

@@ -52,12 +52,17 @@ class DiceCurve:
 
 @dataclasses.dataclass(frozen=True)
 class ThresholdChoice:
-    """The best threshold, and the mean F1+ there and at the one that the model had."""
+    """The best threshold, and the mean F1+ there and at the one that the model had.
+
+    `curve` has the mean F1+ at each threshold that was tried, `damaged` the paths of files that were left out.
+    """
 
     threshold: float
     f1_foreground: float
     f1_foreground_before: float
     images: int
+    curve: dict[float, float]
+    damaged: list[str]
 
 
 def choose_threshold(
@@ -83,9 +88,9 @@ def choose_threshold(
         DamagedFileError: as `evaluate`.
         ValueError: no image has a mask.
     """
-    curve, before = DiceCurve(), []
+    curve, before, damaged = DiceCurve(), [], []
     targets: dict[int, np.ndarray] = {}
-    samples = read_samples(dataset, True, [] if skip_damaged else None)
+    samples = read_samples(dataset, True, damaged if skip_damaged else None)
 
     def images() -> Iterator[tuple[int, Image.Image]]:
         for index, sample in progress_bar(samples, "choose a threshold", progress, total=length_of(dataset)):
@@ -102,6 +107,6 @@ def choose_threshold(
         raise ValueError(
             f"none of the {'' if count is None else f'{count} '}images has a mask: a threshold is chosen by them"
         )
-    mean = curve.mean()
-    best = int(mean.argmax())
-    return ThresholdChoice(round(float(THRESHOLDS[best]), 2), float(mean[best]), float(np.mean(before)), curve.images)
+    figures = {round(float(each), 2): float(f1) for each, f1 in zip(THRESHOLDS, curve.mean(), strict=True)}
+    best = max(figures, key=figures.get)
+    return ThresholdChoice(best, figures[best], float(np.mean(before)), curve.images, figures, damaged)

@@ -132,8 +132,7 @@ class TiledImage:
     def __init__(self, image: Image.Image, preprocess: Preprocess, model: WSLModel) -> None:
         height, width = scaled_size(image.height, image.width, preprocess.short_side, preprocess.reference)
         self.own = image.height, image.width
-        unscaled = (height, width) == self.own
-        self.image = image if unscaled else image.resize((width, height), Image.Resampling.BILINEAR)
+        self.image = preprocess.resized(image, height, width)
         self.normalize = Preprocess(preprocess.mean, preprocess.std, multiple=1)
         pads = [self._pads(length, preprocess, model, axis) for axis, length in enumerate((height, width))]
         self.size: Size = tuple(sum(pad) + length for pad, length in zip(pads, (height, width), strict=True))

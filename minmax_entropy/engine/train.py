@@ -31,9 +31,9 @@ from minmax_entropy.data import (
 )
 from minmax_entropy.data.loading import TrainingPlan, TrainingStream, stream_loader, training_loader
 from minmax_entropy.data.subsets import class_weights, targets_of
-from minmax_entropy.engine.checkpoints import Checkpoints, Progress, fingerprint
+from minmax_entropy.engine.checkpoints import Checkpoints, Progress, fingerprint, write_csv
 from minmax_entropy.engine.inference import require_multiclass
-from minmax_entropy.engine.log import write_curves, write_log
+from minmax_entropy.engine.log import write_curves
 from minmax_entropy.engine.progress import progress_bar
 from minmax_entropy.engine.recipes import Recipe
 from minmax_entropy.engine.run import MACHINE, Run, create_accelerator, gather_objects, own_state, share_buffers
@@ -143,7 +143,8 @@ def fit(
     settings |= {"transform": transform is not None, "preprocess": repr(preprocess)}
     if transform is None:
         config = model.data_config
-        transform = TrainingTransform(recipe.augmentation, size, config["mean"], config["std"])
+        values = config["mean"], config["std"], config["interpolation"]
+        transform = TrainingTransform(recipe.augmentation, size, *values)
     with own_state():
         training = _Training(model, train, valid, recipe, epochs, options, transform, preprocess, output, settings)
         return training.run(resume, overwrite)
@@ -401,7 +402,7 @@ class _Training:
             if self.model.classifier is not None:
                 _warn_of_collapse(row)
             if self.output is not None:
-                write_log(progress.log, self.output / "log.csv")
+                write_csv(self.output / "log.csv", progress.log)
                 if self._is_over() or time.perf_counter() - self.drawn > CURVES_SECONDS:
                     write_curves(progress.log, self.output / "curves.png", self.options.title)
                     self.drawn = time.perf_counter()
