@@ -284,7 +284,7 @@ def test_grad_cam_without_the_package(monkeypatch):
 # Command line
 
 
-def test_benchmark_command(tmp_path, capsys):
+def test_benchmark_command(tmp_path, capsys, monkeypatch):
     from minmax_entropy.cli import main
 
     data = SyntheticShapes(length=40, size=SIZE, num_classes=2)
@@ -296,17 +296,21 @@ def test_benchmark_command(tmp_path, capsys):
         place = f"{data.class_names[sample.target]}/{index:02d}.png"
         sample.image.save(tmp_path / "images" / place)
         Image.fromarray(sample.mask).save(tmp_path / "masks" / place)
-    output = tmp_path / "out"
-    command = (
-        f"benchmark --data {tmp_path} --models wsl_test_resnet --methods all-ones wildcat --epochs 1 --size {SIZE}"
+    output, plugin = tmp_path / "out", tmp_path / "methods.py"
+    plugin.write_text(
+        "from minmax_entropy.engine.methods import Method, register_method\n"
+        "register_method('steep', Method('WILDCAT, steep', trained_as='wildcat', mask=dict(mask_omega=20.0)))\n"
     )
+    monkeypatch.setattr("minmax_entropy.engine.methods.METHODS", dict(METHODS))
+    command = f"benchmark --data {tmp_path} --plugin {plugin} --models wsl_test_resnet --epochs 1 --size {SIZE}"
+    command += " --methods all-ones wildcat steep"
     status = main([*command.split(), "--recipe", "scratch", "--shots", "8", "--output", str(output)])
     out = capsys.readouterr().out
-    assert status == 0 and "WILDCAT" in out and "all-ones" in out and str(output) in out
+    assert status == 0 and "WILDCAT, steep" in out and "all-ones" in out and str(output) in out
     settings = json.loads(next(output.glob("runs/*/wildcat/seed0/run.json")).read_text())["settings"]
     assert settings["train"]["images"] == 16 and settings["recipe"]["lr"] == 1e-2
     assert (output / "table.md").read_text().strip() in out
     arguments = f"--models wsl_test_resnet wsl_test_resnett --output {tmp_path / 'other'}".split()
     status = main([*command.split(), "--recipe", "scratch", "--shots", "8", *arguments])
     out = capsys.readouterr().out
-    assert status == 1 and "1 of 4 failed:\nwsl_test_resnett, WILDCAT" in out and "did you mean" in out
+    assert status == 1 and "2 of 6 failed:\nwsl_test_resnett, WILDCAT" in out and "did you mean" in out

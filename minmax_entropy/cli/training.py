@@ -53,7 +53,11 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
     )
     benchmark.add_argument("--models", nargs="+", default=["wsl_resnet50"], metavar="MODEL", help="wsl_<timm name> ...")
     benchmark.add_argument(
-        "--methods", nargs="+", default=BENCHMARKED, choices=METHODS, metavar="METHOD", help=", ".join(METHODS)
+        "--methods",
+        nargs="+",
+        default=BENCHMARKED,
+        metavar="METHOD",
+        help=f"{', '.join(METHODS)}, or those that a plugin registers",
     )
     benchmark.add_argument("--seeds", nargs="+", type=seed, default=[0], help="%(default)s")
     benchmark.add_argument(
