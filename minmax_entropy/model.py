@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from minmax_entropy.affinity import AffinityRefinement
 from minmax_entropy.backbones import create_backbone
 from minmax_entropy.backbones.init import INITIALIZATIONS
 from minmax_entropy.checkpointing import frozen_statistics
@@ -116,6 +117,9 @@ class WSLModel(TimmConventions, Shareable):
         mask_omega: steepness of the mask, over 0.
         mask_threshold: a pixel counts as marked where the mask is at least this, in (0, 1): for evaluation, boxes and
             pictures; it takes no part in the training.
+        mask_refinement: a dictionary of options of `AffinityRefinement` ({} for its defaults), which in evaluation mode
+            brings the map to the image's edges; None leaves it as it is. Training through it costs more and gave the
+            same (docs/results/localization.md).
         mask_normalization: range of the map per "image", or over the "batch" as in the authors' implementation.
         detach_mask: keep the classifier's gradient from the localizer's head; it flows through the mask otherwise, and
             without a size term the mask then grows to the whole image, a trivial optimum. By default True without
@@ -162,6 +166,7 @@ class WSLModel(TimmConventions, Shareable):
         mask_sigma: float = 0.5,
         mask_omega: float = 8.0,
         mask_threshold: float = 0.5,
+        mask_refinement: dict | None = None,
         mask_normalization: str = "image",
         detach_mask: bool | None = None,
         background_loss: str = "sem",
@@ -204,6 +209,7 @@ class WSLModel(TimmConventions, Shareable):
         self.mask_sigma = float(mask_sigma)
         self.mask_omega = float(mask_omega)
         self.mask_threshold = float(mask_threshold)
+        self.mask_refinement = mask_refinement
         self.mask_normalization = mask_normalization
         flags = dict(shared_backbone=shared_backbone, freeze_backbone=freeze_backbone, freeze_bn=freeze_bn)
         for name, flag in dict(flags, checkpoint_passes=checkpoint_passes).items():
@@ -349,8 +355,23 @@ class WSLModel(TimmConventions, Shareable):
             index = class_index(classes, images.shape[0], self.num_classes, self.class_names).to(maps.device)  # [B, N]
             chosen = maps.gather(1, index[:, :, None, None].expand(-1, -1, *maps.shape[2:]))  # [B, N, h, w]
             chosen = chosen.detach() if self.detach_mask else chosen
-            mask = torch.cat([self._mask(part, images.shape[-2:]) for part in chosen.split(1, dim=1)], dim=1)
+            mask = self._mask(chosen, images)
         return WSLOutput(mask=mask, localizer_logits=localizer_logits, localizer_maps=maps)
+
+    @property
+    def mask_refinement(self) -> dict | None:
+        """Options of the `AffinityRefinement` of the map, or None. May be set at any time."""
+        return None if self.refinement is None else self.refinement.options
+
+    @mask_refinement.setter
+    def mask_refinement(self, options: dict | None) -> None:
+        if options is not None and not isinstance(options, dict):
+            raise TypeError(f"mask_refinement must be a dictionary of options or None, got {options!r:.80}")
+        try:
+            self.refinement = None if options is None else AffinityRefinement(**options)
+        except TypeError as error:
+            known = list(inspect.signature(AffinityRefinement).parameters)
+            raise TypeError(f"mask_refinement: {error}; its options are {known}") from None
 
     def _localize(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Localizer scores `[B, K]`, class maps `[B, K, h, w]` and mask `[B, 1, H, W]`."""
@@ -359,13 +380,18 @@ class WSLModel(TimmConventions, Shareable):
         with torch.no_grad() if self.detach_mask else contextlib.nullcontext():
             task = TASKS[self.task]
             weights = task.probabilities(logits) if self.mask_source == "expected" else task.predicted(logits)
-            mask = self._mask(weighted_map(maps, weights), images.shape[-2:])
+            mask = self._mask(weighted_map(maps, weights), images)
         return logits, maps, mask
 
-    def _mask(self, region: Tensor, size: tuple[int, int]) -> Tensor:
-        """From a map `[B, 1, h, w]` to a mask `[B, 1, *size]` in [0, 1]."""
-        region = min_max_normalize(resize(region, size), self.mask_normalization)
-        return soft_mask(region, self.mask_sigma, self.mask_omega)
+    def _mask(self, regions: Tensor, images: Tensor) -> Tensor:
+        """From maps `[B, N, h, w]` of images `[B, C, H, W]` to masks `[B, N, H, W]` in [0, 1]."""
+        sigma = self.mask_sigma
+        if self.refinement is not None and not self.training:
+            regions = self.refinement(regions, images)
+            sigma = sigma if self.refinement.sigma is None else self.refinement.sigma
+        regions = resize(regions, images.shape[-2:])
+        parts = [min_max_normalize(region, self.mask_normalization) for region in regions.split(1, dim=1)]
+        return soft_mask(torch.cat(parts, dim=1), sigma, self.mask_omega)
 
     def _classify(self, region: Tensor) -> Tensor:
         """Classifier scores `[B, K]` of a region `[B, C, H, W]`, at the classifier's scale."""
@@ -427,10 +453,10 @@ class WSLModel(TimmConventions, Shareable):
 
     def _live(self) -> dict:
         """What can be set on a model that is built."""
-        own = ("mask_sigma", "mask_omega", "mask_threshold", "mask_source", "mask_normalization", "classifier_scale")
+        own = ("mask_sigma", "mask_omega", "mask_threshold", "mask_source", "mask_normalization", "mask_refinement")
         erasing = ("steps", "sigma", "scope", "reduction", "fallback", "normalize_trust")
         return {
-            **{name: getattr(self, name) for name in (*own, "detach_mask", "checkpoint_passes")},
+            **{name: getattr(self, name) for name in (*own, "classifier_scale", "detach_mask", "checkpoint_passes")},
             **{f"erasing_{name}": getattr(self.erasing, name) for name in erasing},
             **{f"{name}_weight": weight for name, weight in self.criterion.weights.items()},
             "background_loss": self.criterion.background_loss,

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from minmax_entropy.affinity import AffinityRefinement
 from minmax_entropy.data import Preprocess, padding, scaled_size
 from minmax_entropy.engine.bands import RegionMask
 from minmax_entropy.heads import ClassMapHead
@@ -28,6 +29,7 @@ from minmax_entropy.tasks import TASKS
 MAX_WHOLE = 2**22  # pixels of a network input that is taken whole by default, and of the tiles of one pass
 TILE, OVERLAP = 2048, 256  # pixels
 MAX_MAP_BYTES = 2**31  # of the stitched maps
+MAX_REFINED = 2**20  # positions of a map whose refinement enlarges it; they take some 2 KB each for a while
 BLENDED = 0.5  # share of the overlap in which neighbouring tiles are blended
 LEAST_WEIGHT = 1e-4  # at a tile's edge, so that the image's own border has one
 
@@ -156,6 +158,15 @@ class TiledImage:
         pixels = np.asarray(part)
         return self.normalize(Image.fromarray(pixels[(rows - box[1])[:, None], columns - box[0]]))
 
+    def reduced(self, size: Size) -> Tensor:
+        """The whole input, padding included, brought to a smaller size: `[C, *size]`."""
+        shares = [small / large for small, large in zip(size, self.size, strict=True)]
+        inner = [round(part.start * s) for part, s in zip(self.inner, shares, strict=True)]
+        sides = [max(round(length * s), 1) for length, s in zip(self.image.size[::-1], shares, strict=True)]
+        pixels = np.asarray(self.image.resize(sides[::-1], Image.Resampling.BOX))
+        rows, columns = (_reflected(-first, n, side) for first, n, side in zip(inner, size, sides, strict=True))
+        return self.normalize(Image.fromarray(pixels[rows[:, None], columns]))
+
 
 def _reflected(start: int, count: int, length: int) -> np.ndarray:
     """Indices in [0, length) of `count` positions from `start` on, mirrored at both ends without repeating them."""
@@ -206,7 +217,11 @@ def predict_tiled(
     task = TASKS[model.task]
     weights = task.probabilities(logits) if model.mask_source == "expected" else task.predicted(logits)
     region = (weights @ maps.flatten(1)).unflatten(1, maps.shape[1:])[0]  # [h, w]
-    mask = RegionMask(region, picture.size, picture.inner, picture.own, model.mask_sigma, model.mask_omega)
+    sigma = model.mask_sigma
+    if model.refinement is not None:
+        region = _refined(model.refinement, region, picture)
+        sigma = sigma if model.refinement.sigma is None else model.refinement.sigma
+    mask = RegionMask(region, picture.size, picture.inner, picture.own, sigma, model.mask_omega)
     if model.classifier is None:
         return logits[0], mask
 
@@ -219,6 +234,14 @@ def predict_tiled(
         return model.classifier(backbone(resize(relevant, tiling.classifier_tile)))[1]
 
     return model.classifier.pool(stitch(passes(classify), tiling, tiling.classifier_tile)[None])[0], mask
+
+
+def _refined(refinement: AffinityRefinement, region: Tensor, picture: TiledImage) -> Tensor:
+    """The map `[h, w]` of the whole image at its edges, enlarged as far as `MAX_REFINED` allows."""
+    scale = max(min(refinement.scale, math.isqrt(MAX_REFINED // region.numel())), 1)
+    size = tuple(min(scale * small, large) for small, large in zip(region.shape, picture.size, strict=True))
+    smaller = AffinityRefinement(**{**refinement.options, "scale": scale})
+    return smaller(region[None, None], picture.reduced(size)[None])[0, 0]
 
 
 def stitch(passes: Iterator[tuple[Sequence[Size], Tensor]], tiling: Tiling, seen: Size) -> Tensor:

@@ -1,0 +1,120 @@
+"""From coarse maps to the image's edges: pixels of like colour that lie close together share their marks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minmax_entropy.checks import check_count, check_mask, check_number
+from minmax_entropy.mask import resize
+
+MAX_ITERATIONS, MAX_DILATION, MAX_DILATIONS = 1000, 1024, 16
+EPSILON = 1e-6  # of the standard deviation, for surroundings of one colour
+
+
+class AffinityRefinement(nn.Module):
+    """Pixel-adaptive mask refinement (PAMR; Araslanov and Roth, "Single-Stage Semantic Segmentation from Image Labels",
+    CVPR 2020). It has no parameters, and gradients flow through it to the map.
+
+    Each pixel becomes the average of its neighbours, at distances of `dilations` in eight directions, weighted by how
+    like their colours are: softmax over the neighbours of `-|x - x'| / (temperature * std)`, the mean over the
+    channels, with the standard deviation of the channel over the neighbourhood. It is done `iterations` times. Scale
+    and offset of the image play no part.
+
+    It works on maps that are enlarged `scale` times, at most to the image's size, and with the image brought to that:
+    time and memory are in proportion to `8 * len(dilations)` times the positions there.
+
+    Args:
+        iterations: how often the averages are taken; marks travel as far as iterations and dilations allow.
+        dilations: distances of the neighbours, in positions of the enlarged map.
+        temperature: over 0; the smaller, the sharper the edges.
+        scale: how many times the map is enlarged.
+        sigma: threshold on the refined map, normalized to [0, 1], in the place of the model's `mask_sigma`; None keeps
+            that. Averaging within objects lifts them, so it may be higher.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        iterations: int = 10,
+        dilations: Sequence[int] = (1, 2, 4, 8),
+        temperature: float = 0.3,
+        scale: int = 4,
+        sigma: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.iterations = check_count("iterations", iterations)
+        if not isinstance(dilations, (list, tuple)) or not 1 <= len(dilations) <= MAX_DILATIONS:
+            raise ValueError(f"dilations must be a list of 1 to {MAX_DILATIONS} distances, got {dilations!r:.80}")
+        self.dilations = tuple(check_count("dilations", dilation) for dilation in dilations)
+        if self.iterations > MAX_ITERATIONS or max(self.dilations) > MAX_DILATION:
+            raise ValueError(
+                f"at most {MAX_ITERATIONS} iterations and dilations up to {MAX_DILATION}, got {iterations} and "
+                f"{max(self.dilations)}"
+            )
+        check_number("temperature", temperature)
+        if not temperature > 0:
+            raise ValueError(f"temperature must be over 0, got {temperature!r}")
+        self.temperature = float(temperature)
+        self.scale = check_count("scale", scale)
+        if sigma is not None:
+            check_mask(sigma, 1.0)
+        self.sigma = sigma
+
+    def forward(self, maps: Tensor, images: Tensor) -> Tensor:
+        """Refine maps along the edges of images.
+
+        Args:
+            maps: `[B, N, h, w]`, of any scale: a map with another scale or offset gives the same with these.
+            images: `[B, C, H, W]`.
+
+        Returns:
+            `[B, N, min(scale * h, H), min(scale * w, W)]`, float32.
+        """
+        size = tuple(
+            torch.sym_min(self.scale * small, large)
+            for small, large in zip(maps.shape[-2:], images.shape[-2:], strict=True)
+        )
+        maps = resize(maps.float(), size)
+        with torch.no_grad():
+            weights = self.weights(resize(images.float(), size))
+        for _ in range(self.iterations):
+            maps = (self._neighbours(maps) * weights).sum(dim=2)
+        return maps
+
+    @property
+    def options(self) -> dict:
+        """What it was made with."""
+        names = ("iterations", "dilations", "temperature", "scale", "sigma")
+        return {name: getattr(self, name) for name in names}
+
+    def weights(self, images: Tensor) -> Tensor:
+        """Of the neighbours of each pixel, `[B, 1, 8 * dilations, H, W]`, in [0, 1] and with a sum of 1."""
+        neighbours = self._neighbours(images)  # [B, C, 8 * dilations, H, W]
+        centre = images.unsqueeze(2)
+        spread = torch.cat([neighbours, centre], dim=2).std(dim=2, keepdim=True)
+        distance = (neighbours - centre).abs() / (self.temperature * (spread + EPSILON))
+        return (-distance.mean(dim=1, keepdim=True)).softmax(dim=2)
+
+    def _neighbours(self, maps: Tensor) -> Tensor:
+        """`[B, C, H, W]` to `[B, C, 8 * dilations, H, W]`; beyond its border a picture goes on as at the border."""
+        height, width = maps.shape[-2:]
+        found = []
+        for dilation in self.dilations:
+            padded = F.pad(maps, [dilation] * 4, mode="replicate")
+            steps = (0, dilation, 2 * dilation)
+            found += [
+                padded[..., top : top + height, left : left + width]
+                for top in steps
+                for left in steps
+                if not top == left == dilation
+            ]
+        return torch.stack(found, dim=2)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.options.items())
