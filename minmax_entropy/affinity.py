@@ -43,7 +43,7 @@ class AffinityRefinement(nn.Module):
         self,
         iterations: int = 10,
         dilations: Sequence[int] = (1, 2, 4, 8),
-        temperature: float = 0.3,
+        temperature: float = 0.2,
         scale: int = 4,
         sigma: float | None = None,
     ) -> None:

@@ -49,13 +49,16 @@ from minmax_entropy.sharing import Shareable
 from minmax_entropy.symbolic import truncated_share
 from minmax_entropy.tasks import TASKS
 
+DECISIONS = ("classifier", "localizer")
+
 
 class WSLOutput(NamedTuple):
     """What `WSLModel` returns. Fields that were not computed are None.
 
     Attributes:
         loss: weighted sum of `losses`, a scalar to back-propagate; with a target only.
-        logits: `[B, K]` of the classifier on the relevant region X+ (of the localizer where there is no classifier).
+        logits: `[B, K]` of the classifier on the relevant region X+ (of the localizer where there is no classifier, or
+            with `decision="localizer"`).
         mask: `[B, 1, H, W]` in [0, 1], M+. With erasing, the accumulated mask. `localize(images, classes=...)` gives
             one for each class it was asked for, `[B, N, H, W]`.
         localizer_logits: `[B, K]`. With erasing, those of the first pass.
@@ -110,6 +113,9 @@ class WSLModel(TimmConventions, Shareable):
         localizer: head of the localizer: a name, a dictionary of options with its `name`, or a module.
         classifier: head of the classifier, likewise; None leaves the classifier out, and every term but
             the localizer's: a plain CAM-style baseline.
+        decision: whose scores are `logits`: the "classifier"'s on X+, as in the paper, or the "localizer"'s on the
+            whole image. The second needs one pass of the backbone for class and mask; the classifier then serves the
+            training alone.
         classifier_scale: size of the classifier's input, as a share of the image or as `(height, width)`.
         mask_source: "expected" (maps averaged under the predicted probabilities) or "predicted" (map of the top
             class); by default the first with a classifier, the second without.
@@ -161,6 +167,7 @@ class WSLModel(TimmConventions, Shareable):
         data_config: dict | None = None,
         localizer: str | dict | nn.Module = "wildcat",
         classifier: str | dict | nn.Module | None = "wildcat",
+        decision: str = "classifier",
         classifier_scale: float | tuple[int, int] = 0.5,
         mask_source: str | None = None,
         mask_sigma: float = 0.5,
@@ -197,6 +204,7 @@ class WSLModel(TimmConventions, Shareable):
         if mask_source is None:
             mask_source = "predicted" if classifier is None else "expected"
         check_choice("mask_source", mask_source, MASK_SOURCES)
+        check_choice("decision", decision, DECISIONS)
         check_choice("mask_normalization", mask_normalization, NORMALIZATIONS)
         check_mask(mask_sigma, mask_omega)
         check_threshold("mask_threshold", mask_threshold)
@@ -204,6 +212,7 @@ class WSLModel(TimmConventions, Shareable):
         self.in_chans = in_chans
         self.class_names: list[str] | None = None
         self.info: dict = {}
+        self.decision = decision
         self.classifier_scale = _check_scale(classifier_scale)
         self.mask_source = mask_source
         self.mask_sigma = float(mask_sigma)
@@ -314,19 +323,21 @@ class WSLModel(TimmConventions, Shareable):
         else:
             localizer_logits, maps, mask = self._localize(images)
 
-        logits, background_logits = localizer_logits, None
-        if self.classifier is not None:
+        foreground_logits = background_logits = None
+        if self.classifier is not None and (background or target is not None or self.decision == "classifier"):
             relevant, irrelevant = split_regions(images, mask)  # [B, C, H, W] each
-            logits = self._classify(relevant)  # [B, K]
+            foreground_logits = self._classify(relevant)  # [B, K]
             background_logits = self._classify(irrelevant) if background else None
 
+        by_localizer = self.classifier is None or self.decision == "localizer"
+        logits = localizer_logits if by_localizer else foreground_logits
         output = WSLOutput(None, logits, mask, localizer_logits, maps, background_logits)
         if target is None:
             return output
         loss, losses = self.criterion(
             target,
             localizer_logits,
-            None if self.classifier is None else logits,
+            foreground_logits,
             background_logits,
             None if self.classifier is None else mask,
             localizer_loss,
@@ -453,7 +464,15 @@ class WSLModel(TimmConventions, Shareable):
 
     def _live(self) -> dict:
         """What can be set on a model that is built."""
-        own = ("mask_sigma", "mask_omega", "mask_threshold", "mask_source", "mask_normalization", "mask_refinement")
+        own = (
+            "decision",
+            "mask_sigma",
+            "mask_omega",
+            "mask_threshold",
+            "mask_source",
+            "mask_normalization",
+            "mask_refinement",
+        )
         erasing = ("steps", "sigma", "scope", "reduction", "fallback", "normalize_trust")
         return {
             **{name: getattr(self, name) for name in (*own, "classifier_scale", "detach_mask", "checkpoint_passes")},

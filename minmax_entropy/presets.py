@@ -31,6 +31,16 @@ PRESETS: dict[str, dict] = {
     ),
     # Gradient through the mask, a calibrated threshold, and a price on the area against the trivial optimum M+ = 1.
     "area": dict(mask_sigma=0.28, detach_mask=False, size_loss="area", size_weight=1.0),
+    # The same, with masks along the edges of the image, and the class by the localizer, which sees the whole image at
+    # its full size. Measured on photographs and embedded images: docs/results/localization.md.
+    "refined": dict(
+        mask_sigma=0.28,
+        detach_mask=False,
+        size_loss="area",
+        size_weight=1.0,
+        decision="localizer",
+        mask_refinement=dict(iterations=10, dilations=(1, 2, 4, 8), temperature=0.2, scale=4, sigma=0.4),
+    ),
     # Class activation mapping as a baseline: average pooling, no classifier, mask from the predicted class's map.
     "cam": dict(localizer="average", classifier=None),
 }

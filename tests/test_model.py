@@ -507,3 +507,26 @@ def test_he_initialization(shared):
         assert weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.1)
     if not shared:
         assert not torch.equal(nets[0].conv1[0].weight, nets[1].conv1[0].weight)
+
+
+def test_the_localizer_decides(tmp_path):
+    """The same training; in evaluation its scores, for one pass of the backbone."""
+    images, target = torch.randn(2, 3, 64, 64), torch.tensor([0, 2])
+    model = create(preset="area", decision="localizer")
+    output = model(images, target)
+    torch.manual_seed(0)
+    expected = create(preset="area")(images, target)
+    torch.testing.assert_close(output.losses, expected.losses)
+    torch.testing.assert_close(output.logits, output.localizer_logits)
+    assert not output.logits.equal(expected.logits) and output.background_logits.equal(expected.background_logits)
+    model.eval()
+    passes = []
+    model.backbone.register_forward_hook(lambda *_: passes.append(1))
+    output = model(images)
+    assert output.logits.equal(output.localizer_logits) and len(passes) == 1 and output.background_logits is None
+    assert model(images, background=True).background_logits is not None and len(passes) == 4
+    model.decision = "classifier"
+    assert not model(images).logits.equal(output.logits)
+    assert mme.create_model(f"local-dir:{model.save_pretrained(tmp_path / 'model')}").decision == "classifier"
+    with pytest.raises(ValueError, match="decision must be one of"):
+        create(decision="both")

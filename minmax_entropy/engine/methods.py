@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from minmax_entropy.presets import PRESETS
 from minmax_entropy.registry import unknown_name
 
 ERASING = dict(erasing_steps=4)  # the paper's passes (arXiv 1907.12934), from the second epoch on
@@ -45,6 +46,9 @@ METHODS: dict[str, Method] = {
     "grad-cam": Method("Grad-CAM", trained_as="cam-avg", grad_cam="grad_cam"),
     "grad-cam++": Method("Grad-CAM++", trained_as="cam-avg", grad_cam="grad_cam++"),
     "layer-cam": Method("LayerCAM", trained_as="cam-avg", grad_cam="layer_cam"),
+    "cam-refined": Method(
+        "CAM, average, refined", trained_as="cam-avg", mask=dict(mask_refinement=PRESETS["refined"]["mask_refinement"])
+    ),
     # arXiv 1907.12934 with a detached mask; the size constraint of the follow-up paper, IEEE TMI 2022; an area price.
     "minmax": Method("min-max entropy"),
     "minmax-erasing": Method("min-max entropy + erasing", recipe=ERASING),
@@ -53,6 +57,7 @@ METHODS: dict[str, Method] = {
         "min-max entropy, size constraint + erasing", dict(size_loss="barrier"), recipe=ERASING
     ),
     "area": Method("min-max entropy, area price", dict(preset="area")),
+    "refined": Method("min-max entropy, area price, refined", dict(preset="refined")),
     "area-erasing": Method("min-max entropy, area price + erasing", dict(preset="area"), recipe=ERASING),
 }
 

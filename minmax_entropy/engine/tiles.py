@@ -222,7 +222,7 @@ def predict_tiled(
         region = _refined(model.refinement, region, picture)
         sigma = sigma if model.refinement.sigma is None else model.refinement.sigma
     mask = RegionMask(region, picture.size, picture.inner, picture.own, sigma, model.mask_omega)
-    if model.classifier is None:
+    if model.classifier is None or model.decision == "localizer":
         return logits[0], mask
 
     def classify(tiles: Tensor, places: Sequence[Size]) -> Tensor:
