@@ -1,6 +1,6 @@
 """Compare methods on one data set, as a small JSON file says: a table over seeds, learning curves, picture grids.
 
-    python benchmarks/quality/run.py benchmarks/quality/shapes_baselines.json --output runs/quality/shapes_baselines
+    python benchmarks/quality/run.py benchmarks/quality/shapes.json --output runs/quality/shapes
     python benchmarks/quality/run.py CONFIG --output FOLDER --seeds 1      # shares the work between processes
 
 Every method sees the same number of images. What is in the folder is not trained again, and a run that was interrupted
@@ -20,6 +20,8 @@ import csv
 import json
 import runpy
 from pathlib import Path
+
+import torch
 
 from minmax_entropy.data import open_split
 from minmax_entropy.engine import get_recipe
@@ -71,7 +73,7 @@ def create_benchmark(config: dict, output: Path, seeds: list[int] | None = None)
         size=config.get("size", 224),
         settings=config.get("settings", {}),
         pretrained=config.get("pretrained", False),
-        run={"cpu": False, "progress": False, **config.get("run", {})},
+        run={"cpu": not torch.cuda.is_available(), "progress": False, **config.get("run", {})},
         shots=config.get("shots"),
     )
 

@@ -26,7 +26,7 @@ from minmax_entropy.engine.methods import ALL_ONES, Method, get_method
 from minmax_entropy.engine.pictures import save_picture
 from minmax_entropy.engine.recipes import Recipe
 from minmax_entropy.engine.report import HEADINGS, case_grid, table_text
-from minmax_entropy.engine.run import MACHINE
+from minmax_entropy.engine.run import MACHINE, Run
 from minmax_entropy.engine.train import TrainingError, fit
 from minmax_entropy.factory import create_model
 from minmax_entropy.model import WSLModel
@@ -149,7 +149,7 @@ def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> l
 
 def _check_settings(benchmark: Benchmark) -> None:
     """Write what all trainings have in common, or compare with what is there; methods may be added, not changed."""
-    path = benchmark.output / SETTINGS_NAME
+    path, run = benchmark.output / SETTINGS_NAME, dataclasses.asdict(Run(**benchmark.run))
     settings = {
         "epochs": benchmark.epochs,
         "recipe": dataclasses.asdict(benchmark.recipe),
@@ -157,7 +157,7 @@ def _check_settings(benchmark: Benchmark) -> None:
         "shots": benchmark.shots,
         "settings": benchmark.settings,
         "pretrained": benchmark.pretrained,
-        "run": {key: value for key, value in benchmark.run.items() if key not in MACHINE},
+        "run": {key: value for key, value in run.items() if key not in (*MACHINE, "seed")},
         **{name: fingerprint(getattr(benchmark, name)) for name in ("train", "valid", "test")},
     }
     if path.is_file():
