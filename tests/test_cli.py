@@ -651,7 +651,11 @@ def test_demo(tmp_path, capsys, monkeypatch):
     """The whole demo, in small: finite figures, a picture, and a model that loads and predicts the examples."""
     monkeypatch.setattr(demo, "TEST_IMAGES", 24)
     rows = run_demo(tmp_path, epochs=1, train_images=48)
-    assert list(rows) == ["all-ones", "CAM baseline", "min-max entropy", "min-max entropy + erasing"]
+    assert list(rows) == [
+        *("all-ones", "CAM baseline", "CAM baseline, refined", "min-max entropy", "min-max entropy + erasing")
+    ]
+    plain, refined = rows["CAM baseline"], rows["CAM baseline, refined"]
+    assert plain["error"] == refined["error"] and plain["pxap"] != refined["pxap"]
     for name, metrics in rows.items():
         assert all(math.isfinite(value) for value in metrics.values())
         assert {"f1_foreground", "f1_background", "pxap", "mask_area"} <= set(metrics)

@@ -20,7 +20,7 @@ from minmax_entropy.engine.run import CHECKPOINT_STEPS, PRECISIONS
 from minmax_entropy.factory import create_model
 from minmax_entropy.presets import PRESETS
 
-BENCHMARKED = ["all-ones", "cam-avg", "area", "area-erasing"]
+BENCHMARKED = ["all-ones", "cam-avg", "cam-refined", "refined"]
 Images = LabelledImages | LabelledStream
 # Keywords that have an option of their own, or come from the data.
 SETTINGS_WITH_OPTIONS = {
@@ -38,7 +38,7 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
     train = commands.add_parser("train", parents=[training], help="train on a folder of labelled images")
     train.add_argument("--model", default="wsl_resnet50", help="wsl_<timm name> (%(default)s)")
     train.add_argument("--output", default="runs/train", help="folder for model and log (%(default)s)")
-    train.add_argument("--preset", default="area", choices=sorted(PRESETS), help="%(default)s")
+    train.add_argument("--preset", default="refined", choices=sorted(PRESETS), help="%(default)s")
     train.add_argument("--erasing-steps", type=int, help="passes of recursive erasing from the second epoch on")
     train.add_argument("--folds", type=positive, help="cross-validation: cut what trains and validates into so many")
     train.add_argument("--fold", type=int, help="the fold that validates, from 0")
