@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minmax_entropy.checks import check_count, check_mask, check_number
+from minmax_entropy.checks import check_count, check_number
 from minmax_entropy.mask import resize
+from minmax_entropy.symbolic import is_symbolic
 
 MAX_ITERATIONS, MAX_DILATION, MAX_DILATIONS = 1000, 1024, 16
+MAX_POSITIONS = 2**20  # of an enlarged map; the neighbours of one take some 1.2 KB for a while (four dilations)
 EPSILON = 1e-6  # of the standard deviation, for surroundings of one colour
+
+
+def _reduced(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images at the size of the maps, each position the mean of what it stands for."""
+    if not any(map(is_symbolic, (*images.shape[-2:], *size))) and tuple(images.shape[-2:]) == tuple(size):
+        return images
+    return F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
 class AffinityRefinement(nn.Module):
@@ -24,8 +34,8 @@ class AffinityRefinement(nn.Module):
     channels, with the standard deviation of the channel over the neighbourhood. It is done `iterations` times. Scale
     and offset of the image play no part.
 
-    It works on maps that are enlarged `scale` times, at most to the image's size, and with the image brought to that:
-    time and memory are in proportion to `8 * len(dilations)` times the positions there.
+    It works on maps that are enlarged `scale` times, at most to the image's size and to `MAX_POSITIONS`, and with the
+    image brought to that: time and memory are in proportion to `8 * len(dilations)` times the positions there.
 
     Args:
         iterations: how often the averages are taken; marks travel as far as iterations and dilations allow.
@@ -63,7 +73,9 @@ class AffinityRefinement(nn.Module):
         self.temperature = float(temperature)
         self.scale = check_count("scale", scale)
         if sigma is not None:
-            check_mask(sigma, 1.0)
+            check_number("sigma", sigma)
+            if not 0 <= sigma <= 1:
+                raise ValueError(f"sigma is a threshold on a map in [0, 1], got {sigma!r}")
         self.sigma = sigma
 
     def forward(self, maps: Tensor, images: Tensor) -> Tensor:
@@ -74,15 +86,23 @@ class AffinityRefinement(nn.Module):
             images: `[B, C, H, W]`.
 
         Returns:
-            `[B, N, min(scale * h, H), min(scale * w, W)]`, float32.
+            `[B, N, H', W']` with `H' x W'` as `size` says, in float32 at least.
         """
-        size = tuple(
-            torch.sym_min(self.scale * small, large)
-            for small, large in zip(maps.shape[-2:], images.shape[-2:], strict=True)
-        )
-        maps = resize(maps.float(), size)
+        size = self.size(maps.shape[-2:], images.shape[-2:])
+        dtype = torch.promote_types(maps.dtype, torch.float32)
+        maps = resize(maps.to(dtype), size)
         with torch.no_grad():
-            weights = self.weights(resize(images.float(), size))
+            weights = self.weights(_reduced(images.to(dtype), size))
+        return torch.cat([self._averaged(each, weights) for each in maps.split(1, dim=1)], dim=1)
+
+    def size(self, maps: tuple[int, int], images: tuple[int, int]) -> tuple[int, int]:
+        """Where it works, for maps and images of these sizes."""
+        scale = self.scale
+        if not any(map(is_symbolic, (*maps, *images))):
+            scale = max(min(scale, math.isqrt(MAX_POSITIONS // (maps[0] * maps[1]))), 1)
+        return tuple(torch.sym_min(scale * small, large) for small, large in zip(maps, images, strict=True))
+
+    def _averaged(self, maps: Tensor, weights: Tensor) -> Tensor:
         for _ in range(self.iterations):
             maps = (self._neighbours(maps) * weights).sum(dim=2)
         return maps

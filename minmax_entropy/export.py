@@ -88,8 +88,8 @@ def export_program(
 
     Returns:
         A program on the model's device: images `[B, C, H, W]`, normalized with `data_config`'s mean and std, to
-        `(logits [B, K], mask [B, 1, H, W])`. Logits are raw for every task; without a classifier they are the
-        localizer's.
+        `(logits [B, K], mask [B, 1, H, W])`. Logits are raw for every task; they are the
+        localizer's without a classifier, or with `decision="localizer"`.
 
     Raises:
         ValueError: an image size that the backbone does not take; with `dynamic_size=True`, a model that can't be
@@ -235,7 +235,7 @@ def _steps(model: WSLModel) -> list[Size]:
 
 def _scales(model: WSLModel) -> bool:
     """Whether the size of the classifier's images follows that of the localizer's."""
-    return model.classifier is not None and isinstance(model.classifier_scale, float)
+    return model.classifier_decides and isinstance(model.classifier_scale, float)
 
 
 def _trace_any_size(model: WSLModel, size: Size, batch: int | None, step: Size) -> _Traced:

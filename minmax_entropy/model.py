@@ -119,13 +119,14 @@ class WSLModel(TimmConventions, Shareable):
         classifier_scale: size of the classifier's input, as a share of the image or as `(height, width)`.
         mask_source: "expected" (maps averaged under the predicted probabilities) or "predicted" (map of the top
             class); by default the first with a classifier, the second without.
-        mask_sigma: threshold on the normalized map, in [0, 1].
+        mask_sigma: threshold on the normalized map, in [0, 1]; a `sigma` of `mask_refinement` takes its place in
+            evaluation.
         mask_omega: steepness of the mask, over 0.
         mask_threshold: a pixel counts as marked where the mask is at least this, in (0, 1): for evaluation, boxes and
             pictures; it takes no part in the training.
         mask_refinement: a dictionary of options of `AffinityRefinement` ({} for its defaults), which in evaluation mode
-            brings the map to the image's edges; None leaves it as it is. Training through it costs more and gave the
-            same (docs/results/localization.md).
+            brings the map to the image's edges, and may have a `sigma` of its own for it; None leaves the map as it is.
+            Training through it costs more and gave the same (docs/results/localization.md).
         mask_normalization: range of the map per "image", or over the "batch" as in the authors' implementation.
         detach_mask: keep the classifier's gradient from the localizer's head; it flows through the mask otherwise, and
             without a size term the mask then grows to the whole image, a trivial optimum. By default True without
@@ -204,7 +205,6 @@ class WSLModel(TimmConventions, Shareable):
         if mask_source is None:
             mask_source = "predicted" if classifier is None else "expected"
         check_choice("mask_source", mask_source, MASK_SOURCES)
-        check_choice("decision", decision, DECISIONS)
         check_choice("mask_normalization", mask_normalization, NORMALIZATIONS)
         check_mask(mask_sigma, mask_omega)
         check_threshold("mask_threshold", mask_threshold)
@@ -324,13 +324,12 @@ class WSLModel(TimmConventions, Shareable):
             localizer_logits, maps, mask = self._localize(images)
 
         foreground_logits = background_logits = None
-        if self.classifier is not None and (background or target is not None or self.decision == "classifier"):
+        if self.classifier is not None and (background or target is not None or self.classifier_decides):
             relevant, irrelevant = split_regions(images, mask)  # [B, C, H, W] each
             foreground_logits = self._classify(relevant)  # [B, K]
             background_logits = self._classify(irrelevant) if background else None
 
-        by_localizer = self.classifier is None or self.decision == "localizer"
-        logits = localizer_logits if by_localizer else foreground_logits
+        logits = foreground_logits if self.classifier_decides else localizer_logits
         output = WSLOutput(None, logits, mask, localizer_logits, maps, background_logits)
         if target is None:
             return output
@@ -370,8 +369,23 @@ class WSLModel(TimmConventions, Shareable):
         return WSLOutput(mask=mask, localizer_logits=localizer_logits, localizer_maps=maps)
 
     @property
+    def decision(self) -> str:
+        """Whose scores are `logits`, "classifier" or "localizer". May be set at any time."""
+        return self._decision
+
+    @decision.setter
+    def decision(self, name: str) -> None:
+        check_choice("decision", name, DECISIONS)
+        self._decision = name
+
+    @property
+    def classifier_decides(self) -> bool:
+        """Whether `logits` are the classifier's, which then runs in evaluation, too."""
+        return self.classifier is not None and self.decision == "classifier"
+
+    @property
     def mask_refinement(self) -> dict | None:
-        """Options of the `AffinityRefinement` of the map, or None. May be set at any time."""
+        """Options of the `AffinityRefinement` of the map, or None. May be set at any time, as a whole."""
         return None if self.refinement is None else self.refinement.options
 
     @mask_refinement.setter

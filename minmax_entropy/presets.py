@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from minmax_entropy.registry import unknown_name
 
+_AREA = dict(mask_sigma=0.28, detach_mask=False, size_loss="area", size_weight=1.0)
 _REFERENCE_HEAD = dict(name="wildcat", modalities=5, kmax=0.09, kmin=0.09, alpha=0.0, dropout=0.0)
 
 PRESETS: dict[str, dict] = {
@@ -30,14 +31,12 @@ PRESETS: dict[str, dict] = {
         erasing_normalize_trust=False,
     ),
     # Gradient through the mask, a calibrated threshold, and a price on the area against the trivial optimum M+ = 1.
-    "area": dict(mask_sigma=0.28, detach_mask=False, size_loss="area", size_weight=1.0),
+    "area": _AREA,
     # The same, with masks along the edges of the image, and the class by the localizer, which sees the whole image at
     # its full size. Measured on photographs and embedded images: docs/results/localization.md.
+    # `mask_sigma` is the training's. A `mask_refinement` given beside the preset replaces the whole dictionary.
     "refined": dict(
-        mask_sigma=0.28,
-        detach_mask=False,
-        size_loss="area",
-        size_weight=1.0,
+        **_AREA,
         decision="localizer",
         mask_refinement=dict(iterations=10, dilations=(1, 2, 4, 8), temperature=0.2, scale=4, sigma=0.4),
     ),

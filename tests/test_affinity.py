@@ -8,7 +8,8 @@ import torch
 import minmax_entropy as mme
 from minmax_entropy.affinity import AffinityRefinement
 from minmax_entropy.data import Preprocess, SyntheticShapes
-from minmax_entropy.engine.tiles import predict_tiled
+from minmax_entropy.engine.grad_cam import GradCAM
+from minmax_entropy.engine.tiles import obstacle, predict_tiled
 from minmax_entropy.mask import min_max_normalize, resize, soft_mask
 
 OPTIONS = dict(iterations=3, dilations=(1, 3), temperature=0.2, scale=2)
@@ -163,14 +164,44 @@ def test_it_is_saved_and_may_be_set(tmp_path):
     assert again.refinement is None and not again(images).mask.equal(mask)
 
 
-def test_tiles():
-    """The whole image as one tile gives what the model gives; a limit on the enlargement is kept."""
-    model = create(mask_refinement=dict(OPTIONS, sigma=0.4)).eval()
+def test_a_limit_on_the_enlargement(monkeypatch):
+    """Whole and by tiles: a map is enlarged as far as it may, and is never made smaller."""
+    maps, images = torch.rand(1, 1, 10, 20), torch.rand(1, 3, 80, 160)
+    for limit, expected in ((2**20, (40, 80)), (2000, (30, 60)), (10, (10, 20))):
+        monkeypatch.setattr("minmax_entropy.affinity.MAX_POSITIONS", limit)
+        assert AffinityRefinement(iterations=1)(maps, images).shape[-2:] == expected
+
+
+@pytest.mark.parametrize("decision", ["classifier", "localizer"])
+def test_tiles(decision):
+    """The whole image as one tile gives what the model gives."""
+    model = create(mask_refinement=dict(OPTIONS, sigma=0.4), decision=decision).eval()
     preprocess = Preprocess(mean=model.data_config["mean"], std=model.data_config["std"], multiple=32)
     picture = SyntheticShapes(length=1, size=96)[0].image
     with torch.inference_mode():
         output = model(preprocess(picture)[None])
         logits, mask = predict_tiled(model, picture, preprocess, tile=96)
     whole = torch.from_numpy(next(iter(mask.bands()))[1])
-    assert (whole - output.mask[0, 0]).abs().mean() < 0.02
-    torch.testing.assert_close(logits, output.logits[0], rtol=0.02, atol=0.02)
+    assert (whole - output.mask[0, 0]).abs().mean() < 0.01
+    torch.testing.assert_close(logits, output.logits[0], rtol=0.002, atol=0.002)
+
+
+def test_a_classifier_that_does_not_decide_is_no_obstacle_to_tiles():
+    model = create(preset="refined", classifier_scale=(64, 64))
+    assert obstacle(model) is None
+    model.decision = "classifier"
+    assert "classifier_scale" in obstacle(model)
+
+
+def test_grad_cam_is_refined():
+    model = create(preset="cam").eval()
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    plain = GradCAM(model)(images).mask
+    model.mask_refinement = dict(OPTIONS, sigma=0.4)
+    refined = GradCAM(model)(images).mask
+    assert refined.shape == plain.shape and (refined - plain).abs().max() > 0.1
+
+
+def test_double_precision_stays():
+    assert AffinityRefinement()(torch.rand(1, 1, 2, 2).double(), torch.rand(1, 3, 8, 8).double()).dtype == torch.float64
+    assert AffinityRefinement()(torch.rand(1, 1, 2, 2).half(), torch.rand(1, 3, 8, 8).half()).dtype == torch.float32

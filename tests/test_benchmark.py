@@ -141,8 +141,10 @@ def test_other_settings_in_the_same_folder_are_refused(done):
 
 def test_a_method_that_changed_is_refused(done, monkeypatch):
     chosen, _, _ = done
-    monkeypatch.setitem(METHODS, "grad-cam", dataclasses.replace(METHODS["grad-cam"], mask=dict(mask_sigma=0.25)))
-    with pytest.raises(ValueError, match=r"seed0 can't be resumed .* mask\.mask_sigma: it has None"):
+    monkeypatch.setitem(
+        METHODS, "grad-cam", dataclasses.replace(METHODS["grad-cam"], evaluated_with=dict(mask_sigma=0.25))
+    )
+    with pytest.raises(ValueError, match=r"seed0 can't be resumed .* evaluated_with\.mask_sigma: it has None"):
         run_benchmark(chosen, lambda line: None)
 
 
@@ -150,7 +152,7 @@ def test_own_methods(shapes, tmp_path, monkeypatch):
     """With a learning rate of its own, and one that takes its weights with another threshold on the map."""
     monkeypatch.setattr("minmax_entropy.engine.methods.METHODS", dict(METHODS))
     register_method("own", Method("own", dict(preset="cam", localizer="max"), dict(lr=0.125)))
-    register_method("low", Method("own, low", trained_as="own", mask=dict(mask_sigma=0.1)))
+    register_method("low", Method("own, low", trained_as="own", evaluated_with=dict(mask_sigma=0.1)))
     with pytest.raises(ValueError, match="unknown method 'owm'; did you mean own"):
         register_method("other", Method("other", trained_as="owm"))
     chosen = small(shapes, tmp_path, methods=["low", "own"])
@@ -158,6 +160,24 @@ def test_own_methods(shapes, tmp_path, monkeypatch):
     run = json.loads((tmp_path / "runs" / "wsl_test_resnet" / "own" / "seed0" / "run.json").read_text())
     assert run["settings"]["recipe"]["lr"] == 0.125
     assert low["error"] == own["error"] and low["mask_area"] > own["mask_area"] + 0.1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(recipe=dict(learning_rate=0.1)), "unknown setting 'learning_rate'"),
+        (dict(evaluated_with=dict(mask_sgima=0.1)), "unknown setting 'mask_sgima'; did you mean mask_sigma"),
+        (dict(grad_cam="gradcam"), "unknown Grad-CAM method 'gradcam'"),
+        (dict(trained_as="area", recipe=dict(lr=0.1)), "own: what is trained_as another method has no settings"),
+        (dict(trained_as="grad-cam"), "trained_as must be a method that is trained itself, 'grad-cam' is not"),
+        (dict(trained_as="all-ones"), "trained_as must be a method that is trained itself, 'all-ones' is not"),
+        (dict(trained_as="own"), "trained_as must be a method that is trained itself, 'own' is not"),
+    ],
+)
+def test_bad_methods(fields, message):
+    with pytest.raises(ValueError, match=message):
+        register_method("own", Method("own", **fields))
+    assert "own" not in METHODS
 
 
 @pytest.mark.parametrize(
@@ -299,7 +319,8 @@ def test_benchmark_command(tmp_path, capsys, monkeypatch):
     output, plugin = tmp_path / "out", tmp_path / "methods.py"
     plugin.write_text(
         "from minmax_entropy.engine.methods import Method, register_method\n"
-        "register_method('steep', Method('WILDCAT, steep', trained_as='wildcat', mask=dict(mask_omega=20.0)))\n"
+        "method = Method('WILDCAT, steep', trained_as='wildcat', evaluated_with=dict(mask_omega=20.0))\n"
+        "register_method('steep', method)\n"
     )
     monkeypatch.setattr("minmax_entropy.engine.methods.METHODS", dict(METHODS))
     command = f"benchmark --data {tmp_path} --plugin {plugin} --models wsl_test_resnet --epochs 1 --size {SIZE}"

@@ -530,3 +530,5 @@ def test_the_localizer_decides(tmp_path):
     assert mme.create_model(f"local-dir:{model.save_pretrained(tmp_path / 'model')}").decision == "classifier"
     with pytest.raises(ValueError, match="decision must be one of"):
         create(decision="both")
+    with pytest.raises(ValueError, match="decision must be one of"):
+        model.decision = "locolizer"

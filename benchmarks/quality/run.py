@@ -1,16 +1,15 @@
 """Compare methods on one data set, as a small JSON file says: a table over seeds, learning curves, picture grids.
 
     python benchmarks/quality/run.py benchmarks/quality/shapes.json --output runs/quality/shapes
-    python benchmarks/quality/run.py CONFIG --output FOLDER --seeds 1      # shares the work between processes
 
 Every method sees the same number of images. What is in the folder is not trained again, and a run that was interrupted
-goes on. When every combination is there, the table, `curves.png` and the pictures are those of all of them.
+goes on. Several processes may each do some of the `--seeds`; a last run of all of them then writes the table,
+`curves.png` and the pictures of everything.
 
 The file has `data` (as `minmax-entropy train` takes it), `models`, `methods`, `seeds`, `epochs`, and may have
 `data_options`, `classes`, `size`, `pretrained`, `plugins`, `settings` (keywords of `create_model` for every method),
-`recipe` (`name` and fields), `shots`, `run` (fields of `Run`). `methods` are a dictionary: to `null` for one of
-`minmax_entropy.engine.methods.METHODS`, or to the fields of `Method`. `data` of several files, `test_data`, ... are not
-mixed: one file is one table.
+`recipe` (`name` and fields), `shots`, `run` (fields of `Run`). `methods` are a dictionary, from a name to `null` for
+one of `minmax_entropy.engine.methods.METHODS`, or to the fields of `Method`.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import argparse
 import csv
 import json
 import runpy
+import sys
 from pathlib import Path
 
 import torch
@@ -28,9 +28,9 @@ from minmax_entropy.engine import get_recipe
 from minmax_entropy.engine.benchmark import Benchmark, Combination, markdown, run_benchmark, summarize
 from minmax_entropy.engine.methods import Method, get_method, register_method
 
-KNOWN = {
-    *("data", "models", "methods", "seeds", "epochs", "data_options", "classes", "size", "pretrained", "plugins"),
-    *("settings", "recipe", "shots", "run"),
+REQUIRED = {"data", "models", "methods", "seeds", "epochs"}
+KNOWN = REQUIRED | {
+    *("data_options", "classes", "size", "pretrained", "plugins", "settings", "recipe", "shots", "run"),
 }
 
 
@@ -38,22 +38,27 @@ def read_config(path: Path, data: str | None = None) -> dict:
     """The file's content; `data` takes the place of its own.
 
     Raises:
-        ValueError: a key that means nothing.
+        ValueError: a key that is missing or unknown, or that differs between the methods.
     """
-    config = json.loads(path.read_text(encoding="utf-8"))
-    unknown = sorted(config.keys() - KNOWN)
-    if unknown:
-        raise ValueError(f"{path}: unknown key {unknown[0]!r}, known are {sorted(KNOWN)}")
-    return {**config, **({} if data is None else {"data": data})}
+    config = json.loads(path.read_text(encoding="utf-8")) | ({} if data is None else {"data": data})
+    for text, keys in (("no", REQUIRED - config.keys()), ("unknown", config.keys() - KNOWN)):
+        if keys:
+            raise ValueError(
+                f"{path}: {text} key {min(keys)!r}; it has {sorted(REQUIRED)}, and may have {sorted(KNOWN)}"
+            )
+    for name, key in (("recipe", "erasing_steps"), ("settings", "preset")):
+        if key in config.get(name, {}):
+            raise ValueError(f"{path}: {key} is what methods differ in, give it to them and not in {name!r}")
+    return config
 
 
 def create_benchmark(config: dict, output: Path, seeds: list[int] | None = None) -> Benchmark:
     """What the file describes."""
     for plugin in config.get("plugins", ()):
         runpy.run_path(plugin)
-    for name, fields in config["methods"].items():
-        if fields is not None:
-            register_method(name, Method(**{"title": name, **fields}))
+    own = {name: fields for name, fields in config["methods"].items() if fields is not None}
+    for name in sorted(own, key=lambda name: "trained_as" in own[name]):
+        register_method(name, Method(**{"title": name, **own[name]}))
     options = config.get("data_options", {})
     train = open_split(config["data"], "train", config.get("classes"), **options)
     others = (
@@ -98,14 +103,15 @@ def write_curves(benchmark: Benchmark, path: Path) -> None:
                 values = [sum(float(row[key]) for row in rows) / len(rows) for rows in zip(*logs, strict=False)]
                 panel.plot(values, label=title)
                 panel.set(title=key, xlabel="epoch")
-    panels[-1].legend(fontsize=6)
+    if panels[-1].has_data():
+        panels[-1].legend(fontsize=6)
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=100, format="png")
     temporary.replace(path)
     plt.close(figure)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--output", type=Path, required=True)
@@ -116,7 +122,8 @@ def main() -> None:
     rows = run_benchmark(benchmark, lambda line: print(line, flush=True))
     print(markdown(summarize(rows)))
     write_curves(benchmark, args.output / "curves.png")
+    return 0 if len(rows) == len(benchmark.combinations()) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -30,7 +30,12 @@ def shuffled_classes(targets: Sequence[int], seed: int) -> Iterator[np.ndarray]:
     Args:
         targets: class index of each image.
         seed: 0 or more.
+
+    Raises:
+        ValueError: a negative seed.
     """
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
     targets = np.asarray(targets)
     for target in np.unique(targets):
         members = np.flatnonzero(targets == target)

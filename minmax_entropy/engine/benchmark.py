@@ -168,8 +168,8 @@ def _check_settings(benchmark: Benchmark) -> None:
     for combination in benchmark.combinations():
         path = combination.folder(benchmark.output) / RESULTS_NAME
         if path.is_file():
-            saved = json.loads(path.read_text(encoding="utf-8"))["method"]
-            compare_settings(saved, dataclasses.asdict(get_method(combination.method)), path.parent)
+            saved = json.loads(path.read_text(encoding="utf-8")).get("method")
+            compare_settings(saved, _definition(combination), path.parent)
 
 
 def _title(combination: Combination) -> str:
@@ -193,9 +193,15 @@ def _run(benchmark: Benchmark, combination: Combination) -> dict:
     metrics = evaluate(model, benchmark.test, preprocess_for(model, benchmark.size), **skipping).metrics
     figures = figures_as_json({**metrics, **training})
     path.parent.mkdir(parents=True, exist_ok=True)
-    method = dataclasses.asdict(get_method(combination.method))
-    write_text(path, json.dumps({"method": method, "figures": figures}, indent=2) + "\n")
+    content = {"method": _definition(combination), "figures": figures}
+    write_text(path, json.dumps(content, indent=2) + "\n")
     return row | figures
+
+
+def _definition(combination: Combination) -> dict:
+    """Of a method, and of the one whose weights it takes."""
+    own, trained = (get_method(each.method) for each in (combination, _trained_as(combination)))
+    return {**dataclasses.asdict(own), "trained_as": dataclasses.asdict(trained) if trained is not own else None}
 
 
 def _trained(benchmark: Benchmark, combination: Combination) -> tuple[WSLModel | GradCAM, dict]:
@@ -244,7 +250,7 @@ def _create(benchmark: Benchmark, combination: Combination) -> WSLModel:
 
 
 def _with_mask(model: WSLModel, method: Method) -> nn.Module:
-    for name, value in method.mask.items():
+    for name, value in method.evaluated_with.items():
         setattr(model, name, value)
     return model if method.grad_cam is None else GradCAM(model, method.grad_cam)
 

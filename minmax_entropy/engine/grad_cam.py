@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from minmax_entropy.extras import require
-from minmax_entropy.mask import soft_mask
 from minmax_entropy.model import WSLModel, WSLOutput
 
 # Method -> class of the package, and where it is from.
@@ -23,7 +22,7 @@ class GradCAM(nn.Module):
 
     The map is taken at the backbone's features, which are `[B, D, h, w]` for every backbone, so that no
     `reshape_transform` is needed; it is that of the class of the highest localizer score. It is normalized to [0, 1]
-    per image and turned into a mask as the model does it, `sigmoid(omega * (map - sigma))`.
+    per image and turned into a mask as the model does it, `sigmoid(omega * (map - sigma))`, its refinement included.
 
     Args:
         model: a trained model; its weights are shared.
@@ -63,7 +62,7 @@ class GradCAM(nn.Module):
             for parameter in trained:
                 parameter.requires_grad_(True)
         region = torch.from_numpy(np.asarray(region, dtype=np.float32)).to(images.device).unsqueeze(1)
-        mask = soft_mask(region, self.model.mask_sigma, self.model.mask_omega)
+        mask = self.model._mask(region, images)
         return WSLOutput(logits=output.logits, mask=mask, localizer_logits=output.localizer_logits)
 
 

@@ -39,7 +39,12 @@ def preprocess_for(model: WSLModel, short_side: int | str | None = None) -> Prep
             of `data_config`'s `input_size`. A model built for one size sees whole images at that one. Where
             `data_config` has `resize="reference"` only images that are smaller are scaled, and none with
             "reference_native", as in the authors' implementation, whose interpolation is bilinear.
+
+    Raises:
+        ValueError: another text than "native".
     """
+    if isinstance(short_side, str) and short_side != NATIVE:
+        raise ValueError(f"short_side is a number of pixels or {NATIVE!r}, got {short_side!r}")
     config = model.data_config
     resize = config.get("resize", "short_side")
     if short_side is None and resize != "reference_native":

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+from minmax_entropy.engine.grad_cam import METHODS as GRAD_CAMS
+from minmax_entropy.engine.recipes import Recipe
 from minmax_entropy.presets import PRESETS
 from minmax_entropy.registry import unknown_name
 
 ERASING = dict(erasing_steps=4)  # the paper's passes (arXiv 1907.12934), from the second epoch on
+# What a trained model may be evaluated with.
+EVALUATED_WITH = ("decision", "mask_sigma", "mask_omega", "mask_threshold", "mask_source", "mask_refinement")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,16 +23,32 @@ class Method:
         settings: keywords of `create_model`.
         recipe: fields of `Recipe` that are its own, such as `lr`, or `erasing_steps` (0 unless given).
         trained_as: name of the method whose trained weights it takes; by default it is trained itself.
-        mask: attributes of the trained model that are set before it is evaluated, such as `mask_sigma`.
+        evaluated_with: attributes of the trained model, of `EVALUATED_WITH`, that are set before it is evaluated.
         grad_cam: method of `GradCAM` that makes the mask; by default it is the model's own.
+
+    Raises:
+        ValueError: an unknown field or attribute; settings or a recipe beside `trained_as`.
     """
 
     title: str
     settings: dict = dataclasses.field(default_factory=dict)
     recipe: dict = dataclasses.field(default_factory=dict)
     trained_as: str | None = None
-    mask: dict = dataclasses.field(default_factory=dict)
+    evaluated_with: dict = dataclasses.field(default_factory=dict)
     grad_cam: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.trained_as is not None and (self.settings or self.recipe):
+            raise ValueError(
+                f"{self.title}: what is trained_as another method has no settings and no recipe of its own"
+            )
+        known = {field.name for field in dataclasses.fields(Recipe)}
+        for names, allowed in ((self.recipe, known), (self.evaluated_with, EVALUATED_WITH)):
+            for name in names:
+                if name not in allowed:
+                    raise unknown_name("setting", name, sorted(allowed))
+        if self.grad_cam is not None and self.grad_cam not in GRAD_CAMS:
+            raise unknown_name("Grad-CAM method", self.grad_cam, GRAD_CAMS)
 
 
 ALL_ONES = "all-ones"  # marks every pixel; nothing is trained
@@ -47,7 +67,9 @@ METHODS: dict[str, Method] = {
     "grad-cam++": Method("Grad-CAM++", trained_as="cam-avg", grad_cam="grad_cam++"),
     "layer-cam": Method("LayerCAM", trained_as="cam-avg", grad_cam="layer_cam"),
     "cam-refined": Method(
-        "CAM, average, refined", trained_as="cam-avg", mask=dict(mask_refinement=PRESETS["refined"]["mask_refinement"])
+        "CAM, average, refined",
+        trained_as="cam-avg",
+        evaluated_with=dict(mask_refinement=PRESETS["refined"]["mask_refinement"]),
     ),
     # arXiv 1907.12934 with a detached mask; the size constraint of the follow-up paper, IEEE TMI 2022; an area price.
     "minmax": Method("min-max entropy"),
@@ -57,6 +79,7 @@ METHODS: dict[str, Method] = {
         "min-max entropy, size constraint + erasing", dict(size_loss="barrier"), recipe=ERASING
     ),
     "area": Method("min-max entropy, area price", dict(preset="area")),
+    # Trained anew, and not as "area": the localizer's error chooses the epoch.
     "refined": Method("min-max entropy, area price, refined", dict(preset="refined")),
     "area-erasing": Method("min-max entropy, area price + erasing", dict(preset="area"), recipe=ERASING),
 }
@@ -66,10 +89,12 @@ def register_method(name: str, method: Method) -> None:
     """Make a method known to benchmarks by a name, which may be that of a known one.
 
     Raises:
-        ValueError: `trained_as` is no known method.
+        ValueError: `trained_as` is no known method, or one that is not trained itself.
     """
-    if method.trained_as is not None:
-        get_method(method.trained_as)
+    if method.trained_as is not None and (
+        method.trained_as in (name, ALL_ONES) or get_method(method.trained_as).trained_as is not None
+    ):
+        raise ValueError(f"{name}: trained_as must be a method that is trained itself, {method.trained_as!r} is not")
     METHODS[name] = method
 
 

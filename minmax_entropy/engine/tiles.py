@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minmax_entropy.affinity import AffinityRefinement
 from minmax_entropy.data import Preprocess, padding, scaled_size
 from minmax_entropy.engine.bands import RegionMask
 from minmax_entropy.heads import ClassMapHead
@@ -29,7 +28,6 @@ from minmax_entropy.tasks import TASKS
 MAX_WHOLE = 2**22  # pixels of a network input that is taken whole by default, and of the tiles of one pass
 TILE, OVERLAP = 2048, 256  # pixels
 MAX_MAP_BYTES = 2**31  # of the stitched maps
-MAX_REFINED = 2**20  # positions of a map whose refinement enlarges it; they take some 2 KB each for a while
 BLENDED = 0.5  # share of the overlap in which neighbouring tiles are blended
 LEAST_WEIGHT = 1e-4  # at a tile's edge, so that the image's own border has one
 
@@ -40,11 +38,11 @@ def obstacle(model: WSLModel) -> str | None:
     """Why a model can't work by tiles, or None."""
     if not isinstance(model, WSLModel):
         return f"they need a model whose mask is made of class maps, that of {type(model).__name__} is not"
-    heads = [head for head in (model.localizer, model.classifier) if head is not None]
+    heads = [model.localizer, *([model.classifier] if model.classifier_decides else [])]
     for head in heads:
         if not isinstance(head, ClassMapHead):
             return f"they need heads that pool their class maps (`ClassMapHead`), {type(head).__name__} does not"
-    if model.classifier is not None and isinstance(model.classifier_scale, tuple):
+    if model.classifier_decides and isinstance(model.classifier_scale, tuple):
         return f"they need a classifier_scale that is a share of the image, it is {model.classifier_scale}"
     return None
 
@@ -77,7 +75,7 @@ class Tiling:
         self.size = size
         self.tile: Size = sizes.fixed or tuple(min(side, length) for length in size)
         self.cells = overlap // self.stride
-        self.classifier_tile = model.classifier_size(*self.tile) if model.classifier is not None else self.tile
+        self.classifier_tile = model.classifier_size(*self.tile) if model.classifier_decides else self.tile
         rows, columns = (
             _starts(length, part, overlap, self._unit(part, small))
             for length, part, small in zip(size, self.tile, self.classifier_tile, strict=True)
@@ -163,7 +161,7 @@ class TiledImage:
         shares = [small / large for small, large in zip(size, self.size, strict=True)]
         inner = [round(part.start * s) for part, s in zip(self.inner, shares, strict=True)]
         sides = [max(round(length * s), 1) for length, s in zip(self.image.size[::-1], shares, strict=True)]
-        pixels = np.asarray(self.image.resize(sides[::-1], Image.Resampling.BOX))
+        pixels = np.asarray(self.image.resize(sides[::-1], Image.Resampling.BILINEAR))
         rows, columns = (_reflected(-first, n, side) for first, n, side in zip(inner, size, sides, strict=True))
         return self.normalize(Image.fromarray(pixels[rows[:, None], columns]))
 
@@ -219,10 +217,11 @@ def predict_tiled(
     region = (weights @ maps.flatten(1)).unflatten(1, maps.shape[1:])[0]  # [h, w]
     sigma = model.mask_sigma
     if model.refinement is not None:
-        region = _refined(model.refinement, region, picture)
+        size = model.refinement.size(region.shape, picture.size)
+        region = model.refinement(region[None, None], picture.reduced(size)[None])[0, 0]
         sigma = sigma if model.refinement.sigma is None else model.refinement.sigma
     mask = RegionMask(region, picture.size, picture.inner, picture.own, sigma, model.mask_omega)
-    if model.classifier is None or model.decision == "localizer":
+    if not model.classifier_decides:
         return logits[0], mask
 
     def classify(tiles: Tensor, places: Sequence[Size]) -> Tensor:
@@ -234,14 +233,6 @@ def predict_tiled(
         return model.classifier(backbone(resize(relevant, tiling.classifier_tile)))[1]
 
     return model.classifier.pool(stitch(passes(classify), tiling, tiling.classifier_tile)[None])[0], mask
-
-
-def _refined(refinement: AffinityRefinement, region: Tensor, picture: TiledImage) -> Tensor:
-    """The map `[h, w]` of the whole image at its edges, enlarged as far as `MAX_REFINED` allows."""
-    scale = max(min(refinement.scale, math.isqrt(MAX_REFINED // region.numel())), 1)
-    size = tuple(min(scale * small, large) for small, large in zip(region.shape, picture.size, strict=True))
-    smaller = AffinityRefinement(**{**refinement.options, "scale": scale})
-    return smaller(region[None, None], picture.reduced(size)[None])[0, 0]
 
 
 def stitch(passes: Iterator[tuple[Sequence[Size], Tensor]], tiling: Tiling, seen: Size) -> Tensor:
