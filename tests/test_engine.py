@@ -269,6 +269,15 @@ def test_grid_and_save(tmp_path):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["grid.png"]  # nothing temporary is left
 
 
+def test_long_headers_take_lines():
+    """And no ink of one reaches into the next column."""
+    white, long = Image.new("RGB", (50, 50), "white"), "several words are more than one line holds"
+    short = grid([[white, white]], ["a", "a"], cell=50)
+    picture = grid([[white, white]], [long, ""], cell=50)
+    assert picture.height > short.height + 3 * 14
+    assert (np.asarray(picture)[:, 6 + 50 + 6 :] == 255).all() and (np.asarray(picture) < 255).any()
+
+
 def test_metrics_table():
     rows = {"all": {"f1_foreground": 0.5}, "ours": {"error": 0.0123, "f1_foreground": 1.0, "epochs": 7}}
     assert metrics_table(rows, extra=["epochs"]).splitlines() == [

@@ -75,7 +75,7 @@ def grid(
 
     Args:
         rows: pictures, as many in each row as there are headers.
-        headers: texts over the columns.
+        headers: texts over the columns, in several lines where they are long.
         captions: a short text for each picture, or none.
         cell: side of a cell in pixels.
     """
@@ -83,12 +83,15 @@ def grid(
     line = max(14, cell // 10)
     fitted = [[_fit(picture.convert("RGB"), cell) for picture in pictures] for pictures in rows]
     heights = [max(picture.height for picture in pictures) + GAP + (line if captions else 0) for pictures in fitted]
-    canvas = Image.new("RGB", (len(headers) * (cell + GAP) + GAP, sum(heights) + line + 2 * GAP), "white")
+    titles = [_wrapped(text, font, cell) for text in headers]
+    head = max(map(len, titles)) * line
+    canvas = Image.new("RGB", (len(headers) * (cell + GAP) + GAP, sum(heights) + head + 2 * GAP), "white")
     draw = ImageDraw.Draw(canvas)
     lefts = [GAP + column * (cell + GAP) for column in range(len(headers))]
-    for left, text in zip(lefts, headers, strict=True):
-        draw.text((left, GAP // 2), text, fill="black", font=font)
-    top = line + GAP
+    for left, lines in zip(lefts, titles, strict=True):
+        for number, text in enumerate(lines):
+            draw.text((left, GAP // 2 + number * line), text, fill="black", font=font)
+    top = head + GAP
     for index, pictures in enumerate(fitted):
         for column, (left, picture) in enumerate(zip(lefts, pictures, strict=True)):
             canvas.paste(picture, (left + (cell - picture.width) // 2, top))
@@ -107,6 +110,17 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
     large = picture.width * picture.height > BAND_PIXELS
     picture.save(temporary, format="PNG", compress_level=1 if large else 6)  # 6 takes minutes there
     temporary.replace(path)
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Lines of whole words that fit into `width` pixels, a long word alone aside."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines or [""]
 
 
 def _fit(picture: Image.Image, cell: int) -> Image.Image:
