@@ -21,7 +21,7 @@ from minmax_entropy.engine import (
     list_refinements,
     preprocess_for,
 )
-from minmax_entropy.engine.checkpoints import write_csv, write_text
+from minmax_entropy.engine.files import write_csv, write_text
 from minmax_entropy.engine.inference import NATIVE
 from minmax_entropy.engine.limits import DEFAULT_PIXELS
 from minmax_entropy.engine.pictures import save_picture

@@ -18,8 +18,9 @@ from torch import nn
 
 from minmax_entropy.configuration import figures_as_json
 from minmax_entropy.data import DamagedFileError, LabelledImages, LabelledStream, few_shots
-from minmax_entropy.engine.checkpoints import compare_settings, fingerprint, write_csv, write_text
+from minmax_entropy.engine.checkpoints import compare_settings, fingerprint
 from minmax_entropy.engine.evaluate import evaluate, evaluate_all_ones
+from minmax_entropy.engine.files import write_csv, write_text
 from minmax_entropy.engine.grad_cam import GradCAM
 from minmax_entropy.engine.inference import preprocess_for
 from minmax_entropy.engine.methods import ALL_ONES, Method, get_method

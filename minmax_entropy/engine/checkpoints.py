@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import logging
 import shutil
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from minmax_entropy.data import LabelledImages, LabelledStream
 from minmax_entropy.data.subsets import targets_of
+from minmax_entropy.engine.files import write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -183,19 +182,3 @@ def fingerprint(dataset: LabelledImages | LabelledStream) -> dict:
     names = (f"{Path(dataset.name(index)).name}\t{target}\n" for index, target in enumerate(targets_of(dataset)))
     digest = hashlib.sha256("".join(names).encode()).hexdigest()
     return {"images": len(dataset), "classes": dataset.class_names, "sha256": digest}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def write_csv(path: Path, rows: Sequence[dict]) -> None:
-    """The rows as CSV, with a column per key that any of them has; written as `write_text` does."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())

@@ -31,7 +31,8 @@ from minmax_entropy.data import (
 )
 from minmax_entropy.data.loading import TrainingPlan, TrainingStream, stream_loader, training_loader
 from minmax_entropy.data.subsets import class_weights, targets_of
-from minmax_entropy.engine.checkpoints import Checkpoints, Progress, fingerprint, write_csv
+from minmax_entropy.engine.checkpoints import Checkpoints, Progress, fingerprint
+from minmax_entropy.engine.files import write_csv
 from minmax_entropy.engine.inference import require_multiclass
 from minmax_entropy.engine.log import write_curves
 from minmax_entropy.engine.progress import progress_bar
