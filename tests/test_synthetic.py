@@ -133,3 +133,13 @@ def test_bad_arguments(keywords, message):
 def test_index_out_of_range(data, take, index):
     with pytest.raises(IndexError, match=f"index {index} is outside of 240 images"):
         take(data, index)
+
+
+def test_empty_images():
+    """The same clutter, and nothing on it."""
+    empty, data = SyntheticShapes(length=3, size=64, seed=5, empty=True), SyntheticShapes(length=3, size=64, seed=5)
+    for index in range(3):
+        assert empty.instances(index).shape == (0, 64, 64) and not empty.mask(index).any() and empty.boxes(index) == []
+        difference = np.abs(np.asarray(empty.image(index), dtype=int) - np.asarray(data.image(index))).max(axis=2)
+        outside = ~data.mask(index)
+        assert np.median(difference[outside]) < 40 < np.median(difference[data.mask(index)])

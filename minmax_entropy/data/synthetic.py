@@ -65,20 +65,24 @@ class SyntheticShapes(LabelledImages):
         size: height and width in pixels, 32 or more.
         num_classes: 2 to 6 of rows, columns, checks, dots, diagonals, circles.
         seed: use different seeds for training, validation and test.
+        empty: images of the clutter alone, whose masks are empty and whose class says nothing: for what a model answers
+            where there is no object.
 
     >>> data = SyntheticShapes(length=6, size=64)
     >>> data[4].image.size, data[4].mask.shape, data.class_names[data[4].target]
     ((64, 64), (64, 64), 'diagonals')
     """
 
-    def __init__(self, length: int = 1000, size: int = 64, num_classes: int = 6, seed: int = 0) -> None:
+    def __init__(
+        self, length: int = 1000, size: int = 64, num_classes: int = 6, seed: int = 0, empty: bool = False
+    ) -> None:
         if length < 1:
             raise ValueError(f"length must be 1 or more, got {length}")
         if size < 32:
             raise ValueError(f"size must be 32 pixels or more, got {size}")
         if not 2 <= num_classes <= len(_TEXTURES):
             raise ValueError(f"num_classes must be 2 to {len(_TEXTURES)}, got {num_classes}")
-        self.length, self.size, self.seed = length, size, seed
+        self.length, self.size, self.seed, self.empty = length, size, seed, empty
         self.class_names = list(_TEXTURES)[:num_classes]
         self._drawn: dict[int, tuple[Image.Image, np.ndarray]] = {}
         self._drawn_bytes = 0
@@ -117,7 +121,10 @@ class SyntheticShapes(LabelledImages):
             return self._drawn[index]
         rng = np.random.default_rng([self.seed, index])
         pixels = np.asarray(_clutter(rng, self.size), dtype=np.float64).copy()
-        instances = _objects(rng, pixels, _TEXTURES[self.class_names[self.target(index)]])
+        if self.empty:
+            instances = np.zeros((0, self.size, self.size), dtype=bool)
+        else:
+            instances = _objects(rng, pixels, _TEXTURES[self.class_names[self.target(index)]])
         pixels += rng.normal(0, NOISE, pixels.shape)
         drawn = Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), instances
         size = pixels.size + instances.nbytes
