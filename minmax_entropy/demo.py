@@ -43,7 +43,7 @@ class Method:
 CAM = Method("CAM baseline", dict(MODEL, preset="cam"))
 OURS = Method("min-max entropy", dict(MODEL, preset="refined", localizer="average", classifier_scale=0.75))
 CAM_REFINED = "CAM baseline, refined"  # the same weights, with the refinement of ours
-ERASING = dataclasses.replace(OURS, title="min-max entropy + erasing", erasing_steps=ERASING_STEPS)
+ERASING = Method("min-max entropy + erasing", dict(OURS.settings, decision="classifier"), ERASING_STEPS)
 
 
 def run_demo(output: Path, seed: int = 0, epochs: int = EPOCHS, train_images: int = TRAIN_IMAGES) -> dict[str, dict]:

@@ -34,6 +34,7 @@ PRESETS: dict[str, dict] = {
     "area": _AREA,
     # The same, with masks along the edges of the image, and the class by the localizer, which sees the whole image at
     # its full size. Measured on photographs and embedded images: docs/results/localization.md.
+    # With erasing, set `decision="classifier"`: docs/results/demo.md.
     # `mask_sigma` is the training's. A `mask_refinement` given beside the preset replaces the whole dictionary.
     "refined": dict(
         **_AREA,

@@ -39,7 +39,11 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
     train.add_argument("--model", default="wsl_resnet50", help="wsl_<timm name> (%(default)s)")
     train.add_argument("--output", default="runs/train", help="folder for model and log (%(default)s)")
     train.add_argument("--preset", default="refined", choices=sorted(PRESETS), help="%(default)s")
-    train.add_argument("--erasing-steps", type=int, help="passes of recursive erasing from the second epoch on")
+    train.add_argument(
+        "--erasing-steps",
+        type=int,
+        help="passes of recursive erasing from the second epoch on (with --set decision=classifier)",
+    )
     train.add_argument("--folds", type=positive, help="cross-validation: cut what trains and validates into so many")
     train.add_argument("--fold", type=int, help="the fold that validates, from 0")
     train.add_argument("--seed", type=seed, default=0)
