@@ -368,36 +368,6 @@ class WSLModel(TimmConventions, Shareable):
             mask = self._mask(chosen, images)
         return WSLOutput(mask=mask, localizer_logits=localizer_logits, localizer_maps=maps)
 
-    @property
-    def decision(self) -> str:
-        """Whose scores are `logits`, "classifier" or "localizer". May be set at any time."""
-        return self._decision
-
-    @decision.setter
-    def decision(self, name: str) -> None:
-        check_choice("decision", name, DECISIONS)
-        self._decision = name
-
-    @property
-    def classifier_decides(self) -> bool:
-        """Whether `logits` are the classifier's, which then runs in evaluation, too."""
-        return self.classifier is not None and self.decision == "classifier"
-
-    @property
-    def mask_refinement(self) -> dict | None:
-        """Options of the `AffinityRefinement` of the map, or None. May be set at any time, as a whole."""
-        return None if self.refinement is None else self.refinement.options
-
-    @mask_refinement.setter
-    def mask_refinement(self, options: dict | None) -> None:
-        if options is not None and not isinstance(options, dict):
-            raise TypeError(f"mask_refinement must be a dictionary of options or None, got {options!r:.80}")
-        try:
-            self.refinement = None if options is None else AffinityRefinement(**options)
-        except TypeError as error:
-            known = list(inspect.signature(AffinityRefinement).parameters)
-            raise TypeError(f"mask_refinement: {error}; its options are {known}") from None
-
     def _localize(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Localizer scores `[B, K]`, class maps `[B, K, h, w]` and mask `[B, 1, H, W]`."""
         features = self._features(self.backbone, images)  # [B, D, h, w]
@@ -410,12 +380,11 @@ class WSLModel(TimmConventions, Shareable):
 
     def _mask(self, regions: Tensor, images: Tensor) -> Tensor:
         """From maps `[B, N, h, w]` of images `[B, C, H, W]` to masks `[B, N, H, W]` in [0, 1]."""
-        sigma = self.mask_sigma
         if self.refinement is not None and not self.training:
             regions = self.refinement(regions, images)
-            sigma = sigma if self.refinement.sigma is None else self.refinement.sigma
         regions = resize(regions, images.shape[-2:])
         parts = [min_max_normalize(region, self.mask_normalization) for region in regions.split(1, dim=1)]
+        sigma = self.mask_sigma if self.training else self.evaluation_sigma
         return soft_mask(torch.cat(parts, dim=1), sigma, self.mask_omega)
 
     def _classify(self, region: Tensor) -> Tensor:
@@ -472,24 +441,53 @@ class WSLModel(TimmConventions, Shareable):
         dtype = next(self.parameters(), torch.empty(())).dtype
         check_images(images, self.in_chans, dtype, self.backbone.sizes)
 
+    @property
+    def decision(self) -> str:
+        """Whose scores are `logits`, "classifier" or "localizer". May be set at any time."""
+        return self._decision
+
+    @decision.setter
+    def decision(self, name: str) -> None:
+        check_choice("decision", name, DECISIONS)
+        self._decision = name
+
+    @property
+    def classifier_decides(self) -> bool:
+        """Whether `logits` are the classifier's, which then runs in evaluation, too."""
+        return self.classifier is not None and self.decision == "classifier"
+
+    @property
+    def mask_refinement(self) -> dict | None:
+        """Options of the `AffinityRefinement` of the map, or None. May be set at any time, as a whole."""
+        return None if self.refinement is None else self.refinement.options
+
+    @mask_refinement.setter
+    def mask_refinement(self, options: dict | None) -> None:
+        if options is not None and not isinstance(options, dict):
+            raise TypeError(f"mask_refinement must be a dictionary of options or None, got {options!r:.80}")
+        try:
+            self.refinement = None if options is None else AffinityRefinement(**options)
+        except TypeError as error:
+            known = list(inspect.signature(AffinityRefinement).parameters)
+            raise TypeError(f"mask_refinement: {error}; its options are {known}") from None
+
+    @property
+    def evaluation_sigma(self) -> float:
+        """Threshold on the normalized map in evaluation: that of `mask_refinement` where it has one."""
+        own = None if self.refinement is None else self.refinement.sigma
+        return self.mask_sigma if own is None else own
+
     def settings(self) -> dict:
         """Keywords that rebuild the model as it is: `config`, with what may have been set since."""
         return {**self.config, **{key: value for key, value in self._live().items() if value != self._as_built[key]}}
 
     def _live(self) -> dict:
         """What can be set on a model that is built."""
-        own = (
-            "decision",
-            "mask_sigma",
-            "mask_omega",
-            "mask_threshold",
-            "mask_source",
-            "mask_normalization",
-            "mask_refinement",
-        )
+        own = ("decision", "classifier_scale", "detach_mask", "checkpoint_passes")
+        mask = ("sigma", "omega", "threshold", "source", "normalization", "refinement")
         erasing = ("steps", "sigma", "scope", "reduction", "fallback", "normalize_trust")
         return {
-            **{name: getattr(self, name) for name in (*own, "classifier_scale", "detach_mask", "checkpoint_passes")},
+            **{name: getattr(self, name) for name in (*own, *(f"mask_{part}" for part in mask))},
             **{f"erasing_{name}": getattr(self.erasing, name) for name in erasing},
             **{f"{name}_weight": weight for name, weight in self.criterion.weights.items()},
             "background_loss": self.criterion.background_loss,

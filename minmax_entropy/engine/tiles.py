@@ -215,12 +215,10 @@ def predict_tiled(
     task = TASKS[model.task]
     weights = task.probabilities(logits) if model.mask_source == "expected" else task.predicted(logits)
     region = (weights @ maps.flatten(1)).unflatten(1, maps.shape[1:])[0]  # [h, w]
-    sigma = model.mask_sigma
     if model.refinement is not None:
         size = model.refinement.size(region.shape, picture.size)
         region = model.refinement(region[None, None], picture.reduced(size)[None])[0, 0]
-        sigma = sigma if model.refinement.sigma is None else model.refinement.sigma
-    mask = RegionMask(region, picture.size, picture.inner, picture.own, sigma, model.mask_omega)
+    mask = RegionMask(region, picture.size, picture.inner, picture.own, model.evaluation_sigma, model.mask_omega)
     if not model.classifier_decides:
         return logits[0], mask
 
