@@ -50,6 +50,7 @@ from minmax_entropy.symbolic import truncated_share
 from minmax_entropy.tasks import TASKS
 
 DECISIONS = ("classifier", "localizer")
+BN_STATISTICS = ("passes", "images")
 
 
 class WSLOutput(NamedTuple):
@@ -109,6 +110,9 @@ class WSLModel(TimmConventions, Shareable):
             and the heads are trained.
         freeze_bn: keep the BatchNorm layers of the backbone as they are: their statistics, scale and shift. Meant for
             pretrained weights: in a fresh ResNet of timm's the scale of each residual branch is 0, which would stay.
+        bn_statistics: the running statistics of a shared backbone's BatchNorm layers are of all "passes", over images,
+            X+ and X-, as in the authors' implementation, or of the "images" alone, which is what the localizer meets in
+            evaluation: for `decision="localizer"`. In training each pass is normalized by its own batch either way.
         data_config: `mean`, `std`, ... that replace the backbone's own.
         localizer: head of the localizer: a name, a dictionary of options with its `name`, or a module.
         classifier: head of the classifier, likewise; None leaves the classifier out, and every term but
@@ -165,6 +169,7 @@ class WSLModel(TimmConventions, Shareable):
         shared_backbone: bool = True,
         freeze_backbone: bool = False,
         freeze_bn: bool = False,
+        bn_statistics: str = "passes",
         data_config: dict | None = None,
         localizer: str | dict | nn.Module = "wildcat",
         classifier: str | dict | nn.Module | None = "wildcat",
@@ -224,6 +229,8 @@ class WSLModel(TimmConventions, Shareable):
         for name, flag in dict(flags, checkpoint_passes=checkpoint_passes).items():
             check_flag(name, flag)
         self.freeze_backbone, self.freeze_bn = freeze_backbone, freeze_bn
+        check_choice("bn_statistics", bn_statistics, BN_STATISTICS)
+        self.bn_statistics = bn_statistics
         if detach_mask is None:
             detach_mask = size_loss is None
         elif detach_mask and size_loss is not None:
@@ -318,7 +325,7 @@ class WSLModel(TimmConventions, Shareable):
         localizer_loss = None
         if target is not None and self.training and self.erasing.steps > 0:
             mask, localizer_loss, localizer_logits, maps = self.erasing(
-                images, target, self._localize, self.criterion.cross_entropy
+                images, target, lambda erased: self._localize(erased, erased is images), self.criterion.cross_entropy
             )
         else:
             localizer_logits, maps, mask = self._localize(images)
@@ -368,9 +375,9 @@ class WSLModel(TimmConventions, Shareable):
             mask = self._mask(chosen, images)
         return WSLOutput(mask=mask, localizer_logits=localizer_logits, localizer_maps=maps)
 
-    def _localize(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Localizer scores `[B, K]`, class maps `[B, K, h, w]` and mask `[B, 1, H, W]`."""
-        features = self._features(self.backbone, images)  # [B, D, h, w]
+    def _localize(self, images: Tensor, whole: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Localizer scores `[B, K]`, class maps `[B, K, h, w]` and mask `[B, 1, H, W]`; not `whole`: of erased images."""
+        features = self._features(self.backbone, images, whole)  # [B, D, h, w]
         logits, maps = self._head(self.localizer, features)
         with torch.no_grad() if self.detach_mask else contextlib.nullcontext():
             task = TASKS[self.task]
@@ -390,7 +397,8 @@ class WSLModel(TimmConventions, Shareable):
     def _classify(self, region: Tensor) -> Tensor:
         """Classifier scores `[B, K]` of a region `[B, C, H, W]`, at the classifier's scale."""
         region = resize(region, self.classifier_size(*region.shape[-2:]))
-        features = self._features(self.classifier_backbone or self.backbone, region)  # [B, D, h', w']
+        own = self.classifier_backbone is not None
+        features = self._features(self.classifier_backbone if own else self.backbone, region, own)  # [B, D, h', w']
         logits, _ = self._head(self.classifier, features)
         return logits
 
@@ -418,16 +426,23 @@ class WSLModel(TimmConventions, Shareable):
             )
         return tuple(part.float() if part.dtype in (torch.float16, torch.bfloat16) else part for part in result)
 
-    def _features(self, backbone: nn.Module, images: Tensor) -> Tensor:
+    def _features(self, backbone: nn.Module, images: Tensor, counts: bool) -> Tensor:
+        """Features `[B, D, h, w]` of a pass, which `counts` for BatchNorm's statistics of images or does not."""
+
+        def pass_once() -> contextlib.AbstractContextManager:
+            frozen = self.training and self.bn_statistics == "images" and not counts
+            return frozen_statistics(backbone) if frozen else contextlib.nullcontext()
+
         try:
             if self.checkpoint_passes and self.training and torch.is_grad_enabled():
                 return checkpoint(
                     backbone,
                     images,
                     use_reentrant=False,
-                    context_fn=lambda: (contextlib.nullcontext(), frozen_statistics(backbone)),
+                    context_fn=lambda: (pass_once(), frozen_statistics(backbone)),
                 )
-            return backbone(images)
+            with pass_once():
+                return backbone(images)
         except ValueError as error:
             if "Expected more than 1 value per channel" not in str(error):
                 raise
@@ -483,7 +498,7 @@ class WSLModel(TimmConventions, Shareable):
 
     def _live(self) -> dict:
         """What can be set on a model that is built."""
-        own = ("decision", "classifier_scale", "detach_mask", "checkpoint_passes")
+        own = ("decision", "classifier_scale", "bn_statistics", "detach_mask", "checkpoint_passes")
         mask = ("sigma", "omega", "threshold", "source", "normalization", "refinement")
         erasing = ("steps", "sigma", "scope", "reduction", "fallback", "normalize_trust")
         return {

@@ -15,6 +15,7 @@ PRESETS: dict[str, dict] = {
         classifier=_REFERENCE_HEAD,
         classifier_scale=0.5,
         shared_backbone=True,
+        bn_statistics="passes",
         backbone_init="he_fan_out",
         data_config=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear"),
         mask_source="expected",
@@ -39,6 +40,7 @@ PRESETS: dict[str, dict] = {
     "refined": dict(
         **_AREA,
         decision="localizer",
+        bn_statistics="images",
         mask_refinement=dict(iterations=10, dilations=(1, 2, 4, 8), temperature=0.2, scale=4, sigma=0.4),
     ),
     # Class activation mapping as a baseline: average pooling, no classifier, mask from the predicted class's map.

@@ -233,6 +233,28 @@ def test_checkpoint_passes(name, keywords, steps, images, target):
     assert len(seen) == passes[0]
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("shared", [True, False])
+def test_statistics_of_images_alone(shared, checkpointed, steps, images, target):
+    """BatchNorm's running statistics are those of one pass over the images; nothing else changes."""
+    settings = dict(shared_backbone=shared, checkpoint_passes=checkpointed, erasing_steps=steps)
+    models = {name: create(bn_statistics=name, **settings) for name in ("passes", "images")}
+    once = copy.deepcopy(models["images"]).train()
+    once.localize(images)
+    results = {name: gradients(model, images, target) for name, model in models.items()}
+    torch.testing.assert_close(results["images"], results["passes"])
+    expected = dict(once.backbone.named_buffers())
+    torch.testing.assert_close(dict(models["images"].backbone.named_buffers()), expected)
+    counts = "net.bn1.num_batches_tracked"
+    assert expected[counts] == 1
+    assert models["passes"].backbone.get_buffer(counts) == max(steps, 1) + (2 if shared else 0)
+    if not shared:
+        own = {name: dict(model.classifier_backbone.named_buffers()) for name, model in models.items()}
+        assert own["images"][counts] == 2
+        torch.testing.assert_close(own["images"], own["passes"])
+
+
 # Gradient
 
 

@@ -171,6 +171,7 @@ CHANGES = {
     "classifier_scale": 1.0,
     "detach_mask": False,
     "checkpoint_passes": True,
+    "bn_statistics": "images",
     "erasing.steps": 2,
     "erasing.sigma": 3.0,
     "erasing.scope": "batch",
