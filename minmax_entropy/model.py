@@ -376,7 +376,7 @@ class WSLModel(TimmConventions, Shareable):
         return WSLOutput(mask=mask, localizer_logits=localizer_logits, localizer_maps=maps)
 
     def _localize(self, images: Tensor, whole: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """Localizer scores `[B, K]`, class maps `[B, K, h, w]` and mask `[B, 1, H, W]`; not `whole`: of erased images."""
+        """Localizer scores `[B, K]`, class maps `[B, K, h, w]` and mask `[B, 1, H, W]`; `whole` or erased images."""
         features = self._features(self.backbone, images, whole)  # [B, D, h, w]
         logits, maps = self._head(self.localizer, features)
         with torch.no_grad() if self.detach_mask else contextlib.nullcontext():

@@ -20,6 +20,7 @@ from PIL import Image
 from small import RECIPE, SIZE, InMemory, create, noise_images
 
 import minmax_entropy as mme
+from minmax_entropy.affinity import AffinityRefinement
 from minmax_entropy.data import (
     DamagedFileError,
     ImageFiles,
@@ -372,6 +373,19 @@ def test_masks_of_the_validation_may_stay_closed(shapes, monkeypatch):
     monkeypatch.setattr(SyntheticShapes, "mask", lambda *args: pytest.fail("a mask was opened"))
     result = run(create(), shapes, valid=shapes, valid_masks=False)
     assert "valid_error" in result.log[0] and "valid_f1_foreground" not in result.log[0]
+
+
+@pytest.mark.parametrize("decision", ["localizer", "classifier"])
+@pytest.mark.parametrize("valid_masks", [False, True])
+def test_masks_are_refined_in_validation_where_a_figure_depends_on_it(shapes, monkeypatch, valid_masks, decision):
+    refined = []
+    forward = AffinityRefinement.forward
+    monkeypatch.setattr(AffinityRefinement, "forward", lambda *args: refined.append(1) or forward(*args))
+    model = create(preset="refined", decision=decision)
+    options = model.mask_refinement
+    result = run(model, shapes, valid=shapes, valid_masks=valid_masks)
+    assert bool(refined) == (valid_masks or decision == "classifier")
+    assert model.mask_refinement == options and 0 < result.log[0]["valid_mask_area"] < 1
 
 
 def test_early_stopping(shapes, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,21 +58,26 @@ class Selection:
             check_target(output / folder)
 
     def validate(self, model: WSLModel) -> tuple[dict[str, float], list[str]]:
-        """Figures by name, `valid_...`, the same in every process, and files that could not be read."""
+        """Figures by name, `valid_...`, the same in every process, and files that could not be read.
+
+        Without masks to compare with, and with a class that does not depend on the mask, `valid_mask_area` is that of
+        the mask before its refinement, as in training."""
         if self.valid is None:
             return {}, []
         share = self.accelerator.process_index, self.accelerator.num_processes
         part = None
         if length_of(self.valid, share) != 0:
-            part = evaluate(
-                model,
-                self.valid,
-                self.preprocess,
-                with_masks=self.with_masks,
-                skip_damaged=self.skip_damaged,
-                boxes=False,
-                share=share,
-            )
+            needs_masks = self.with_masks or model.classifier_decides
+            with contextlib.nullcontext() if needs_masks else _without_refinement(model):
+                part = evaluate(
+                    model,
+                    self.valid,
+                    self.preprocess,
+                    with_masks=self.with_masks,
+                    skip_damaged=self.skip_damaged,
+                    boxes=False,
+                    share=share,
+                )
         result = Evaluation.merged([part for part in gather_objects(self.accelerator, part) if part is not None])
         return {f"valid_{name}": float(value) for name, value in result.metrics.items()}, result.damaged
 
@@ -107,3 +114,13 @@ class Selection:
             model.load_state_dict(self._weights)
         elif latest is not model:
             model.load_state_dict(latest.state_dict())
+
+
+@contextlib.contextmanager
+def _without_refinement(model: WSLModel) -> Iterator[None]:
+    """The mask's refinement may take most of an evaluation's time."""
+    options, model.mask_refinement = model.mask_refinement, None
+    try:
+        yield
+    finally:
+        model.mask_refinement = options
