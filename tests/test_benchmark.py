@@ -3,8 +3,10 @@
 import csv
 import dataclasses
 import json
+import runpy
 import statistics
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 
 import minmax_entropy as mme
 from minmax_entropy.data import DamagedFileError, SyntheticShapes
-from minmax_entropy.engine import Recipe, TrainingError, benchmark, evaluate, preprocess_for
+from minmax_entropy.engine import Recipe, TrainingError, benchmark, evaluate, methods, preprocess_for
 from minmax_entropy.engine.benchmark import Benchmark, Combination, markdown, run_benchmark, summarize
 from minmax_entropy.engine.grad_cam import GradCAM
 from minmax_entropy.engine.methods import METHODS, Method, get_method, register_method
@@ -335,3 +337,25 @@ def test_benchmark_command(tmp_path, capsys, monkeypatch):
     status = main([*command.split(), "--recipe", "scratch", "--shots", "8", *arguments])
     out = capsys.readouterr().out
     assert status == 1 and "2 of 6 failed:\nwsl_test_resnett, WILDCAT" in out and "did you mean" in out
+
+
+# Configurations of benchmarks/quality
+
+QUALITY = Path(__file__).parent.parent / "benchmarks" / "quality"
+
+
+@pytest.mark.parametrize("path", sorted(QUALITY.glob("*.json")), ids=lambda path: path.stem)
+def test_configurations_of_the_repository(path, monkeypatch, tmp_path):
+    """Each can be run: its methods, their models and its recipe exist."""
+    monkeypatch.chdir(QUALITY.parent.parent)
+    monkeypatch.setattr(methods, "METHODS", dict(METHODS))
+    script = runpy.run_path(str(QUALITY / "run.py"))
+    config = script["read_config"](path, "shapes:") | {"classes": None, "data_options": {"length": 16}}
+    config["models"], config["pretrained"] = ["wsl_test_resnet"], False
+    create_benchmark = script["create_benchmark"]
+    benchmark = create_benchmark({**config, "shots": None}, tmp_path)
+    for name in benchmark.methods:
+        method = get_method(name)
+        if name != "all-ones" and method.trained_as is None:
+            mme.create_model("wsl_test_resnet", num_classes=2, **{**benchmark.settings, **method.settings})
+        dataclasses.replace(benchmark.recipe, **method.recipe)

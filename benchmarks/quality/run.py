@@ -8,8 +8,9 @@ goes on. Several processes may each do some of the `--seeds`; a last run of all 
 
 The file has `data` (as `minmax-entropy train` takes it), `models`, `methods`, `seeds`, `epochs`, and may have
 `data_options`, `classes`, `size`, `pretrained`, `plugins`, `settings` (keywords of `create_model` for every method),
-`recipe` (`name` and fields), `shots`, `run` (fields of `Run`). `methods` are a dictionary, from a name to `null` for
-one of `minmax_entropy.engine.methods.METHODS`, or to the fields of `Method`.
+`recipe` (`name` and fields), `shots` (a number of images a class, or a list of them: then each has a folder and a table
+of its own), `run` (fields of `Run`). `methods` are a dictionary, from a name to `null` for one of
+`minmax_entropy.engine.methods.METHODS`, or to the fields of `Method`.
 """
 
 from __future__ import annotations
@@ -118,10 +119,19 @@ def main() -> int:
     parser.add_argument("--data", help="instead of the file's")
     parser.add_argument("--seeds", type=int, nargs="+", help="some of the file's, or others")
     args = parser.parse_args()
-    benchmark = create_benchmark(read_config(args.config, args.data), args.output, args.seeds)
+    config = read_config(args.config, args.data)
+    if not isinstance(config.get("shots"), list):
+        return run(config, args.output, args.seeds)
+    failed = [run(config | {"shots": n}, args.output / f"shots{n}", args.seeds) for n in config["shots"]]
+    return max(failed)
+
+
+def run(config: dict, output: Path, seeds: list[int] | None) -> int:
+    """The exit status: 1 where a combination failed."""
+    benchmark = create_benchmark(config, output, seeds)
     rows = run_benchmark(benchmark, lambda line: print(line, flush=True))
     print(markdown(summarize(rows)))
-    write_curves(benchmark, args.output / "curves.png")
+    write_curves(benchmark, output / "curves.png")
     return 0 if len(rows) == len(benchmark.combinations()) else 1
 
 
