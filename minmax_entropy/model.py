@@ -27,6 +27,7 @@ from minmax_entropy.checks import (
     check_data_config,
     check_flag,
     check_mask,
+    check_min_probability,
     check_threshold,
 )
 from minmax_entropy.conventions import TimmConventions
@@ -128,6 +129,9 @@ class WSLModel(TimmConventions, Shareable):
         mask_omega: steepness of the mask, over 0.
         mask_threshold: a pixel counts as marked where the mask is at least this, in (0, 1): for evaluation, boxes and
             pictures; it takes no part in the training.
+        min_probability: images whose class has less are answered with "nothing here" by the engine and the command
+            line: an empty mask, and no class; in [0, 1]. Every map has a highest place, so masks themselves don't say
+            whether there is an object (`minmax_entropy.engine.choose_min_probability`, docs/results/localization.md).
         mask_refinement: a dictionary of options of `AffinityRefinement` ({} for its defaults), which in evaluation mode
             brings the map to the image's edges, and may have a `sigma` of its own for it; None leaves the map as it is.
             Training through it costs more and gave the same (docs/results/localization.md).
@@ -179,6 +183,7 @@ class WSLModel(TimmConventions, Shareable):
         mask_sigma: float = 0.5,
         mask_omega: float = 8.0,
         mask_threshold: float = 0.5,
+        min_probability: float = 0.0,
         mask_refinement: dict | None = None,
         mask_normalization: str = "image",
         detach_mask: bool | None = None,
@@ -213,6 +218,7 @@ class WSLModel(TimmConventions, Shareable):
         check_choice("mask_normalization", mask_normalization, NORMALIZATIONS)
         check_mask(mask_sigma, mask_omega)
         check_threshold("mask_threshold", mask_threshold)
+        check_min_probability(min_probability)
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.class_names: list[str] | None = None
@@ -223,6 +229,7 @@ class WSLModel(TimmConventions, Shareable):
         self.mask_sigma = float(mask_sigma)
         self.mask_omega = float(mask_omega)
         self.mask_threshold = float(mask_threshold)
+        self.min_probability = float(min_probability)
         self.mask_refinement = mask_refinement
         self.mask_normalization = mask_normalization
         flags = dict(shared_backbone=shared_backbone, freeze_backbone=freeze_backbone, freeze_bn=freeze_bn)
@@ -498,7 +505,7 @@ class WSLModel(TimmConventions, Shareable):
 
     def _live(self) -> dict:
         """What can be set on a model that is built."""
-        own = ("decision", "classifier_scale", "bn_statistics", "detach_mask", "checkpoint_passes")
+        own = ("decision", "classifier_scale", "bn_statistics", "detach_mask", "checkpoint_passes", "min_probability")
         mask = ("sigma", "omega", "threshold", "source", "normalization", "refinement")
         erasing = ("steps", "sigma", "scope", "reduction", "fallback", "normalize_trust")
         return {

@@ -368,6 +368,21 @@ def test_choose_a_threshold(model, data, tmp_path, capsys):
     assert [path.name for path in out.iterdir()] == ["thresholds.csv"]
 
 
+def test_choose_the_least_probability(model, data, tmp_path, capsys):
+    """Chosen by labels alone, stored with the model; what lies under it is answered with nothing."""
+    own, command = tmp_path / "model", ("evaluate", "--data", data, "--choose-min-probability", "0.6", "--model")
+    mme.create_model(f"local-dir:{model}").save_pretrained(own)
+    assert run(*command, own) == 0
+    least = mme.create_model(f"local-dir:{own}").min_probability
+    assert f"nothing below a probability of {least:g}, by valid; stored in" in capsys.readouterr().out
+    assert run("predict", *sorted((data / "images").glob("*/*.png")), "--model", own, "--output", tmp_path / "out") == 0
+    lines = lines_of(capsys)
+    assert {line["class"] is None for line in lines} == {True, False}
+    for line in lines:
+        assert (line["class"] is None) == (line["share"] == 0)
+    assert run(*command, own, "--choose-threshold") == 2 and "one after the other" in capsys.readouterr().err
+
+
 def test_choose_a_threshold_without_damaged_files(model, tmp_path, capsys):
     data, own = make_data(tmp_path / "data"), tmp_path / "model"
     mme.create_model(f"local-dir:{model}").save_pretrained(own)

@@ -14,6 +14,7 @@ from minmax_entropy import hub
 from minmax_entropy.data import DamagedFileError, LabelledImages
 from minmax_entropy.engine import (
     Inference,
+    choose_min_probability,
     choose_threshold,
     create_refinement,
     evaluate,
@@ -205,6 +206,49 @@ def test_the_threshold_is_stored_with_the_model(tmp_path):
     before, after = json.loads(files["config.json"]), json.loads(now["config.json"])
     before["model"]["mask_threshold"] = 0.42
     assert before == after
+
+
+@pytest.mark.parametrize(
+    "inference",
+    [Inference(), Inference(tile=64), Inference(flips=("both",), refine=lambda image, mask: mask)],
+    ids=["whole", "tiles", "averages"],
+)
+def test_nothing_here(data, inference):
+    """Under the model's `min_probability` the mask is empty; the class stays the most probable one."""
+    model = create()
+    (plain,) = predict(model, [data.image(0)], inference=inference)
+    for value, nothing in ((plain.probability, False), (plain.probability + 1e-4, True)):
+        model.min_probability = value
+        (found,) = predict(model, [data.image(0)], inference=inference)
+        assert (found.nothing, found.class_index, found.probability) == (nothing, plain.class_index, plain.probability)
+        np.testing.assert_array_equal(found.mask, 0 * plain.mask if nothing else plain.mask)
+        row = evaluate(model, data, inference=inference).rows[0]
+        assert row["predicted"] == plain.class_index and (row["f1_foreground"] == 0) == nothing
+
+
+def test_nothing_in_a_file(data, tmp_path):
+    path = tmp_path / "image.png"
+    data.image(0).save(path)
+    (result,) = predict_files(create(min_probability=1.0), [path], tmp_path)
+    assert (result["class"], result["boxes"], result["share"]) == (None, [], 0.0) and result["probability"] > 0
+    assert not np.asarray(Image.open(result["mask"])).any()
+
+
+def test_choice_of_the_least_probability(data):
+    model = create()
+    probabilities = sorted(row["probability"] for row in evaluate(model, data).rows)
+    for share, rank in ((0.999, 0), (0.75, 1), (0.5, 2), (0.001, 3)):
+        assert choose_min_probability(model, data, share=share) == probabilities[rank]
+    assert model.min_probability == 0
+    for share in (0, 1, -0.5):
+        with pytest.raises(ValueError, match="share is that of the images"):
+            choose_min_probability(model, data, share=share)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, "half", None, float("nan"), True])
+def test_bad_least_probabilities(value):
+    with pytest.raises((TypeError, ValueError), match="min_probability"):
+        create(min_probability=value)
 
 
 def test_settings_that_would_not_load_are_not_stored(tmp_path):

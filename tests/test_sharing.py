@@ -172,6 +172,7 @@ CHANGES = {
     "detach_mask": False,
     "checkpoint_passes": True,
     "bn_statistics": "images",
+    "min_probability": 0.5,
     "erasing.steps": 2,
     "erasing.sigma": 3.0,
     "erasing.scope": "batch",

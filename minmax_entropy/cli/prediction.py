@@ -14,6 +14,7 @@ from minmax_entropy.engine import (
     Inference,
     ThresholdChoice,
     allow_pixels,
+    choose_min_probability,
     choose_threshold,
     create_refinement,
     evaluate,
@@ -53,12 +54,19 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
     add_data_options(evaluation)
     evaluation.add_argument("--boxes", action="store_true", help="box metrics, by the boxes of the true masks")
     evaluation.add_argument(
-        "--split", choices=("train", "valid", "test"), help="test, or valid with --choose-threshold, by default"
+        "--split", choices=("train", "valid", "test"), help="test, or valid with --choose-..., by default"
     )
     evaluation.add_argument(
         "--choose-threshold",
         action="store_true",
         help="find the threshold of the highest F1+ on images with masks, and store it with the model",
+    )
+    evaluation.add_argument(
+        "--choose-min-probability",
+        type=threshold,
+        metavar="SHARE",
+        help="find the probability that this share of the images reach, such as 0.95, and store it with the model: "
+        "below it, predict says that there is nothing",
     )
     evaluation.add_argument(
         "--output", help="folder for figures per image, worst and best cases; or F1+ by threshold (--choose-threshold)"
@@ -73,10 +81,14 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    if options.choose_threshold and options.model.startswith(tuple(set(hub.SOURCES) - {hub.LOCAL})):
+    share = options.choose_min_probability
+    chooses = options.choose_threshold or share is not None
+    if options.choose_threshold and share is not None:
+        raise ValueError("--choose-threshold and --choose-min-probability: one after the other")
+    if chooses and options.model.startswith(tuple(set(hub.SOURCES) - {hub.LOCAL})):
         raise ValueError(f"a threshold is stored in a model's folder, {options.model} is none: save it to one first")
     model = load(options)
-    split = options.split or ("valid" if options.choose_threshold else "test")
+    split = options.split or ("valid" if chooses else "test")
     dataset = open_split(options.data, split, model.class_names, **dict(options.data_option))
     if len(dataset.class_names) != model.num_classes:
         raise ValueError(
@@ -88,6 +100,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     with allow_pixels(options.max_pixels):
         if options.choose_threshold:
             return _choose_threshold(model, options, choose_threshold(model, dataset, preprocess, **reading), split)
+        if share is not None:
+            model.min_probability = choose_min_probability(model, dataset, preprocess, share=share, **reading)
+            path = hub.save_settings(model, options.model.removeprefix(hub.LOCAL))
+            print(f"nothing below a probability of {model.min_probability:g}, by {split}; stored in {path}")
+            return 0
         result = evaluate(
             model, dataset, preprocess, threshold=options.threshold, boxes=options.boxes or None, **reading
         )

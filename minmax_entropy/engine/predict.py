@@ -63,7 +63,8 @@ def predict_files(
         max_pixels: see `allow_pixels`.
 
     Yields:
-        A dictionary per file: `image`, `class`, `probability`, `boxes` (`[x0, y0, x1, y1]` of the connected regions,
+        A dictionary per file: `image`, `class` (None where the probability is under the model's `min_probability`: the
+        mask is empty then), `probability`, `boxes` (`[x0, y0, x1, y1]` of the connected regions,
         the largest first), `share` (of the image in the mask), and `overlay` and `mask` with their paths. A file that
         can't be read has `image` and `error` only.
 
@@ -85,9 +86,10 @@ def predict_files(
         prediction = next(predict_images(model, iter([(0, image)]), preprocess, inference=inference))
         inside = prediction.mask >= threshold
         names = model.class_names
+        named = names[prediction.class_index] if names else prediction.class_index
         result = {
             "image": str(path),
-            "class": names[prediction.class_index] if names else prediction.class_index,
+            "class": None if prediction.nothing else named,
             "probability": round(prediction.probability, 4),
             "boxes": [list(box) for box in region_boxes(inside, round(MIN_REGION * inside.size))],
             "share": round(float(inside.mean()), 4),

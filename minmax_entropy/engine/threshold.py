@@ -1,4 +1,4 @@
-"""The threshold of a model's masks, chosen by F1+ on images with known masks."""
+"""Where a model's masks are cut, chosen by F1+ on images with known masks; and when it says that there is nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from minmax_entropy.data import LabelledImages, Preprocess
 from minmax_entropy.engine.bands import row_bands
-from minmax_entropy.engine.evaluate import length_of, read_samples
+from minmax_entropy.engine.evaluate import evaluate, length_of, read_samples
 from minmax_entropy.engine.inference import Inference, predict_images
 from minmax_entropy.engine.progress import progress_bar
 from minmax_entropy.metrics import dice
@@ -110,3 +110,33 @@ def choose_threshold(
     figures = {round(float(each), 2): float(f1) for each, f1 in zip(THRESHOLDS, curve.mean(), strict=True)}
     best = max(figures, key=figures.get)
     return ThresholdChoice(best, figures[best], float(np.mean(before)), curve.images, figures, damaged)
+
+
+def choose_min_probability(
+    model: WSLModel,
+    dataset: LabelledImages,
+    preprocess: Preprocess | None = None,
+    *,
+    share: float = 0.95,
+    **reading,
+) -> float:
+    """The probability of the predicted class that a share of the images reach; the model stays as it is.
+
+    No mask is opened. Choose it on images with objects that were not trained on, as for a classifier that may abstain
+    (Hendrycks and Gimpel, ICLR 2017): `model.min_probability = choose_min_probability(...)`. Then about `1 - share` of
+    such images are said to hold nothing, beside those that do.
+
+    Args:
+        model: any `WSLModel`.
+        dataset: labelled images, each with an object.
+        share: of the images that keep their class, in (0, 1).
+        preprocess, reading: as for `evaluate` (`batch_size`, `skip_damaged`, `progress`, `inference`).
+
+    Raises:
+        DamagedFileError: as `evaluate`.
+        ValueError: as `evaluate`, or a share that is not in (0, 1).
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share is that of the images that keep their class, over 0 and below 1, got {share!r}")
+    rows = evaluate(model, dataset, preprocess, with_masks=False, **reading).rows
+    return float(np.quantile([row["probability"] for row in rows], 1 - share, method="lower"))
