@@ -15,7 +15,7 @@ from PIL import Image
 
 import minmax_entropy as mme
 from minmax_entropy.data import DamagedFileError, SyntheticShapes
-from minmax_entropy.engine import Recipe, TrainingError, benchmark, evaluate, methods, preprocess_for
+from minmax_entropy.engine import Inference, Recipe, TrainingError, benchmark, evaluate, methods, preprocess_for
 from minmax_entropy.engine.benchmark import Benchmark, Combination, markdown, run_benchmark, summarize
 from minmax_entropy.engine.grad_cam import GradCAM
 from minmax_entropy.engine.methods import METHODS, Method, get_method, register_method
@@ -157,11 +157,16 @@ def test_own_methods(shapes, tmp_path, monkeypatch):
     register_method("low", Method("own, low", trained_as="own", evaluated_with=dict(mask_sigma=0.1)))
     with pytest.raises(ValueError, match="unknown method 'owm'; did you mean own"):
         register_method("other", Method("other", trained_as="owm"))
-    chosen = small(shapes, tmp_path, methods=["low", "own"])
-    low, own = run_benchmark(chosen, lambda line: None)
+    register_method("flips", Method("own, flips", trained_as="own", inference=dict(flips=["horizontal"])))
+    chosen = small(shapes, tmp_path, methods=["low", "own", "flips"])
+    low, own, flips = run_benchmark(chosen, lambda line: None)
     run = json.loads((tmp_path / "runs" / "wsl_test_resnet" / "own" / "seed0" / "run.json").read_text())
     assert run["settings"]["recipe"]["lr"] == 0.125
     assert low["error"] == own["error"] and low["mask_area"] > own["mask_area"] + 0.1
+    assert flips["pxap"] != own["pxap"]
+    model = mme.create_model(f"local-dir:{tmp_path / 'runs' / 'wsl_test_resnet' / 'own' / 'seed0' / 'model'}")
+    again = evaluate(model, shapes[2], preprocess_for(model, SIZE), inference=Inference(flips=("horizontal",)))
+    assert again.metrics["pxap"] == flips["pxap"]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +174,7 @@ def test_own_methods(shapes, tmp_path, monkeypatch):
     [
         (dict(recipe=dict(learning_rate=0.1)), "unknown setting 'learning_rate'"),
         (dict(evaluated_with=dict(mask_sgima=0.1)), "unknown setting 'mask_sgima'; did you mean mask_sigma"),
+        (dict(inference=dict(flip=["both"])), "unknown setting 'flip'; did you mean flips"),
         (dict(grad_cam="gradcam"), "unknown Grad-CAM method 'gradcam'"),
         (dict(trained_as="area", recipe=dict(lr=0.1)), "own: what is trained_as another method has no settings"),
         (dict(trained_as="grad-cam"), "trained_as must be a method that is trained itself, 'grad-cam' is not"),

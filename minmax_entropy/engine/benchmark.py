@@ -22,7 +22,7 @@ from minmax_entropy.engine.checkpoints import compare_settings, fingerprint
 from minmax_entropy.engine.evaluate import evaluate, evaluate_all_ones
 from minmax_entropy.engine.files import write_csv, write_text
 from minmax_entropy.engine.grad_cam import GradCAM
-from minmax_entropy.engine.inference import preprocess_for
+from minmax_entropy.engine.inference import Inference, preprocess_for
 from minmax_entropy.engine.methods import ALL_ONES, Method, get_method
 from minmax_entropy.engine.pictures import save_picture
 from minmax_entropy.engine.recipes import Recipe
@@ -190,8 +190,13 @@ def _run(benchmark: Benchmark, combination: Combination) -> dict:
     if path.is_file():
         return row | json.loads(path.read_text(encoding="utf-8"))["figures"]
     model, training = _trained(benchmark, combination)
-    skipping = dict(skip_damaged=benchmark.run.get("skip_damaged", False))
-    metrics = evaluate(model, benchmark.test, preprocess_for(model, benchmark.size), **skipping).metrics
+    metrics = evaluate(
+        model,
+        benchmark.test,
+        preprocess_for(model, benchmark.size),
+        skip_damaged=benchmark.run.get("skip_damaged", False),
+        inference=Inference(**get_method(combination.method).inference),
+    ).metrics
     figures = figures_as_json({**metrics, **training})
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"method": _definition(combination), "figures": figures}

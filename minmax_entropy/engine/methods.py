@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from minmax_entropy.engine.grad_cam import METHODS as GRAD_CAMS
+from minmax_entropy.engine.inference import Inference
 from minmax_entropy.engine.recipes import Recipe
 from minmax_entropy.presets import PRESETS
 from minmax_entropy.registry import unknown_name
@@ -25,6 +26,7 @@ class Method:
         trained_as: name of the method whose trained weights it takes; by default it is trained itself.
         evaluated_with: attributes of the trained model, of `EVALUATED_WITH`, that are set before it is evaluated.
         grad_cam: method of `GradCAM` that makes the mask; by default it is the model's own.
+        inference: fields of `Inference`, such as `flips` and `scales`; not for Grad-CAM, and not in the pictures.
 
     Raises:
         ValueError: an unknown field or attribute; settings or a recipe beside `trained_as`.
@@ -36,14 +38,16 @@ class Method:
     trained_as: str | None = None
     evaluated_with: dict = dataclasses.field(default_factory=dict)
     grad_cam: str | None = None
+    inference: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.trained_as is not None and (self.settings or self.recipe):
             raise ValueError(
                 f"{self.title}: what is trained_as another method has no settings and no recipe of its own"
             )
-        known = {field.name for field in dataclasses.fields(Recipe)}
-        for names, allowed in ((self.recipe, known), (self.evaluated_with, EVALUATED_WITH)):
+        recipe, inference = ({field.name for field in dataclasses.fields(one)} for one in (Recipe, Inference))
+        given = (self.recipe, recipe), (self.evaluated_with, EVALUATED_WITH), (self.inference, inference)
+        for names, allowed in given:
             for name in names:
                 if name not in allowed:
                     raise unknown_name("setting", name, sorted(allowed))
