@@ -210,7 +210,7 @@ def test_evaluate(model, data, tmp_path, capsys):
     assert len(rows) == 8 and {row["target"] for row in rows} == {"0", "1"}
     assert np.mean([float(row["f1_foreground"]) for row in rows]) == pytest.approx(metrics["f1_foreground"])
     assert np.mean([row["target"] != row["predicted"] for row in rows]) == metrics["error"]
-    for name in ("worst.png", "best.png"):
+    for name in ("worst.png", "median.png", "best.png"):
         assert Image.open(out / name).width > 3 * 160
 
 

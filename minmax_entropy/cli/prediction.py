@@ -11,6 +11,7 @@ from minmax_entropy.cli.arguments import add_data_options, flips, load, positive
 from minmax_entropy.configuration import figures_as_json
 from minmax_entropy.data import LabelledImages, Preprocess, open_split
 from minmax_entropy.engine import (
+    Evaluation,
     Inference,
     ThresholdChoice,
     allow_pixels,
@@ -30,7 +31,7 @@ from minmax_entropy.engine.predict import expand_paths, predict_files
 from minmax_entropy.engine.report import case_grid, metrics_table, ranked_cases
 from minmax_entropy.model import WSLModel
 
-WORST_CASES = 8
+CASES = 8  # images in a picture
 
 
 def add_commands(commands: argparse._SubParsersAction, machine: argparse.ArgumentParser) -> None:
@@ -69,7 +70,8 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
         "below it, predict says that there is nothing",
     )
     evaluation.add_argument(
-        "--output", help="folder for figures per image, worst and best cases; or F1+ by threshold (--choose-threshold)"
+        "--output",
+        help="folder for figures per image, worst, median and best cases; or F1+ by threshold (--choose-threshold)",
     )
     evaluation.add_argument("--skip-damaged", action="store_true", help="leave out files that can't be read")
     evaluation.set_defaults(run=_evaluate)
@@ -119,14 +121,20 @@ def _evaluate(options: argparse.Namespace) -> int:
         figures = json.dumps(figures_as_json(result.metrics), indent=2)
         write_text(output / "metrics.json", figures + "\n")
         write_csv(output / "images.csv", result.rows)
-        for title, worst in (("worst", True), ("best", False)) if isinstance(dataset, LabelledImages) else ():
-            cases = ranked_cases(result, worst)[:WORST_CASES]
+        for title, cases in _cases(result).items() if isinstance(dataset, LabelledImages) else ():
             with allow_pixels(options.max_pixels):
                 shown = dict(inference=inference, threshold=options.threshold)
                 picture = case_grid({"prediction": model}, dataset, cases, preprocess, **shown)
             save_picture(picture, output / f"{title}.png")
         print(f"{', '.join(sorted(path.name for path in output.iterdir()))} are in {output}")
     return 0
+
+
+def _cases(result: Evaluation) -> dict[str, list[int]]:
+    """Indices of a few images each; those in the middle are of a median quality."""
+    ranked = ranked_cases(result)
+    middle = max((len(ranked) - CASES) // 2, 0)
+    return {"worst": ranked[:CASES], "median": ranked[middle : middle + CASES], "best": ranked[::-1][:CASES]}
 
 
 def _print_damaged(paths: list[str]) -> None:

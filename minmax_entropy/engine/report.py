@@ -106,7 +106,8 @@ def case_grid(
             (found,) = predict_images(model, [(index, sample.image)], preprocess, inference=inference)
             marked = found.mask >= (model.mask_threshold if threshold is None else threshold)
             row.append(overlay(*reduced(sample.image, marked, SHOWN_SIDE)))
-            caption.append(f"{dataset.class_names[found.class_index]} {found.probability:.2f}")
+            said = "nothing:" if found.nothing else dataset.class_names[found.class_index]
+            caption.append(f"{said} {found.probability:.2f}")
         rows.append(row)
         captions.append(caption)
     return grid(rows, ["image", "true mask", *models], captions, cell)
