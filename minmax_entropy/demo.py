@@ -41,9 +41,9 @@ class Method:
 
 
 CAM = Method("CAM baseline", dict(MODEL, preset="cam"))
-OURS = Method("min-max entropy", dict(MODEL, preset="refined", localizer="average", classifier_scale=0.75))
+OURS = Method("min-max entropy", dict(MODEL, preset="refined", classifier_scale=0.75))
 CAM_REFINED = "CAM baseline, refined"  # the same weights, with the refinement of ours
-ERASING = Method("min-max entropy + erasing", dict(OURS.settings, decision="classifier"), ERASING_STEPS)
+ERASING = Method("min-max entropy + erasing", OURS.settings, ERASING_STEPS)
 
 
 def run_demo(output: Path, seed: int = 0, epochs: int = EPOCHS, train_images: int = TRAIN_IMAGES) -> dict[str, dict]:
