@@ -189,6 +189,7 @@ def _facts(model: WSLModel, class_names: list[str] | None, info: dict[str, Any])
         "image size": f"{size[-2]} x {size[-1]} pixels, {size[0]} channels",
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M",
         "trained on": trained_on if isinstance(trained_on, str) else ", ".join(trained_on),
+        **({"nothing below": f"a probability of {model.min_probability:g}"} if model.min_probability else {}),
         "licence": info.get("license") or "not stated",
     }
     return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {_cell(value)} |" for name, value in rows.items())])

@@ -79,8 +79,8 @@ class SavedConfig:
         given = {key: value for key, value in overrides.items() if key in known}
         backbone = {key: value for key, value in overrides.items() if key not in known}
         options = {**self.model, **given}
-        if options["num_classes"] != self.model["num_classes"] and "class_weights" not in given:
-            options["class_weights"] = None
+        if options["num_classes"] != self.model["num_classes"]:  # what was said of the old heads
+            options.update({"class_weights": None, "min_probability": 0.0, **given})
         options["data_config"] = {**self.data_config, **(given.get("data_config") or {})}
         options["backbone_kwargs"] = {**(options.get("backbone_kwargs") or {}), **backbone}
         return options

@@ -55,8 +55,8 @@ class TimmConventions(nn.Module):
         return self.backbone(images)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Fresh heads of the same kinds, both of them, for another number of classes. Names and `class_weights` are
-        forgotten."""
+        """Fresh heads of the same kinds, both of them, for another number of classes. Names, `class_weights`
+        and `min_probability` are forgotten."""
         num_classes = check_count("num_classes", num_classes)
         weight = next(self.localizer.parameters())
         specs = {name: self.config[name] for name in ("localizer", "classifier") if self.config[name] is not None}
@@ -71,6 +71,7 @@ class TimmConventions(nn.Module):
         self.num_classes = self.config["num_classes"] = num_classes
         self.class_names = None
         self.criterion.class_weights = self.config["class_weights"] = self._as_built["class_weights"] = None
+        self.min_probability = self.config["min_probability"] = self._as_built["min_probability"] = 0.0
 
     def set_input_size(self, img_size: int | Size) -> None:
         """Expect images of another size, `(height, width)` or a number: it becomes that of `data_config`. A backbone
@@ -90,8 +91,15 @@ class TimmConventions(nn.Module):
         """timm's own checkpointing inside the backbones; see `checkpoint_passes` for that of whole passes.
 
         Raises:
-            ValueError: the backbone has none.
+            ValueError: the backbone has none; or it has BatchNorm layers that are trained, and `bn_statistics="images"`:
+                what is computed again in the backward would count in them.
         """
+        counted = (layer for layer in self.backbone.net.modules() if isinstance(layer, _BatchNorm))
+        if enable and self.bn_statistics == "images" and not set(counted) <= set(self._frozen_layers()):
+            raise ValueError(
+                'BatchNorm statistics of images alone (bn_statistics="images") are not kept by a checkpointing that '
+                "runs parts of the backbone again in the backward: use checkpoint_passes=True instead"
+            )
         for backbone in self._backbones().values():
             try:
                 backbone.net.set_grad_checkpointing(enable)

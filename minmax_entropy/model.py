@@ -111,9 +111,11 @@ class WSLModel(TimmConventions, Shareable):
             and the heads are trained.
         freeze_bn: keep the BatchNorm layers of the backbone as they are: their statistics, scale and shift. Meant for
             pretrained weights: in a fresh ResNet of timm's the scale of each residual branch is 0, which would stay.
-        bn_statistics: the running statistics of a shared backbone's BatchNorm layers are of all "passes", over images,
-            X+ and X-, as in the authors' implementation, or of the "images" alone, which is what the localizer meets in
-            evaluation: for `decision="localizer"`. In training each pass is normalized by its own batch either way.
+        bn_statistics: the running statistics of the localizer's BatchNorm layers are of all "passes", over images,
+            erased images, X+ and X-, as in the authors' implementation, or of the "images" alone, which is what the
+            localizer meets in evaluation: for `decision="localizer"`. A classifier that shares the backbone is then
+            less exact in evaluation mode, where X+ and X- meet statistics of images. In training each pass is
+            normalized by its own batch either way.
         data_config: `mean`, `std`, ... that replace the backbone's own.
         localizer: head of the localizer: a name, a dictionary of options with its `name`, or a module.
         classifier: head of the classifier, likewise; None leaves the classifier out, and every term but
@@ -132,6 +134,7 @@ class WSLModel(TimmConventions, Shareable):
         min_probability: images whose class has less are answered with "nothing here" by the engine and the command
             line: an empty mask, and no class; in [0, 1]. Every map has a highest place, so masks themselves don't say
             whether there is an object (`minmax_entropy.engine.choose_min_probability`, docs/results/localization.md).
+            The model itself, and what is exported, leave it to the caller. For the multiclass task.
         mask_refinement: a dictionary of options of `AffinityRefinement` ({} for its defaults), which in evaluation mode
             brings the map to the image's edges, and may have a `sigma` of its own for it; None leaves the map as it is.
             Training through it costs more and gave the same (docs/results/localization.md).
@@ -218,7 +221,6 @@ class WSLModel(TimmConventions, Shareable):
         check_choice("mask_normalization", mask_normalization, NORMALIZATIONS)
         check_mask(mask_sigma, mask_omega)
         check_threshold("mask_threshold", mask_threshold)
-        check_min_probability(min_probability)
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.class_names: list[str] | None = None
@@ -229,14 +231,13 @@ class WSLModel(TimmConventions, Shareable):
         self.mask_sigma = float(mask_sigma)
         self.mask_omega = float(mask_omega)
         self.mask_threshold = float(mask_threshold)
-        self.min_probability = float(min_probability)
+        self.min_probability = min_probability
         self.mask_refinement = mask_refinement
         self.mask_normalization = mask_normalization
         flags = dict(shared_backbone=shared_backbone, freeze_backbone=freeze_backbone, freeze_bn=freeze_bn)
         for name, flag in dict(flags, checkpoint_passes=checkpoint_passes).items():
             check_flag(name, flag)
         self.freeze_backbone, self.freeze_bn = freeze_backbone, freeze_bn
-        check_choice("bn_statistics", bn_statistics, BN_STATISTICS)
         self.bn_statistics = bn_statistics
         if detach_mask is None:
             detach_mask = size_loss is None
@@ -477,6 +478,26 @@ class WSLModel(TimmConventions, Shareable):
     def classifier_decides(self) -> bool:
         """Whether `logits` are the classifier's, which then runs in evaluation, too."""
         return self.classifier is not None and self.decision == "classifier"
+
+    @property
+    def bn_statistics(self) -> str:
+        """What BatchNorm's running statistics are of, "passes" or "images". May be set at any time."""
+        return self._bn_statistics
+
+    @bn_statistics.setter
+    def bn_statistics(self, name: str) -> None:
+        check_choice("bn_statistics", name, BN_STATISTICS)
+        self._bn_statistics = name
+
+    @property
+    def min_probability(self) -> float:
+        """Of the class, below which there is nothing. May be set at any time."""
+        return self._min_probability
+
+    @min_probability.setter
+    def min_probability(self, value: float) -> None:
+        check_min_probability(value)
+        self._min_probability = float(value)
 
     @property
     def mask_refinement(self) -> dict | None:

@@ -175,6 +175,9 @@ def test_own_methods(shapes, tmp_path, monkeypatch):
         (dict(recipe=dict(learning_rate=0.1)), "unknown setting 'learning_rate'"),
         (dict(evaluated_with=dict(mask_sgima=0.1)), "unknown setting 'mask_sgima'; did you mean mask_sigma"),
         (dict(inference=dict(flip=["both"])), "unknown setting 'flip'; did you mean flips"),
+        (dict(inference=dict(flips=["sideways"])), "flips are any of .* got 'sideways'"),
+        (dict(inference=dict(refine="guided")), "own: inference is without a `refine` here"),
+        (dict(inference=dict(tile=64), trained_as="cam-avg", grad_cam="grad_cam"), "own: .* not for Grad-CAM"),
         (dict(grad_cam="gradcam"), "unknown Grad-CAM method 'gradcam'"),
         (dict(trained_as="area", recipe=dict(lr=0.1)), "own: what is trained_as another method has no settings"),
         (dict(trained_as="grad-cam"), "trained_as must be a method that is trained itself, 'grad-cam' is not"),
@@ -358,10 +361,12 @@ def test_configurations_of_the_repository(path, monkeypatch, tmp_path):
     script = runpy.run_path(str(QUALITY / "run.py"))
     config = script["read_config"](path, "shapes:") | {"classes": None, "data_options": {"length": 16}}
     config["models"], config["pretrained"] = ["wsl_test_resnet"], False
-    create_benchmark = script["create_benchmark"]
-    benchmark = create_benchmark({**config, "shots": None}, tmp_path)
+    benchmark = script["create_benchmark"]({**config, "shots": None}, tmp_path)
+    assert all(mme.is_model(name) for name in script["read_config"](path)["models"])
     for name in benchmark.methods:
         method = get_method(name)
-        if name != "all-ones" and method.trained_as is None:
-            mme.create_model("wsl_test_resnet", num_classes=2, **{**benchmark.settings, **method.settings})
         dataclasses.replace(benchmark.recipe, **method.recipe)
+        settings = get_method(method.trained_as or name).settings
+        model = mme.create_model("wsl_test_resnet", num_classes=2, **{**benchmark.settings, **settings})
+        for key, value in method.evaluated_with.items():
+            setattr(model, key, value)

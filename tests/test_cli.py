@@ -374,13 +374,17 @@ def test_choose_the_least_probability(model, data, tmp_path, capsys):
     mme.create_model(f"local-dir:{model}").save_pretrained(own)
     assert run(*command, own) == 0
     least = mme.create_model(f"local-dir:{own}").min_probability
-    assert f"nothing below a probability of {least:g}, by valid; stored in" in capsys.readouterr().out
+    assert f"nothing below a probability of {least:g}, by 4 images of valid; stored in" in capsys.readouterr().out
     assert run("predict", *sorted((data / "images").glob("*/*.png")), "--model", own, "--output", tmp_path / "out") == 0
     lines = lines_of(capsys)
     assert {line["class"] is None for line in lines} == {True, False}
     for line in lines:
         assert (line["class"] is None) == (line["share"] == 0)
-    assert run(*command, own, "--choose-threshold") == 2 and "one after the other" in capsys.readouterr().err
+    assert run("evaluate", "--data", data, "--model", own, "--split", "valid") == 0
+    assert f"1 of 4 images are below min_probability {least:g}" in capsys.readouterr().out
+    for option in (["--choose-threshold"], ["--output", tmp_path / "other"]):
+        assert run(*command, own, *option) == 2
+        assert "writes no --output, and goes before or after" in capsys.readouterr().err
 
 
 def test_choose_a_threshold_without_damaged_files(model, tmp_path, capsys):

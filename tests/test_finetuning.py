@@ -256,6 +256,18 @@ def test_grad_checkpointing(name, shared, images, target):
     assert not any(net.grad_checkpointing for net in nets(saving))
 
 
+def test_grad_checkpointing_and_statistics_of_images():
+    """timm's computes blocks again in the backward, where they would count."""
+    model = create("wsl_test_resnet", preset="refined")
+    with pytest.raises(ValueError, match="use checkpoint_passes=True instead"):
+        model.set_grad_checkpointing()
+    assert not any(net.grad_checkpointing for net in nets(model))
+    for name, settings in (("wsl_test_resnet", dict(freeze_bn=True)), ("wsl_test_vit", {})):
+        model = create(name, preset="refined", **settings)
+        model.set_grad_checkpointing()
+        assert all(net.grad_checkpointing for net in nets(model))
+
+
 @pytest.mark.parametrize("kind", ["wsl_dla46x_c", "module"])
 def test_grad_checkpointing_that_a_backbone_has_not(kind):
     model = create(None if kind == "module" else kind)

@@ -14,6 +14,7 @@ from minmax_entropy import hub
 from minmax_entropy.data import DamagedFileError, LabelledImages
 from minmax_entropy.engine import (
     Inference,
+    ProbabilityChoice,
     choose_min_probability,
     choose_threshold,
     create_refinement,
@@ -234,12 +235,27 @@ def test_nothing_in_a_file(data, tmp_path):
     assert not np.asarray(Image.open(result["mask"])).any()
 
 
+def test_fresh_heads_have_no_least_probability(tmp_path):
+    """It was chosen for those that were there."""
+    model = create(min_probability=0.9)
+    model.save_pretrained(tmp_path / "model")
+    source = f"local-dir:{tmp_path / 'model'}"
+    assert mme.create_model(source).min_probability == mme.create_model(source, num_classes=2).min_probability == 0.9
+    assert mme.create_model(source, num_classes=7).min_probability == 0
+    assert mme.create_model(source, num_classes=7, min_probability=0.5).min_probability == 0.5
+    model.reset_classifier(3)
+    assert model.min_probability == 0 == model.settings()["min_probability"]
+
+
 def test_choice_of_the_least_probability(data):
     model = create()
     probabilities = sorted(row["probability"] for row in evaluate(model, data).rows)
     for share, rank in ((0.999, 0), (0.75, 1), (0.5, 2), (0.001, 3)):
-        assert choose_min_probability(model, data, share=share) == probabilities[rank]
+        choice = choose_min_probability(model, data, share=share)
+        assert choice == ProbabilityChoice(probabilities[rank], len(data), [])
     assert model.min_probability == 0
+    broken = choose_min_probability(model, Masked(broken=1), skip_damaged=True)
+    assert broken.images == len(data) - 1 and broken.damaged == ["1.png"]
     for share in (0, 1, -0.5):
         with pytest.raises(ValueError, match="share is that of the images"):
             choose_min_probability(model, data, share=share)
@@ -249,6 +265,9 @@ def test_choice_of_the_least_probability(data):
 def test_bad_least_probabilities(value):
     with pytest.raises((TypeError, ValueError), match="min_probability"):
         create(min_probability=value)
+    model = create()
+    with pytest.raises((TypeError, ValueError), match="min_probability"):
+        model.min_probability = value
 
 
 def test_settings_that_would_not_load_are_not_stored(tmp_path):

@@ -388,6 +388,12 @@ def test_masks_are_refined_in_validation_where_a_figure_depends_on_it(shapes, mo
     assert model.mask_refinement == options and 0 < result.log[0]["valid_mask_area"] < 1
 
 
+def test_the_validation_takes_every_image_for_one_with_an_object(shapes):
+    model = create(min_probability=1.0)
+    result = run(model, shapes, valid=shapes)
+    assert model.min_probability == 1.0 and result.log[0]["valid_mask_area"] > 0 < result.log[0]["valid_f1_foreground"]
+
+
 def test_early_stopping(shapes, monkeypatch):
     errors = iter([0.5, 0.25, 0.25, 0.75, 0.1])
     monkeypatch.setattr(

@@ -22,7 +22,7 @@ import torch
 import minmax_entropy as mme
 from minmax_entropy.data import SyntheticShapes
 from minmax_entropy.engine import preprocess_for
-from minmax_entropy.mask import resize, weighted_map
+from minmax_entropy.mask import resize, soft_mask, weighted_map
 from minmax_entropy.metrics import dice
 from minmax_entropy.tasks import TASKS
 
@@ -37,9 +37,10 @@ class Answers(NamedTuple):
     maps: np.ndarray  # [N, H, W], what the masks are made of, before it is brought to [0, 1]
     scores: dict[str, np.ndarray]  # by name, [N] each
 
-    def on_scale(self, low: float, high: float, sigma: float) -> np.ndarray:
+    def on_scale(self, low: float, high: float, model: mme.WSLModel) -> np.ndarray:
         """Masks `[N, H, W]` of maps whose range is the same for all images."""
-        return (self.maps - low) / (high - low) >= sigma
+        maps = torch.from_numpy((self.maps - low) / (high - low))
+        return soft_mask(maps, model.evaluation_sigma, model.mask_omega).numpy() >= model.mask_threshold
 
 
 @torch.inference_mode()
@@ -91,7 +92,7 @@ def main() -> None:
         name = path.parts[-3]
         model = mme.create_model(f"local-dir:{path}").eval()
         found, nothing, known = (answers(model, each) for each in (data, empty, valid))
-        scale = known.maps.min(axis=(1, 2)).mean(), known.maps.max(axis=(1, 2)).mean(), model.evaluation_sigma
+        scale = known.maps.min(axis=(1, 2)).mean(), known.maps.max(axis=(1, 2)).mean(), model
         for row, masks, marked in (
             (name, found.masks, nothing.masks),
             (f"{name}, fixed scale", found.on_scale(*scale), nothing.on_scale(*scale)),

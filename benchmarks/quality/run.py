@@ -122,8 +122,8 @@ def main() -> int:
     config = read_config(args.config, args.data)
     if not isinstance(config.get("shots"), list):
         return run(config, args.output, args.seeds)
-    failed = [run(config | {"shots": n}, args.output / f"shots{n}", args.seeds) for n in config["shots"]]
-    return max(failed)
+    statuses = [run(config | {"shots": n}, args.output / f"shots{n}", args.seeds) for n in config["shots"]]
+    return max(statuses, default=0)
 
 
 def run(config: dict, output: Path, seeds: list[int] | None) -> int:

@@ -13,6 +13,7 @@ from minmax_entropy.data import LabelledImages, Preprocess, open_split
 from minmax_entropy.engine import (
     Evaluation,
     Inference,
+    ProbabilityChoice,
     ThresholdChoice,
     allow_pixels,
     choose_min_probability,
@@ -85,8 +86,8 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
 def _evaluate(options: argparse.Namespace) -> int:
     share = options.choose_min_probability
     chooses = options.choose_threshold or share is not None
-    if options.choose_threshold and share is not None:
-        raise ValueError("--choose-threshold and --choose-min-probability: one after the other")
+    if share is not None and (options.choose_threshold or options.output is not None):
+        raise ValueError("--choose-min-probability writes no --output, and goes before or after --choose-threshold")
     if chooses and options.model.startswith(tuple(set(hub.SOURCES) - {hub.LOCAL})):
         raise ValueError(f"a threshold is stored in a model's folder, {options.model} is none: save it to one first")
     model = load(options)
@@ -103,10 +104,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         if options.choose_threshold:
             return _choose_threshold(model, options, choose_threshold(model, dataset, preprocess, **reading), split)
         if share is not None:
-            model.min_probability = choose_min_probability(model, dataset, preprocess, share=share, **reading)
-            path = hub.save_settings(model, options.model.removeprefix(hub.LOCAL))
-            print(f"nothing below a probability of {model.min_probability:g}, by {split}; stored in {path}")
-            return 0
+            choice = choose_min_probability(model, dataset, preprocess, share=share, **reading)
+            return _choose_min_probability(model, options, choice, split)
         result = evaluate(
             model, dataset, preprocess, threshold=options.threshold, boxes=options.boxes or None, **reading
         )
@@ -114,6 +113,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         if "f1_foreground" in result.metrics and not result.damaged:
             table = {"all-ones": evaluate_all_ones(dataset, options.boxes or None), **table}
     print(metrics_table(table))
+    if model.min_probability > 0:
+        nothing = sum(row["probability"] < model.min_probability for row in result.rows)
+        print(f"{nothing} of {len(result.rows)} images are below min_probability {model.min_probability:g}: no mask")
     _print_damaged(result.damaged)
     if options.output is not None:
         output = Path(options.output)
@@ -157,6 +159,16 @@ def _choose_threshold(model: WSLModel, options: argparse.Namespace, choice: Thre
         f"threshold {choice.threshold:g} instead of {before:g}: F1+ {100 * choice.f1_foreground:.1f} % instead of "
         f"{100 * choice.f1_foreground_before:.1f} % on {choice.images} images of {split}; stored in {path}"
     )
+    return 0
+
+
+def _choose_min_probability(model: WSLModel, options: argparse.Namespace, choice: ProbabilityChoice, split: str) -> int:
+    """Store the least probability with the model."""
+    _print_damaged(choice.damaged)
+    model.min_probability = choice.min_probability
+    path = hub.save_settings(model, options.model.removeprefix(hub.LOCAL))
+    found = f"nothing below a probability of {model.min_probability:g}, by {choice.images} images of {split}"
+    print(f"{found}; stored in {path}")
     return 0
 
 

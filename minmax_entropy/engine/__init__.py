@@ -6,13 +6,14 @@ from minmax_entropy.engine.limits import allow_pixels
 from minmax_entropy.engine.recipes import RECIPES, Recipe, get_recipe, step_decay, warmup_cosine
 from minmax_entropy.engine.refine import create_refinement, list_refinements, register_refinement
 from minmax_entropy.engine.run import Run
-from minmax_entropy.engine.threshold import ThresholdChoice, choose_min_probability, choose_threshold
+from minmax_entropy.engine.threshold import ProbabilityChoice, ThresholdChoice, choose_min_probability, choose_threshold
 from minmax_entropy.engine.train import TrainingError, TrainingResult, fit
 
 __all__ = [
     "RECIPES",
     "Evaluation",
     "Inference",
+    "ProbabilityChoice",
     "Prediction",
     "Recipe",
     "Run",

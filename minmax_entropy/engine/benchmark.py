@@ -31,6 +31,7 @@ from minmax_entropy.engine.run import MACHINE, Run
 from minmax_entropy.engine.train import TrainingError, fit
 from minmax_entropy.factory import create_model
 from minmax_entropy.model import WSLModel
+from minmax_entropy.presets import resolve_preset
 
 _logger = logging.getLogger(__name__)
 
@@ -207,7 +208,14 @@ def _run(benchmark: Benchmark, combination: Combination) -> dict:
 def _definition(combination: Combination) -> dict:
     """Of a method, and of the one whose weights it takes."""
     own, trained = (get_method(each.method) for each in (combination, _trained_as(combination)))
-    return {**dataclasses.asdict(own), "trained_as": dataclasses.asdict(trained) if trained is not own else None}
+    definitions = [{**dataclasses.asdict(one), "settings": _resolved(one.settings)} for one in (own, trained)]
+    return {**definitions[0], "trained_as": definitions[1] if trained is not own else None}
+
+
+def _resolved(settings: dict) -> dict:
+    """What a preset stands for now, in the place of its name."""
+    settings = dict(settings)
+    return resolve_preset(settings.pop("preset", None), settings)
 
 
 def _trained(benchmark: Benchmark, combination: Combination) -> tuple[WSLModel | GradCAM, dict]:

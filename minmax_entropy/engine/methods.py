@@ -26,10 +26,11 @@ class Method:
         trained_as: name of the method whose trained weights it takes; by default it is trained itself.
         evaluated_with: attributes of the trained model, of `EVALUATED_WITH`, that are set before it is evaluated.
         grad_cam: method of `GradCAM` that makes the mask; by default it is the model's own.
-        inference: fields of `Inference`, such as `flips` and `scales`; not for Grad-CAM, and not in the pictures.
+        inference: fields of `Inference`, such as `flips` and `scales`; the pictures are without them.
 
     Raises:
-        ValueError: an unknown field or attribute; settings or a recipe beside `trained_as`.
+        ValueError: an unknown field or attribute; settings or a recipe beside `trained_as`; `inference` beside
+            `grad_cam`, or with values that it does not take.
     """
 
     title: str
@@ -51,6 +52,9 @@ class Method:
             for name in names:
                 if name not in allowed:
                     raise unknown_name("setting", name, sorted(allowed))
+        if self.inference and (self.grad_cam is not None or "refine" in self.inference):
+            raise ValueError(f"{self.title}: inference is without a `refine` here, and not for Grad-CAM")
+        Inference(**self.inference)
         if self.grad_cam is not None and self.grad_cam not in GRAD_CAMS:
             raise unknown_name("Grad-CAM method", self.grad_cam, GRAD_CAMS)
 

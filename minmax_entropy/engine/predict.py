@@ -64,9 +64,9 @@ def predict_files(
 
     Yields:
         A dictionary per file: `image`, `class` (None where the probability is under the model's `min_probability`: the
-        mask is empty then), `probability`, `boxes` (`[x0, y0, x1, y1]` of the connected regions,
-        the largest first), `share` (of the image in the mask), and `overlay` and `mask` with their paths. A file that
-        can't be read has `image` and `error` only.
+        mask is empty then), `probability` (of the most probable class), `boxes` (`[x0, y0, x1, y1]` of the connected
+        regions, the largest first), `share` (of the image in the mask), and `overlay` and `mask` with their paths. A
+        file that can't be read has `image` and `error` only.
 
     Raises:
         FileExistsError: an output would overwrite one of the images.

@@ -69,8 +69,8 @@ def table_text(lines: Sequence[Sequence[str]], left: int = 1) -> str:
     return "\n".join([row(lines[0]), row(rule), *(row(line) for line in lines[1:])])
 
 
-def ranked_cases(evaluation: Evaluation, worst: bool = True) -> list[int]:
-    """Indices of images from the worst to the best (or back): by F1+ those with a mask, or else by the class."""
+def ranked_cases(evaluation: Evaluation) -> list[int]:
+    """Indices of images from the worst to the best: by F1+ those with a mask, or else by the class."""
     with_mask = [row for row in evaluation.rows if "f1_foreground" in row]
 
     def quality(row: dict) -> tuple[float, ...]:
@@ -79,7 +79,7 @@ def ranked_cases(evaluation: Evaluation, worst: bool = True) -> list[int]:
         correct = row["predicted"] == row["target"]
         return correct, row["probability"] if correct else -row["probability"]
 
-    rows = sorted(with_mask or evaluation.rows, key=quality, reverse=not worst)
+    rows = sorted(with_mask or evaluation.rows, key=quality)
     return [row["index"] for row in rows]
 
 

@@ -60,15 +60,15 @@ class Selection:
     def validate(self, model: WSLModel) -> tuple[dict[str, float], list[str]]:
         """Figures by name, `valid_...`, the same in every process, and files that could not be read.
 
-        Without masks to compare with, and with a class that does not depend on the mask, `valid_mask_area` is that of
-        the mask before its refinement, as in training."""
+        Masks are those of images with an object, whatever the model's `min_probability`. Where no mask is compared,
+        and the class does not depend on it, `valid_mask_area` is that of the mask before its refinement, as in
+        training."""
         if self.valid is None:
             return {}, []
         share = self.accelerator.process_index, self.accelerator.num_processes
         part = None
         if length_of(self.valid, share) != 0:
-            needs_masks = self.with_masks or model.classifier_decides
-            with contextlib.nullcontext() if needs_masks else _without_refinement(model):
+            with _as_validated(model, refined=self.with_masks or model.classifier_decides):
                 part = evaluate(
                     model,
                     self.valid,
@@ -117,10 +117,12 @@ class Selection:
 
 
 @contextlib.contextmanager
-def _without_refinement(model: WSLModel) -> Iterator[None]:
-    """The mask's refinement may take most of an evaluation's time."""
-    options, model.mask_refinement = model.mask_refinement, None
+def _as_validated(model: WSLModel, refined: bool) -> Iterator[None]:
+    """No image is said to hold nothing; and no refinement, which may take most of the time, where it is not needed."""
+    refinement, least = model.refinement, model.min_probability
+    model.min_probability = 0.0
+    model.refinement = refinement if refined else None
     try:
         yield
     finally:
-        model.mask_refinement = options
+        model.refinement, model.min_probability = refinement, least

@@ -112,6 +112,15 @@ def choose_threshold(
     return ThresholdChoice(best, figures[best], float(np.mean(before)), curve.images, figures, damaged)
 
 
+@dataclasses.dataclass(frozen=True)
+class ProbabilityChoice:
+    """The least probability, of how many images, and the paths of files that were left out."""
+
+    min_probability: float
+    images: int
+    damaged: list[str]
+
+
 def choose_min_probability(
     model: WSLModel,
     dataset: LabelledImages,
@@ -119,12 +128,13 @@ def choose_min_probability(
     *,
     share: float = 0.95,
     **reading,
-) -> float:
+) -> ProbabilityChoice:
     """The probability of the predicted class that a share of the images reach; the model stays as it is.
 
-    No mask is opened. Choose it on images with objects that were not trained on, as for a classifier that may abstain
-    (Hendrycks and Gimpel, ICLR 2017): `model.min_probability = choose_min_probability(...)`. Then about `1 - share` of
-    such images are said to hold nothing, beside those that do.
+    No mask is opened. Choose it on images with objects that were not trained on, predicted as they will be (size,
+    tiles, averages), as for a classifier that may abstain (Hendrycks and Gimpel, ICLR 2017):
+    `model.min_probability = choice.min_probability`. About `1 - share` of the images with an object will then wrongly
+    be said to hold nothing; how many of those without one are found, only such images can say.
 
     Args:
         model: any `WSLModel`.
@@ -138,5 +148,6 @@ def choose_min_probability(
     """
     if not 0 < share < 1:
         raise ValueError(f"share is that of the images that keep their class, over 0 and below 1, got {share!r}")
-    rows = evaluate(model, dataset, preprocess, with_masks=False, **reading).rows
-    return float(np.quantile([row["probability"] for row in rows], 1 - share, method="lower"))
+    found = evaluate(model, dataset, preprocess, with_masks=False, **reading)
+    least = np.quantile([row["probability"] for row in found.rows], 1 - share, method="lower")
+    return ProbabilityChoice(float(least), len(found.rows), found.damaged)
