@@ -91,7 +91,7 @@ class TimmConventions(nn.Module):
         """timm's own checkpointing inside the backbones; see `checkpoint_passes` for that of whole passes.
 
         Raises:
-            ValueError: the backbone has none; or it has BatchNorm layers that are trained, and `bn_statistics="images"`:
+            ValueError: the backbone has none; or its BatchNorm layers are trained, with `bn_statistics="images"`:
                 what is computed again in the backward would count in them.
         """
         counted = (layer for layer in self.backbone.net.modules() if isinstance(layer, _BatchNorm))
