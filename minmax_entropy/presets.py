@@ -34,7 +34,7 @@ PRESETS: dict[str, dict] = {
     # Gradient through the mask, a calibrated threshold, and a price on the area against the trivial optimum M+ = 1.
     "area": _AREA,
     # The same, with masks along the edges of the image, and the class by the localizer, which sees the whole image at
-    # its full size, with BatchNorm statistics of whole images, which that needs, and erasing even more. Measured on
+    # its full size, with BatchNorm statistics of whole images, which is what it meets in evaluation. Measured on
     # photographs and embedded images: docs/results/localization.md.
     # `mask_sigma` is the training's. A `mask_refinement` given beside the preset replaces the whole dictionary.
     "refined": dict(
