@@ -405,8 +405,8 @@ class WSLModel(TimmConventions, Shareable):
     def _classify(self, region: Tensor) -> Tensor:
         """Classifier scores `[B, K]` of a region `[B, C, H, W]`, at the classifier's scale."""
         region = resize(region, self.classifier_size(*region.shape[-2:]))
-        own = self.classifier_backbone is not None
-        features = self._features(self.classifier_backbone if own else self.backbone, region, own)  # [B, D, h', w']
+        backbone = self.classifier_backbone or self.backbone
+        features = self._features(backbone, region, backbone is not self.backbone)  # [B, D, h', w']
         logits, _ = self._head(self.classifier, features)
         return logits
 
@@ -437,7 +437,7 @@ class WSLModel(TimmConventions, Shareable):
     def _features(self, backbone: nn.Module, images: Tensor, counts: bool) -> Tensor:
         """Features `[B, D, h, w]` of a pass, which `counts` for BatchNorm's statistics of images or does not."""
 
-        def pass_once() -> contextlib.AbstractContextManager:
+        def statistics() -> contextlib.AbstractContextManager:
             frozen = self.training and self.bn_statistics == "images" and not counts
             return frozen_statistics(backbone) if frozen else contextlib.nullcontext()
 
@@ -447,9 +447,9 @@ class WSLModel(TimmConventions, Shareable):
                     backbone,
                     images,
                     use_reentrant=False,
-                    context_fn=lambda: (pass_once(), frozen_statistics(backbone)),
+                    context_fn=lambda: (statistics(), frozen_statistics(backbone)),
                 )
-            with pass_once():
+            with statistics():
                 return backbone(images)
         except ValueError as error:
             if "Expected more than 1 value per channel" not in str(error):
