@@ -432,6 +432,7 @@ def test_masks_by_relative_path(tmp_path, mask_name):
     data = open_split(tmp_path, "train")
     assert [data.mask(index) is not None for index in range(4)] == [False, False, False, True]
     assert data.mask(3).all() and data.records[3].mask.name == mask_name
+    assert data.has_masks and not ImageFiles(data.records[:3]).has_masks
 
 
 def test_masks_beside_class_folders(tmp_path):

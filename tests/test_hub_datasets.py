@@ -89,8 +89,9 @@ def test_samples(whole):
         np.testing.assert_array_equal(sample.mask, mask(row) > 0)
         assert (sample.target, sample.boxes) == (row % 3, [(3.0, 4.0, 20.0, 8.0 + row % 8)])
         assert sample.name == f"Dataset, row {row}"
-    without = open_split(whole)[4]
-    assert without.mask is None and without.boxes is None
+    without = open_split(whole)
+    assert without[4].mask is None and without[4].boxes is None
+    assert data.has_masks and not without.has_masks
 
 
 def test_training_decodes_no_mask():

@@ -263,6 +263,7 @@ def test_subset_passes_everything_through():
     for index, inner in enumerate((5, 3)):
         assert subset.image(index) == shapes.image(inner) and (subset.mask(index) == shapes.mask(inner)).all()
         assert subset.boxes(index) == shapes.boxes(inner) and subset[index].name == shapes.name(inner)
+    assert subset.has_masks
     with pytest.raises(IndexError, match="index 2 is outside of 2 images"):
         subset[2]
 

@@ -24,6 +24,7 @@ from minmax_entropy.affinity import AffinityRefinement
 from minmax_entropy.data import (
     DamagedFileError,
     ImageFiles,
+    LabelledImages,
     LabelledStream,
     Record,
     Subset,
@@ -376,15 +377,19 @@ def test_masks_of_the_validation_may_stay_closed(shapes, monkeypatch):
 
 
 @pytest.mark.parametrize("decision", ["localizer", "classifier"])
-@pytest.mark.parametrize("valid_masks", [False, True])
-def test_masks_are_refined_in_validation_where_a_figure_depends_on_it(shapes, monkeypatch, valid_masks, decision):
+@pytest.mark.parametrize("valid_masks, in_data", [(False, True), (True, True), (True, False)])
+def test_masks_are_refined_in_validation_where_a_figure_depends_on_it(
+    shapes, monkeypatch, valid_masks, in_data, decision
+):
+    if not in_data:
+        monkeypatch.setattr(SyntheticShapes, "mask", LabelledImages.mask)
     refined = []
     forward = AffinityRefinement.forward
     monkeypatch.setattr(AffinityRefinement, "forward", lambda *args: refined.append(1) or forward(*args))
     model = create(preset="refined", decision=decision)
     options = model.mask_refinement
     result = run(model, shapes, valid=shapes, valid_masks=valid_masks)
-    assert bool(refined) == (valid_masks or decision == "classifier")
+    assert bool(refined) == ((valid_masks and in_data) or decision == "classifier")
     assert model.mask_refinement == options and 0 < result.log[0]["valid_mask_area"] < 1
 
 

@@ -50,6 +50,11 @@ class LabelledImages:
         """Object pixels, bool `[H, W]`, or None where there is no mask."""
         return None
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether any image may have a mask, said without opening one."""
+        return type(self).mask is not LabelledImages.mask
+
     def boxes(self, index: int) -> list[Box] | None:
         """Boxes around the objects, `(x0, y0, x1, y1)` in pixels of the image as `image` gives it (upright), `x1` and
         `y1` exclusive; None where they are not known."""

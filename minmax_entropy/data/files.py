@@ -80,6 +80,10 @@ class ImageFiles(LabelledImages):
         path = self.records[index].mask
         return None if path is None else self.mask_reader(path)
 
+    @property
+    def has_masks(self) -> bool:
+        return any(record.mask is not None for record in self.records)
+
     def boxes(self, index: int) -> list[Box] | None:
         boxes = self.records[index].boxes
         return None if boxes is None else list(boxes)

@@ -163,6 +163,10 @@ class HubImages(LabelledImages):
     def mask(self, index: int) -> np.ndarray | None:
         return cell_mask(self._cell(self.columns.mask, index), self.name(index))
 
+    @property
+    def has_masks(self) -> bool:
+        return self.columns.mask is not None
+
     def boxes(self, index: int) -> list[Box] | None:
         return cell_boxes(self._cell(self.columns.boxes, index), self.columns.box_format, self.name(index))
 

@@ -57,6 +57,10 @@ class Subset(LabelledImages):
         dataset, inner = self._place(index)
         return dataset.mask(inner)
 
+    @property
+    def has_masks(self) -> bool:
+        return any(dataset.has_masks for dataset in self.datasets)
+
     def boxes(self, index: int) -> list[tuple[float, float, float, float]] | None:
         dataset, inner = self._place(index)
         return dataset.boxes(inner)

@@ -51,7 +51,8 @@ class Selection:
         keep_best: bool,
     ) -> None:
         self.accelerator, self.valid, self.output = accelerator, valid, output
-        self.preprocess, self.with_masks, self.skip_damaged = preprocess, with_masks, skip_damaged
+        self.preprocess, self.skip_damaged = preprocess, skip_damaged
+        self.with_masks = with_masks and (valid.has_masks if isinstance(valid, LabelledImages) else True)
         self.by_error = keep_best and valid is not None
         self._weights: dict[str, Tensor] = {}
         for folder in () if output is None else FOLDERS:  # before the training, not after it
