@@ -182,6 +182,7 @@ def _facts(model: WSLModel, class_names: list[str] | None, info: dict[str, Any])
     trained_on = info.get("training_data") or "not stated"
     names = ", ".join((class_names or [])[:MAX_CLASSES])
     more = ", ..." if len(class_names or []) > MAX_CLASSES else ""
+    empty = [class_names[index] if class_names else str(index) for index in model.empty_classes]
     rows = {
         "backbone": f"`{model.config['backbone']}`",
         "backbone's weights before training": info.get("backbone_weights") or "not stated",
@@ -189,6 +190,7 @@ def _facts(model: WSLModel, class_names: list[str] | None, info: dict[str, Any])
         "image size": f"{size[-2]} x {size[-1]} pixels, {size[0]} channels",
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M",
         "trained on": trained_on if isinstance(trained_on, str) else ", ".join(trained_on),
+        **({"classes without an object": ", ".join(empty)} if empty else {}),
         **({"nothing below": f"a probability of {model.min_probability:g}"} if model.min_probability else {}),
         "licence": info.get("license") or "not stated",
     }

@@ -80,7 +80,7 @@ class SavedConfig:
         backbone = {key: value for key, value in overrides.items() if key not in known}
         options = {**self.model, **given}
         if options["num_classes"] != self.model["num_classes"]:  # what was said of the old heads
-            options.update({"class_weights": None, "min_probability": 0.0, **given})
+            options.update({"class_weights": None, "min_probability": 0.0, "empty_classes": (), **given})
         options["data_config"] = {**self.data_config, **(given.get("data_config") or {})}
         options["backbone_kwargs"] = {**(options.get("backbone_kwargs") or {}), **backbone}
         return options

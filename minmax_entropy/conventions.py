@@ -55,8 +55,8 @@ class TimmConventions(nn.Module):
         return self.backbone(images)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Fresh heads of the same kinds, both of them, for another number of classes. Names, `class_weights`
-        and `min_probability` are forgotten."""
+        """Fresh heads of the same kinds, both of them, for another number of classes. Names, `class_weights`,
+        `min_probability` and `empty_classes` are forgotten."""
         num_classes = check_count("num_classes", num_classes)
         weight = next(self.localizer.parameters())
         specs = {name: self.config[name] for name in ("localizer", "classifier") if self.config[name] is not None}
@@ -72,6 +72,7 @@ class TimmConventions(nn.Module):
         self.class_names = None
         self.criterion.class_weights = self.config["class_weights"] = self._as_built["class_weights"] = None
         self.min_probability = self.config["min_probability"] = self._as_built["min_probability"] = 0.0
+        self.empty_classes = self.config["empty_classes"] = self._as_built["empty_classes"] = []
 
     def set_input_size(self, img_size: int | Size) -> None:
         """Expect images of another size, `(height, width)` or a number: it becomes that of `data_config`. A backbone

@@ -135,6 +135,10 @@ class WSLModel(TimmConventions, Shareable):
             line: an empty mask, and no class; in [0, 1]. Every map has a highest place, so masks themselves don't say
             whether there is an object (`minmax_entropy.engine.choose_min_probability`, docs/results/localization.md).
             The model itself, and what is exported, leave it to the caller. For the multiclass task.
+        empty_classes: indices of classes whose images hold no object, such as "good" beside kinds of defects (our
+            extension, for the multiclass task). The mask is made of the other classes' maps alone, the images of these
+            classes are trained without the terms that presume an object (see `MinMaxEntropyLoss`), and the engine and
+            the command line leave the mask empty where one of them is predicted.
         mask_refinement: a dictionary of options of `AffinityRefinement` ({} for its defaults), which in evaluation mode
             brings the map to the image's edges, and may have a `sigma` of its own for it; None leaves the map as it is.
             Training through it costs more and gave the same (docs/results/localization.md).
@@ -187,6 +191,7 @@ class WSLModel(TimmConventions, Shareable):
         mask_omega: float = 8.0,
         mask_threshold: float = 0.5,
         min_probability: float = 0.0,
+        empty_classes: Sequence[int] = (),
         mask_refinement: dict | None = None,
         mask_normalization: str = "image",
         detach_mask: bool | None = None,
@@ -290,6 +295,7 @@ class WSLModel(TimmConventions, Shareable):
             label_smoothing=label_smoothing,
             class_weights=class_weights,
         )
+        self.empty_classes = empty_classes
         if class_weights is not None and len(class_weights) != num_classes:
             raise ValueError(
                 f"class_weights must be {num_classes} numbers as there are classes, got {len(class_weights)}"
@@ -388,10 +394,16 @@ class WSLModel(TimmConventions, Shareable):
         features = self._features(self.backbone, images, whole)  # [B, D, h, w]
         logits, maps = self._head(self.localizer, features)
         with torch.no_grad() if self.detach_mask else contextlib.nullcontext():
-            task = TASKS[self.task]
-            weights = task.probabilities(logits) if self.mask_source == "expected" else task.predicted(logits)
-            mask = self._mask(weighted_map(maps, weights), images)
+            mask = self._mask(weighted_map(maps, self.map_weights(logits)), images)
         return logits, maps, mask
+
+    def map_weights(self, logits: Tensor) -> Tensor:
+        """What each class's map counts in the map that becomes the mask: `[B, K]` from the localizer's `[B, K]`, by
+        `mask_source`, among the classes that have an object."""
+        if self.empty_classes:
+            logits = logits.index_fill(1, torch.tensor(self.empty_classes, device=logits.device), -torch.inf)
+        task = TASKS[self.task]
+        return task.probabilities(logits) if self.mask_source == "expected" else task.predicted(logits)
 
     def _mask(self, regions: Tensor, images: Tensor) -> Tensor:
         """From maps `[B, N, h, w]` of images `[B, C, H, W]` to masks `[B, N, H, W]` in [0, 1]."""
@@ -500,6 +512,22 @@ class WSLModel(TimmConventions, Shareable):
         self._min_probability = float(value)
 
     @property
+    def empty_classes(self) -> list[int]:
+        """Indices of the classes whose images hold no object. May be set between steps."""
+        return self.criterion.empty_classes
+
+    @empty_classes.setter
+    def empty_classes(self, indices: Sequence[int]) -> None:
+        self.criterion.empty_classes = indices
+        found = self.criterion.empty_classes
+        if found and (found[-1] >= self.num_classes or len(found) == self.num_classes):
+            self.criterion.empty_classes = ()
+            raise ValueError(
+                f"empty_classes must be some of the class indices below {self.num_classes} and leave one out, "
+                f"got {found}"
+            )
+
+    @property
     def mask_refinement(self) -> dict | None:
         """Options of the `AffinityRefinement` of the map, or None. May be set at any time, as a whole."""
         return None if self.refinement is None else self.refinement.options
@@ -526,11 +554,12 @@ class WSLModel(TimmConventions, Shareable):
 
     def _live(self) -> dict:
         """What can be set on a model that is built."""
-        own = ("decision", "classifier_scale", "bn_statistics", "detach_mask", "checkpoint_passes", "min_probability")
+        own = ("decision", "classifier_scale", "bn_statistics", "detach_mask", "checkpoint_passes")
+        answer = ("min_probability", "empty_classes")
         mask = ("sigma", "omega", "threshold", "source", "normalization", "refinement")
         erasing = ("steps", "sigma", "scope", "reduction", "fallback", "normalize_trust")
         return {
-            **{name: getattr(self, name) for name in (*own, *(f"mask_{part}" for part in mask))},
+            **{name: getattr(self, name) for name in (*own, *answer, *(f"mask_{part}" for part in mask))},
             **{f"erasing_{name}": getattr(self.erasing, name) for name in erasing},
             **{f"{name}_weight": weight for name, weight in self.criterion.weights.items()},
             "background_loss": self.criterion.background_loss,

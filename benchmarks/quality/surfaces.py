@@ -81,15 +81,17 @@ def _blob(rng: np.random.Generator, share: float) -> np.ndarray:
     return field > np.quantile(field, 1 - share)
 
 
+GOOD = "good"
 DEFECTS = {"crack": crack, "pits": pits, "rough": rough, "scratches": scratches, "stain": stain}
 
 
-def draw(rng: np.random.Generator, defect: str) -> tuple[Image.Image, Image.Image]:
-    """An image and its mask."""
+def draw(rng: np.random.Generator, defect: str | None) -> tuple[Image.Image, Image.Image]:
+    """An image and its mask; without a defect, an empty one."""
     stretch = rng.choice([1.0, 4.0, 12.0])
     surface = rng.uniform(90, 170) + rng.uniform(4, 12) * noise(rng, rng.uniform(1, 3), stretch)
     surface += rng.uniform(5, 20) * noise(rng, 60) + rng.normal(0, 3, (SIDE, SIDE))
-    mask, change = DEFECTS[defect](rng)
+    nothing = np.zeros((SIDE, SIDE), dtype=bool), np.zeros((SIDE, SIDE))
+    mask, change = nothing if defect is None else DEFECTS[defect](rng)
     soft = np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.GaussianBlur(0.8))) / 255
     pixels = np.clip(surface + soft * change, 0, 255).astype(np.uint8)
     turns = int(rng.integers(0, 4))
@@ -100,25 +102,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--good", action="store_true", help="two classes: defects of all kinds, and as many images without one"
+    )
     args = parser.parse_args()
     rng = np.random.default_rng(args.seed)
-    shares: dict[str, list[float]] = {defect: [] for defect in DEFECTS}
+    kinds = dict.fromkeys(DEFECTS, 1) | ({GOOD: len(DEFECTS)} if args.good else {})
+    shares: dict[str, list[float]] = {kind: [] for kind in kinds}
     for part, count in COUNTS.items():
         rows = []
-        for defect in DEFECTS:
-            folder = args.output / part / defect
+        for kind, times in kinds.items():
+            folder = args.output / part / kind
             folder.mkdir(parents=True, exist_ok=True)
-            for number in range(count):
-                image, mask = draw(rng, defect)
+            for number in range(count * times // (2 if args.good else 1)):
+                image, mask = draw(rng, None if kind == GOOD else kind)
                 paths = [folder / f"{number:03}{end}.png" for end in ("", "_mask")]
                 for picture, path in zip((image, mask), paths, strict=True):
                     picture.save(path)
-                shares[defect].append(float(np.asarray(mask).mean() / 255))
-                rows.append([*(path.relative_to(args.output).as_posix() for path in paths), defect])
+                shares[kind].append(float(np.asarray(mask).mean() / 255))
+                label = "defect" if args.good and kind != GOOD else kind
+                rows.append([*(path.relative_to(args.output).as_posix() for path in paths), label])
         with (args.output / f"{part}.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
-    for defect, values in shares.items():
-        print(f"{defect}: {100 * np.mean(values):.1f} % of the pixels")
+    for kind, values in shares.items():
+        print(f"{kind}: {100 * np.mean(values):.1f} % of the pixels")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from minmax_entropy.engine.report import LEGEND
 from minmax_entropy.engine.run import CHECKPOINT_STEPS, PRECISIONS
 from minmax_entropy.factory import create_model
 from minmax_entropy.presets import PRESETS
+from minmax_entropy.registry import unknown_name
 
 BENCHMARKED = ["all-ones", "cam-avg", "cam-refined", "refined"]
 Images = LabelledImages | LabelledStream
@@ -29,6 +30,7 @@ SETTINGS_WITH_OPTIONS = {
     "preset": "--preset",
     "pretrained": "--pretrained",
     "num_classes": "--classes",
+    "empty_classes": "--empty-classes",
 }
 BY_METHOD = ("erasing_steps", "preset")  # what the methods of a benchmark decide
 
@@ -75,6 +77,9 @@ def _training_options(machine: argparse.ArgumentParser) -> argparse.ArgumentPars
     parser = argparse.ArgumentParser(add_help=False, parents=[machine])
     add_data_options(parser)
     parser.add_argument("--classes", nargs="+", help="take only these classes")
+    parser.add_argument(
+        "--empty-classes", nargs="+", default=[], metavar="NAME", help='classes without an object, such as "good"'
+    )
     parser.add_argument("--shots", type=positive, help="train on so many images a class, drawn by the seed")
     parser.add_argument(
         "--size", type=positive, default=224, help="side of the training images in pixels (%(default)s)"
@@ -123,7 +128,7 @@ def _train(options: argparse.Namespace) -> int:
         num_classes=len(train.class_names),
         img_size=options.size,
         preset=options.preset,
-        **dict(options.set),
+        **_settings(options, train.class_names),
     )
     if model.in_chans not in (1, 3):
         raise ValueError(f"train reads images in colour or greyscale, in_chans must be 3 or 1, got {model.in_chans}")
@@ -185,7 +190,7 @@ def _benchmark(options: argparse.Namespace) -> int:
         _recipe(options),
         output,
         options.size,
-        dict(options.set),
+        _settings(options, train.class_names),
         options.pretrained,
         _run_options(options),
         options.shots,
@@ -195,6 +200,15 @@ def _benchmark(options: argparse.Namespace) -> int:
     print(LEGEND)
     print(f"table.md, table.csv, runs.csv, pictures and runs are in {output}")
     return 0 if len(rows) == len(benchmark.combinations()) else 1
+
+
+def _settings(options: argparse.Namespace, class_names: Sequence[str]) -> dict:
+    """Keywords of `create_model`."""
+    for name in options.empty_classes:
+        if name not in class_names:
+            raise unknown_name("class", name, class_names)
+    empty = [class_names.index(name) for name in options.empty_classes]
+    return {**dict(options.set), **({"empty_classes": empty} if empty else {})}
 
 
 def _check_settings(options: argparse.Namespace) -> None:

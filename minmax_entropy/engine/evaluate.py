@@ -66,7 +66,8 @@ def evaluate(
     """Classification error and, where the data set has masks or boxes, the figures of localization.
 
     Of images with more than 67,108,864 pixels every n-th row and column counts, so that no more are left. Images below
-    the model's `min_probability` have an empty mask; their most probable class still counts in the error.
+    the model's `min_probability`, or of one of its `empty_classes`, have an empty mask; their most probable class still
+    counts in the error.
 
     Args:
         model: any `WSLModel`, a plain CAM baseline included.

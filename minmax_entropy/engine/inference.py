@@ -119,7 +119,7 @@ class Prediction:
     index: int
     class_index: int  # the most probable one, also where there is nothing
     probability: float
-    mask: np.ndarray  # float32 [H, W] in [0, 1]; zeros where there is nothing
+    mask: np.ndarray  # float32 [H, W] in [0, 1]; zeros where there is nothing, and for one of `empty_classes`
     probabilities: np.ndarray  # float32 [K]
     nothing: bool = False  # the probability is under the model's `min_probability`
 
@@ -183,7 +183,7 @@ def predict_images(
         for view in _passes(model, views, inference, batch_size, full_size):
             pending.append(view)
             if len(pending) == count:
-                yield _prediction(pending, inference.refine, model.min_probability)
+                yield _prediction(pending, inference.refine, model)
                 pending = []
 
 
@@ -267,14 +267,15 @@ def _forward(model: WSLModel, batch: list[tuple[_View, torch.Tensor]], full_size
         yield view
 
 
-def _prediction(views: list[_View], refine: Refinement | None, min_probability: float) -> Prediction:
+def _prediction(views: list[_View], refine: Refinement | None, model: WSLModel) -> Prediction:
     """The views of one image as one prediction; the first of them is the image as it is."""
     probabilities = torch.stack([view.probabilities for view in views]).mean(dim=0)
     probability, class_index = probabilities.max(dim=0)
     said = int(class_index), float(probability)
-    if said[1] < min_probability:
+    nothing = said[1] < model.min_probability
+    if nothing or said[0] in model.empty_classes:
         size = views[0].mask.shape if isinstance(views[0].mask, np.ndarray) else views[0].size
-        return Prediction(views[0].index, *said, np.zeros(size, dtype=np.float32), probabilities.numpy(), nothing=True)
+        return Prediction(views[0].index, *said, np.zeros(size, dtype=np.float32), probabilities.numpy(), nothing)
     if len(views) == 1 and isinstance(views[0].mask, np.ndarray):
         mask = views[0].mask
     else:

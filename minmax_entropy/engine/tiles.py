@@ -23,7 +23,6 @@ from minmax_entropy.engine.bands import RegionMask
 from minmax_entropy.heads import ClassMapHead
 from minmax_entropy.mask import resize, split_regions
 from minmax_entropy.model import WSLModel
-from minmax_entropy.tasks import TASKS
 
 MAX_WHOLE = 2**22  # pixels of a network input that is taken whole by default, and of the tiles of one pass
 TILE, OVERLAP = 2048, 256  # pixels
@@ -212,9 +211,7 @@ def predict_tiled(
 
     maps = stitch(passes(lambda tiles, _: model.localize(tiles).localizer_maps), tiling, tiling.tile)
     logits = model.localizer.pool(maps[None])
-    task = TASKS[model.task]
-    weights = task.probabilities(logits) if model.mask_source == "expected" else task.predicted(logits)
-    region = (weights @ maps.flatten(1)).unflatten(1, maps.shape[1:])[0]  # [h, w]
+    region = (model.map_weights(logits) @ maps.flatten(1)).unflatten(1, maps.shape[1:])[0]  # [h, w]
     if model.refinement is not None:
         size = model.refinement.size(region.shape, picture.size)
         region = model.refinement(region[None, None], picture.reduced(size)[None])[0, 0]
