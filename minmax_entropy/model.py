@@ -518,10 +518,11 @@ class WSLModel(TimmConventions, Shareable):
 
     @empty_classes.setter
     def empty_classes(self, indices: Sequence[int]) -> None:
+        before = self.criterion.empty_classes
         self.criterion.empty_classes = indices
         found = self.criterion.empty_classes
         if found and (found[-1] >= self.num_classes or len(found) == self.num_classes):
-            self.criterion.empty_classes = ()
+            self.criterion.empty_classes = before
             raise ValueError(
                 f"empty_classes must be some of the class indices below {self.num_classes} and leave one out, "
                 f"got {found}"

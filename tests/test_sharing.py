@@ -173,6 +173,7 @@ CHANGES = {
     "checkpoint_passes": True,
     "bn_statistics": "images",
     "min_probability": 0.5,
+    "empty_classes": [1],
     "erasing.steps": 2,
     "erasing.sigma": 3.0,
     "erasing.scope": "batch",
