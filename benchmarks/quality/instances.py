@@ -24,7 +24,6 @@ from minmax_entropy.data import SyntheticShapes
 from minmax_entropy.engine import preprocess_for
 from minmax_entropy.mask import resize, soft_mask, weighted_map
 from minmax_entropy.metrics import dice
-from minmax_entropy.tasks import TASKS
 
 BATCH = 50
 KEPT = 0.05  # of the images with objects may lie below the score
@@ -47,13 +46,11 @@ class Answers(NamedTuple):
 def answers(model: mme.WSLModel, data: SyntheticShapes) -> Answers:
     preprocess = preprocess_for(model)
     masks, maps, scores = [], [], collections.defaultdict(list)
-    task = TASKS[model.task]
-    weights_of = task.probabilities if model.mask_source == "expected" else task.predicted
     for start in range(0, len(data), BATCH):
         images = torch.stack([preprocess(data.image(i)) for i in range(start, min(start + BATCH, len(data)))])
         output = model(images, background=model.classifier is not None)
         masks.append(output.mask[:, 0].numpy() >= model.mask_threshold)
-        region = weighted_map(output.localizer_maps, weights_of(output.localizer_logits))
+        region = weighted_map(output.localizer_maps, model.map_weights(output.localizer_logits))
         region = region if model.refinement is None else model.refinement(region, images)
         maps.append(resize(region, images.shape[-2:])[:, 0].numpy())
         best = output.localizer_logits.argmax(dim=1)

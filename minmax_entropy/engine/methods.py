@@ -12,7 +12,15 @@ from minmax_entropy.registry import unknown_name
 
 ERASING = dict(erasing_steps=4)  # the paper's passes (arXiv 1907.12934), from the second epoch on
 # What a trained model may be evaluated with.
-EVALUATED_WITH = ("decision", "mask_sigma", "mask_omega", "mask_threshold", "mask_source", "mask_refinement")
+EVALUATED_WITH = (
+    "decision",
+    "mask_sigma",
+    "mask_omega",
+    "mask_threshold",
+    "mask_source",
+    "mask_refinement",
+    "empty_classes",
+)
 
 
 @dataclasses.dataclass(frozen=True)
