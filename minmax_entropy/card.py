@@ -8,6 +8,7 @@ import numbers
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
@@ -171,6 +172,8 @@ def save_example(
         output = model(preprocess(image).unsqueeze(0).to(next(model.parameters())))
     mask = preprocess.restore(output.mask[0].float().cpu(), (image.height, image.width))[0].numpy()
     best = int(output.logits[0].argmax())
+    if best in model.empty_classes:
+        mask = np.zeros_like(mask)
     probability = float(TASKS[model.task].probabilities(output.logits)[0, best])
     caption = f"{class_names[best] if class_names else f'class {best}'} {probability:.2f}"
     save_picture(grid([[image, overlay(image, mask)]], ["image", "model"], [["", caption]], cell=CELL), path)

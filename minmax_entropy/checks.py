@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import operator
+from collections.abc import Sequence
 
 LARGEST = 1e12  # of any setting
 MAX_SIDE = 2**13  # pixels
@@ -76,6 +77,25 @@ def check_min_probability(value: float) -> None:
     check_number("min_probability", value)
     if not 0 <= value <= 1:
         raise ValueError(f"min_probability must be in [0, 1], got {value!r}")
+
+
+def check_empty_classes(indices: Sequence[int], num_classes: int, task: str) -> list[int]:
+    """Sorted class indices, each once.
+
+    Raises:
+        TypeError: no list of integers.
+        ValueError: an index that there is not, all of them, or a task without classes that exclude each other.
+    """
+    if not isinstance(indices, (list, tuple)) or any(type(index) is not int for index in indices):
+        raise TypeError(f"empty_classes must be a list of class indices, got {indices!r:.80}")
+    if indices and task != "multiclass":
+        raise ValueError("empty_classes is for one class an image; a multilabel image may have no class at all")
+    found = sorted(set(indices))
+    if found and (found[0] < 0 or found[-1] >= num_classes or len(found) == num_classes):
+        raise ValueError(
+            f"empty_classes must be class indices from 0 to {num_classes - 1} and leave one of them out, got {found}"
+        )
+    return found
 
 
 def check_data_config(config: dict) -> None:

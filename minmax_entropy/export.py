@@ -143,9 +143,9 @@ def export_onnx(
 
     The file is written under a temporary name, compared with the model, and then renamed: it is whole or not there.
     Weights of more than 1.5 GB go to a file `<name>.data` beside it, which is renamed first, and which the file names:
-    move both together, without renaming them. Metadata (`metadata_props`) are JSON: `class_names`, `task`, `mean`,
-    `std`, `input_size` `[C, H, W]`, `size_step` and `smallest_size` `[H, W]` (null for a fixed size), and
-    `minmax_entropy`, the version.
+    move both together, without renaming them. Metadata (`metadata_props`) are JSON: `class_names`, `task`,
+    `empty_classes` and `min_probability` (where the mask is to be left empty), `mean`, `std`, `input_size` `[C, H, W]`,
+    `size_step` and `smallest_size` `[H, W]` (null for a fixed size), and `minmax_entropy`, the version.
 
     Args:
         model, img_size, batch, dynamic_size: see `export_program`.
@@ -300,6 +300,8 @@ def _metadata(model: WSLModel, traced: _Traced) -> dict:
         "minmax_entropy": __version__,
         "task": model.task,
         "class_names": model.class_names,
+        "empty_classes": model.empty_classes,
+        "min_probability": model.min_probability,
         "mean": model.data_config["mean"],
         "std": model.data_config["std"],
         "input_size": (model.in_chans, *traced.size),

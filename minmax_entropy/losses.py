@@ -136,9 +136,6 @@ class MinMaxEntropyLoss(nn.Module):
         class_weights: factor of the cross-entropies by class, K numbers of 0 or more; with a mean of 1 over the images
             the terms keep their balance (`minmax_entropy.data.class_weights`). An image's loss does not depend on the
             other images of the batch.
-        empty_classes: indices of classes whose images hold no object, such as "good" (our extension, for the multiclass
-            task): their images have no background and no size term. No region shows the absence of objects, so hiding
-            one must not put it in doubt; any region of such an image is of its class, which the second term says.
     """
 
     def __init__(
@@ -152,12 +149,10 @@ class MinMaxEntropyLoss(nn.Module):
         task: str = "multiclass",
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | None = None,
-        empty_classes: Sequence[int] = (),
     ) -> None:
         super().__init__()
         check_choice("task", task, tuple(TASKS))
         self.task = task
-        self.empty_classes = empty_classes
         check_number("label_smoothing", label_smoothing)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing!r}")
@@ -198,24 +193,6 @@ class MinMaxEntropyLoss(nn.Module):
         self._weights_by_class = None if weights is None else [float(weight) for weight in weights]
         self._class_weights = None if weights is None else torch.tensor(weights, dtype=torch.float32)
 
-    @property
-    def empty_classes(self) -> list[int]:
-        """Indices of the classes whose images hold no object. May be set between steps."""
-        return list(self._empty_classes)
-
-    @empty_classes.setter
-    def empty_classes(self, indices: Sequence[int]) -> None:
-        if not isinstance(indices, (list, tuple)):
-            raise TypeError(f"empty_classes must be a list of class indices, got {indices!r:.80}")
-        for index in indices:
-            if isinstance(index, bool) or not isinstance(index, int):
-                raise TypeError(f"empty_classes must be class indices, got {index!r:.80}")
-            if index < 0:
-                raise ValueError(f"empty_classes must be 0 or more, got {index}")
-        if indices and self.task != "multiclass":
-            raise ValueError("empty_classes is for one class an image; a multilabel image may have no class at all")
-        self._empty_classes = sorted(set(indices))
-
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """Of each image with its label, as both heads are trained on it: `[B, K]` and the target to `[B]`.
 
@@ -237,6 +214,7 @@ class MinMaxEntropyLoss(nn.Module):
         background_logits: Tensor | None = None,
         mask: Tensor | None = None,
         localizer_loss: Tensor | None = None,
+        holding: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Terms whose input is None are left out (a plain CAM has only the first).
 
@@ -245,6 +223,9 @@ class MinMaxEntropyLoss(nn.Module):
             localizer_logits, logits, background_logits: `[B, K]` each: localizer, classifier on X+, classifier on X-.
             mask: `[B, 1, H, W]`, for the size term.
             localizer_loss: `[B]`, takes the place of `CE(localizer_logits, target)`; erasing sums it over its passes.
+            holding: `[B]`, False for images without an object (`empty_classes` of the model; our extension): they have
+                no background and no size term. No region shows the absence of objects, so hiding one must not put it in
+                doubt; any region of such an image is of its class, which the second term says.
 
         Returns:
             The weighted sum (scalar), and the unweighted terms (scalars, mean over the batch) by name.
@@ -254,18 +235,12 @@ class MinMaxEntropyLoss(nn.Module):
         losses = {"localizer": localizer_loss.mean()}
         if logits is not None:
             losses["foreground"] = self.cross_entropy(logits, target).mean()
-        holding = self._holding(target)
+        counts = 1.0 if holding is None else holding.float()
         if background_logits is not None:
-            losses["background"] = (self._background(background_logits, target) * holding).mean()
+            losses["background"] = (self._background(background_logits, target) * counts).mean()
         if mask is not None and self.size_loss is not None:
-            losses["size"] = (SIZE_LOSSES[self.size_loss](mask) * holding).mean()
+            losses["size"] = (SIZE_LOSSES[self.size_loss](mask) * counts).mean()
         return sum(self.weights[name] * value for name, value in losses.items()), losses
-
-    def _holding(self, target: Tensor) -> Tensor | float:
-        """1 for images that hold an object, 0 for those of `empty_classes`: `[B]`, or a number for all of them."""
-        if not self._empty_classes:
-            return 1.0
-        return (~torch.isin(target, torch.tensor(self._empty_classes, device=target.device))).float()
 
     def _background(self, logits: Tensor, target: Tensor) -> Tensor:
         """`[B, K]` to `[B]`."""

@@ -25,6 +25,7 @@ from minmax_entropy.checks import (
     check_choice,
     check_count,
     check_data_config,
+    check_empty_classes,
     check_flag,
     check_mask,
     check_min_probability,
@@ -136,9 +137,10 @@ class WSLModel(TimmConventions, Shareable):
             whether there is an object (`minmax_entropy.engine.choose_min_probability`, docs/results/localization.md).
             The model itself, and what is exported, leave it to the caller. For the multiclass task.
         empty_classes: indices of classes whose images hold no object, such as "good" beside kinds of defects (our
-            extension, for the multiclass task). The mask is made of the other classes' maps alone, the images of these
-            classes are trained without the terms that presume an object (see `MinMaxEntropyLoss`), and the engine and
-            the command line leave the mask empty where one of them is predicted.
+            extension, for the multiclass task). The mask is made of the other classes' maps alone. Images of these
+            classes have no background and no size term, no gradient through the mask, and are not erased. Where one of
+            them is predicted, the engine and the command line leave the mask empty; the model itself, and what is
+            exported, leave that to the caller.
         mask_refinement: a dictionary of options of `AffinityRefinement` ({} for its defaults), which in evaluation mode
             brings the map to the image's edges, and may have a `sigma` of its own for it; None leaves the map as it is.
             Training through it costs more and gave the same (docs/results/localization.md).
@@ -295,6 +297,7 @@ class WSLModel(TimmConventions, Shareable):
             label_smoothing=label_smoothing,
             class_weights=class_weights,
         )
+        self.register_buffer("_is_empty", None, persistent=False)  # bool [K]
         self.empty_classes = empty_classes
         if class_weights is not None and len(class_weights) != num_classes:
             raise ValueError(
@@ -337,16 +340,23 @@ class WSLModel(TimmConventions, Shareable):
             background = self.training or target is not None
 
         localizer_loss = None
+        holding = None if target is None else self.holding(target)
         if target is not None and self.training and self.erasing.steps > 0:
             mask, localizer_loss, localizer_logits, maps = self.erasing(
-                images, target, lambda erased: self._localize(erased, erased is images), self.criterion.cross_entropy
+                images,
+                target,
+                lambda erased: self._localize(erased, erased is images),
+                self.criterion.cross_entropy,
+                holding,
             )
         else:
             localizer_logits, maps, mask = self._localize(images)
 
         foreground_logits = background_logits = None
         if self.classifier is not None and (background or target is not None or self.classifier_decides):
-            relevant, irrelevant = split_regions(images, mask)  # [B, C, H, W] each
+            # Without an object there is no region to learn: no price on its area, and no gradient.
+            region = mask if holding is None else torch.where(holding[:, None, None, None], mask, mask.detach())
+            relevant, irrelevant = split_regions(images, region)  # [B, C, H, W] each
             foreground_logits = self._classify(relevant)  # [B, K]
             background_logits = self._classify(irrelevant) if background else None
 
@@ -361,6 +371,7 @@ class WSLModel(TimmConventions, Shareable):
             background_logits,
             None if self.classifier is None else mask,
             localizer_loss,
+            **({} if holding is None else {"holding": holding}),
         )
         return output._replace(loss=loss, losses=losses)
 
@@ -369,10 +380,10 @@ class WSLModel(TimmConventions, Shareable):
 
         Args:
             images: `[B, C, H, W]`, normalized with `data_config`'s mean and std.
-            classes: None gives the mask of what is predicted, `[B, 1, H, W]`; N classes, by index or by name, give a
-                mask for each, `[B, N, H, W]`, and so does "all" (N = K); a tensor `[B, N]` of indices asks each image
-                for its own. Each mask is the class's own map, normalized by itself: it says where the class would be,
-                `localizer_logits` say whether it is there.
+            classes: None gives the mask of what is predicted (among the classes with an object), `[B, 1, H, W]`; N
+                classes, by index or by name, give a mask for each, `[B, N, H, W]`, and so does "all" (N = K); a tensor
+                `[B, N]` of indices asks each image for its own. Each mask is the class's own map, normalized by itself:
+                it says where the class would be, `localizer_logits` say whether it is there.
 
         Returns:
             `WSLOutput` with `mask`, `localizer_logits` and `localizer_maps`.
@@ -400,10 +411,17 @@ class WSLModel(TimmConventions, Shareable):
     def map_weights(self, logits: Tensor) -> Tensor:
         """What each class's map counts in the map that becomes the mask: `[B, K]` from the localizer's `[B, K]`, by
         `mask_source`, among the classes that have an object."""
-        if self.empty_classes:
-            logits = logits.index_fill(1, torch.tensor(self.empty_classes, device=logits.device), -torch.inf)
+        logits = self.without_empty(logits)
         task = TASKS[self.task]
         return task.probabilities(logits) if self.mask_source == "expected" else task.predicted(logits)
+
+    def without_empty(self, logits: Tensor) -> Tensor:
+        """Scores `[B, K]` with minus infinity for `empty_classes`."""
+        return logits if self._is_empty is None else logits.masked_fill(self._is_empty, -torch.inf)
+
+    def holding(self, target: Tensor) -> Tensor | None:
+        """Which images hold an object, by their class indices `[B]`: bool `[B]`; None without `empty_classes`."""
+        return None if self._is_empty is None else ~self._is_empty[target]
 
     def _mask(self, regions: Tensor, images: Tensor) -> Tensor:
         """From maps `[B, N, h, w]` of images `[B, C, H, W]` to masks `[B, N, H, W]` in [0, 1]."""
@@ -513,20 +531,17 @@ class WSLModel(TimmConventions, Shareable):
 
     @property
     def empty_classes(self) -> list[int]:
-        """Indices of the classes whose images hold no object. May be set between steps."""
-        return self.criterion.empty_classes
+        """Indices of the classes whose images hold no object. May be set at any time."""
+        return list(self._empty_classes)
 
     @empty_classes.setter
     def empty_classes(self, indices: Sequence[int]) -> None:
-        before = self.criterion.empty_classes
-        self.criterion.empty_classes = indices
-        found = self.criterion.empty_classes
-        if found and (found[-1] >= self.num_classes or len(found) == self.num_classes):
-            self.criterion.empty_classes = before
-            raise ValueError(
-                f"empty_classes must be some of the class indices below {self.num_classes} and leave one out, "
-                f"got {found}"
-            )
+        self._empty_classes = check_empty_classes(indices, self.num_classes, self.task)
+        self._is_empty = None
+        if self._empty_classes:
+            device = next(self.localizer.parameters(), torch.empty(())).device
+            self._is_empty = torch.zeros(self.num_classes, dtype=torch.bool, device=device)
+            self._is_empty[self._empty_classes] = True
 
     @property
     def mask_refinement(self) -> dict | None:

@@ -8,7 +8,16 @@ from PIL import Image
 import minmax_entropy as mme
 from minmax_entropy.cli import main
 from minmax_entropy.data import LabelledImages, SyntheticShapes
-from minmax_entropy.engine import Inference, evaluate, predict_images
+from minmax_entropy.engine import (
+    Inference,
+    choose_min_probability,
+    evaluate,
+    evaluate_all_ones,
+    fit,
+    get_recipe,
+    predict_images,
+)
+from minmax_entropy.engine.grad_cam import GradCAM
 from minmax_entropy.engine.predict import predict_files
 from minmax_entropy.losses import MinMaxEntropyLoss, area, uniform_cross_entropy
 from minmax_entropy.mask import weighted_map
@@ -23,15 +32,43 @@ def create(**keywords):
 def test_terms_that_presume_an_object_are_of_the_others():
     torch.manual_seed(0)
     logits, background, mask = torch.randn(4, 3), torch.randn(4, 3), torch.rand(4, 1, 8, 8)
-    target = torch.tensor([0, 2, 1, 2])
-    loss = MinMaxEntropyLoss(size_loss="area", empty_classes=[2])
-    _, terms = loss(target, logits, logits, background, mask)
-    _, usual = MinMaxEntropyLoss(size_loss="area")(target, logits, logits, background, mask)
+    target, loss = torch.tensor([0, 2, 1, 2]), MinMaxEntropyLoss(size_loss="area")
+    _, usual = loss(target, logits, logits, background, mask)
+    _, terms = loss(target, logits, logits, background, mask, holding=target != 2)
     for name, values in (("background", uniform_cross_entropy(background)), ("size", area(mask))):
         assert terms[name].item() == pytest.approx((values[0] + values[2]).item() / 4, rel=1e-6)
     assert terms["localizer"] == usual["localizer"] and terms["foreground"] == usual["foreground"]
-    loss.empty_classes = []
-    assert loss(target, logits, logits, background, mask)[1] == usual
+
+
+@pytest.mark.parametrize("decision", ["classifier", "localizer"])
+def test_training(decision):
+    """The model hands the images with an object to its loss, and no gradient reaches the mask of the others."""
+    model = create(preset="area", decision=decision, empty_classes=[2]).train()
+    images, target = torch.randn(4, 3, 64, 64), torch.tensor([0, 2, 1, 2])
+    output = model(images, target)
+    output.mask.retain_grad()
+    output.loss.backward()
+    gradients = output.mask.grad.abs().sum(dim=(1, 2, 3))
+    assert (gradients[[0, 2]] > 0).all() and (gradients[[1, 3]] == 0).all()
+    assert output.losses["size"].item() == pytest.approx(output.mask[[0, 2]].mean().item() / 2, rel=1e-5)
+
+
+def test_images_without_an_object_are_not_erased():
+    model = create(erasing_steps=3).train()
+    target = torch.tensor([0, 2, 2])
+    localize = lambda images: (10.0 * torch.eye(3)[target], None, torch.full((3, 1, 8, 8), 0.5))  # noqa: E731
+    usual = list(model.erasing.passes(torch.ones(3, 3, 8, 8), target, localize))
+    passes = list(model.erasing.passes(torch.ones(3, 3, 8, 8), target, localize, holding=target != 2))
+    assert all((each.trust > 0).all() for each in usual)
+    assert all((each.trust > 0).tolist() == [True, False, False] for each in passes)
+    assert [each.took_part.tolist() for each in passes] == [[1, 1, 1], [1, 0, 0], [1, 0, 0]]
+    assert (passes[-1].erased[0] < 1).all() and (passes[-1].erased[1:] == 1).all()
+    model.empty_classes = [2]
+    losses = []
+    for chosen in ([0, 1, 2], [0, 0, 0]):  # with images to erase, and without
+        torch.manual_seed(0)
+        losses.append(model(torch.randn(3, 3, 64, 64), torch.tensor(chosen)).losses["localizer"])
+    assert torch.isfinite(torch.stack(losses)).all()
 
 
 @pytest.mark.parametrize("source", ["expected", "predicted"])
@@ -59,7 +96,7 @@ def test_a_class_alone_beside_an_empty_one():
 
 
 class Two(LabelledImages):
-    """Shapes of noise; half of them have an object."""
+    """Noise; three of four images have an object, which fills them."""
 
     class_names = ("a", "b", "good")
 
@@ -93,10 +130,50 @@ def test_answers(inference):
     (found,) = predict_images(model, [(0, data.image(0))], inference=inference)
     assert not found.mask.any() and not found.nothing
     assert (found.class_index, found.probability) == (plain.class_index, plain.probability)
-    rows = evaluate(model, data, inference=inference).rows
-    for row in rows:
-        if row["predicted"] == plain.class_index:
-            assert row["f1_foreground"] == (1.0 if row["target"] == 2 else 0.0)
+
+
+def test_evaluation():
+    """Localization is of the images with an object; the others count in the error, and as false alarms."""
+    model, data = create().eval(), Two()
+    for empty in ([], [2], [1, 2]):
+        model.empty_classes = empty
+        result = evaluate(model, data)
+        predicted, target = ([row[key] for row in result.rows] for key in ("predicted", "target"))
+        assert result.metrics["error"] == np.mean([one != other for one, other in zip(predicted, target, strict=True)])
+        objects = [row["f1_foreground"] for row in result.rows if row["target"] not in empty]
+        assert result.metrics["f1_foreground"] == pytest.approx(np.mean(objects))
+        assert all(("f1_foreground" in row) == (row["target"] not in empty) for row in result.rows)
+        alarms = [row["predicted"] not in empty for row in result.rows if row["target"] in empty]
+        assert result.metrics.get("false_alarms") == (np.mean(alarms) if empty else None)
+    ones = evaluate_all_ones(data, empty_classes=[2])
+    assert ones["f1_foreground"] == 1.0 > evaluate_all_ones(data)["f1_foreground"]
+
+
+def test_least_probability_is_of_images_with_an_object():
+    model, data = create(empty_classes=[0]).eval(), Two()
+    choice = choose_min_probability(model, data, share=0.9)
+    rows = [row["probability"] for row in evaluate(model, data).rows if row["target"] != 0]
+    assert (choice.min_probability, choice.images) == (min(rows), len(rows))
+
+
+def test_grad_cam_is_of_the_other_classes():
+    pytest.importorskip("pytorch_grad_cam")
+    model, images = create().eval(), torch.randn(1, 3, 64, 64)
+    usual, best = GradCAM(model)(images).mask, int(model.localize(images).localizer_logits.argmax())
+    model.empty_classes = [best]
+    second = int(model.map_weights(model.localize(images).localizer_logits).argmax())
+    found = GradCAM(model)(images).mask
+    assert second != best and not torch.equal(found, usual)
+
+
+def test_collapse_is_of_images_with_an_object():
+    """The area that is logged is theirs."""
+    torch.manual_seed(0)
+    result = fit(
+        create(preset="area", empty_classes=[2]), Two(), get_recipe("scratch"), 1, size=64, cpu=True, progress=False
+    )
+    (row,) = result.log
+    assert row["mask_area"] == pytest.approx(row["size"] / (3 / 4), rel=1e-5) and "holding" not in row
 
 
 def test_a_file_keeps_its_class(tmp_path):
@@ -117,7 +194,7 @@ def test_saved_and_forgotten(tmp_path):
     assert "| classes without an object | good |" in (folder / "README.md").read_text()
     source = f"local-dir:{folder}"
     again = mme.create_model(source)
-    assert again.empty_classes == [2] == again.criterion.empty_classes
+    assert again.empty_classes == [2]
     assert mme.create_model(source, num_classes=4).empty_classes == []
     assert mme.create_model(source, num_classes=4, empty_classes=[3, 3]).empty_classes == [3]
     again.reset_classifier(2)
@@ -127,11 +204,11 @@ def test_saved_and_forgotten(tmp_path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ([3], "below 3"),
-        ([0, 1, 2], "leave one out"),
-        ([-1], "0 or more"),
-        (["good"], "class indices, got 'good'"),
-        ([True], "class indices, got True"),
+        ([3], "from 0 to 2"),
+        ([0, 1, 2], "leave one of them out"),
+        ([-1], "from 0 to 2"),
+        (["good"], "a list of class indices"),
+        ([True], "a list of class indices"),
         (2, "a list of class indices"),
     ],
 )
@@ -141,7 +218,7 @@ def test_bad_values(value, message):
     model = create(empty_classes=[1])
     with pytest.raises((TypeError, ValueError), match=message):
         model.empty_classes = value
-    assert model.empty_classes == [1] == model.criterion.empty_classes
+    assert model.empty_classes == [1]
     with pytest.raises(ValueError, match="multilabel image may have no class"):
         create(task="multilabel", empty_classes=[1])
 
@@ -160,4 +237,10 @@ def test_command_line(tmp_path, capsys):
     assert main([*command, "--set", "empty_classes=[0]"]) == 2
     assert "give --empty-classes" in capsys.readouterr().err
     assert main([*command, "--empty-classes", "good"]) == 0
-    assert mme.create_model(f"local-dir:{tmp_path / 'run' / 'model'}").empty_classes == [0]
+    saved = f"local-dir:{tmp_path / 'run' / 'model'}"
+    assert mme.create_model(saved).empty_classes == [0]
+    capsys.readouterr()
+    assert main(["evaluate", "--model", str(tmp_path / "run" / "model"), "--data", str(tmp_path)]) == 0
+    assert "false alarms %" in capsys.readouterr().out
+    again = [*command, "--model", saved, "--overwrite", "--empty-classes"]
+    assert main(again) == 0 and mme.create_model(saved).empty_classes == []

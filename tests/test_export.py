@@ -111,6 +111,7 @@ OPTIONS = {
     "multilabel, two backbones": dict(task="multilabel", mask_source="predicted", shared_backbone=False),
     "no classifier, batch mask": dict(preset="cam", mask_normalization="batch"),
     "classifier of one size": dict(classifier_scale=(40, 48)),
+    "empty class": dict(empty_classes=[1]),
 }
 
 

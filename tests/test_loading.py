@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from PIL import Image
 
 from minmax_entropy.data import (
     DamagedFileError,
+    ImageFiles,
     LabelledImages,
+    Record,
     Subset,
     SyntheticShapes,
     TrainingImages,
@@ -263,7 +266,7 @@ def test_subset_passes_everything_through():
     for index, inner in enumerate((5, 3)):
         assert subset.image(index) == shapes.image(inner) and (subset.mask(index) == shapes.mask(inner)).all()
         assert subset.boxes(index) == shapes.boxes(inner) and subset[index].name == shapes.name(inner)
-    assert subset.has_masks
+    assert subset.has_masks and not Subset(ImageFiles([Record(Path("a.png"), None, "a")])).has_masks
     with pytest.raises(IndexError, match="index 2 is outside of 2 images"):
         subset[2]
 

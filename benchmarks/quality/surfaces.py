@@ -1,6 +1,7 @@
 """Drawn surfaces with defects, as files: a kind of image unlike photographs of objects, to check settings on.
 
     python benchmarks/quality/surfaces.py runs/surfaces
+    python benchmarks/quality/surfaces.py runs/surfaces-good --good
 
 Grey, 200 x 200: grain along a direction, uneven light, and a defect of one of five kinds, from hair-thin to a quarter
 of the image. `train.csv` (60 a class), `valid.csv` (20) and `test.csv` (40) list `image,mask,class`. The same seed

@@ -111,7 +111,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         )
         table = {Path(options.model).name: result.metrics}
         if "f1_foreground" in result.metrics and not result.damaged:
-            table = {"all-ones": evaluate_all_ones(dataset, options.boxes or None), **table}
+            ones = evaluate_all_ones(dataset, options.boxes or None, empty_classes=model.empty_classes)
+            table = {"all-ones": ones, **table}
     print(metrics_table(table))
     if model.min_probability > 0:
         nothing = sum(row["probability"] < model.min_probability for row in result.rows)

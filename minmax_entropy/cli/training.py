@@ -78,7 +78,7 @@ def _training_options(machine: argparse.ArgumentParser) -> argparse.ArgumentPars
     add_data_options(parser)
     parser.add_argument("--classes", nargs="+", help="take only these classes")
     parser.add_argument(
-        "--empty-classes", nargs="+", default=[], metavar="NAME", help='classes without an object, such as "good"'
+        "--empty-classes", nargs="*", metavar="NAME", help='classes without an object, such as "good"; none clears them'
     )
     parser.add_argument("--shots", type=positive, help="train on so many images a class, drawn by the seed")
     parser.add_argument(
@@ -204,11 +204,13 @@ def _benchmark(options: argparse.Namespace) -> int:
 
 def _settings(options: argparse.Namespace, class_names: Sequence[str]) -> dict:
     """Keywords of `create_model`."""
-    for name in options.empty_classes:
-        if name not in class_names:
-            raise unknown_name("class", name, class_names)
-    empty = [class_names.index(name) for name in options.empty_classes]
-    return {**dict(options.set), **({"empty_classes": empty} if empty else {})}
+    settings = dict(options.set)
+    if options.empty_classes is not None:
+        for name in options.empty_classes:
+            if name not in class_names:
+                raise unknown_name("class", name, class_names)
+        settings["empty_classes"] = [class_names.index(name) for name in options.empty_classes]
+    return settings
 
 
 def _check_settings(options: argparse.Namespace) -> None:

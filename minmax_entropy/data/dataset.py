@@ -28,7 +28,8 @@ class Sample(NamedTuple):
 class LabelledImages:
     """Images with class labels and, for evaluation, masks and boxes where they exist. `dataset[i]` is a `Sample`.
 
-    Subclasses give `class_names`, `__len__`, `image` and `target`, and `mask`, `boxes` and `name` where they have them.
+    Subclasses give `class_names`, `__len__`, `image` and `target`, and `mask`, `boxes` and `name` where they have them;
+    `has_masks`, where they have the method and may hold no mask.
     Taking a sample raises `DamagedFileError` for a file that can't be read, a mask of another size than the image, and
     a box that does not lie in it.
     """
@@ -96,6 +97,7 @@ class LabelledStream:
 
     class_names: list[str]
     with_masks: bool = False
+    has_masks: bool = True  # whether any image may have one
 
     def __iter__(self) -> Iterator[Sample]:
         raise NotImplementedError

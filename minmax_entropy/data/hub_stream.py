@@ -54,6 +54,10 @@ class HubStream(LabelledStream):
         other.dataset = self.dataset.shuffle(seed=seed, buffer_size=buffer_size)
         return other
 
+    @property
+    def has_masks(self) -> bool:
+        return self.columns.mask is not None
+
     def skip(self, count: int) -> HubStream:
         if count < 0:
             raise ValueError(f"the number of images to skip must be 0 or more, got {count}")

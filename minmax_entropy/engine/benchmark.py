@@ -186,7 +186,11 @@ def _run(benchmark: Benchmark, combination: Combination) -> dict:
     """The row of a combination: read if it is there, else trained and evaluated."""
     row = dataclasses.asdict(combination)
     if combination.method == ALL_ONES:
-        return row | evaluate_all_ones(benchmark.test, skip_damaged=benchmark.run.get("skip_damaged", False))
+        return row | evaluate_all_ones(
+            benchmark.test,
+            skip_damaged=benchmark.run.get("skip_damaged", False),
+            empty_classes=benchmark.settings.get("empty_classes", ()),
+        )
     path = combination.folder(benchmark.output) / RESULTS_NAME
     if path.is_file():
         return row | json.loads(path.read_text(encoding="utf-8"))["figures"]

@@ -16,7 +16,7 @@ from minmax_entropy.data import DamagedFileError, LabelledImages, LabelledStream
 from minmax_entropy.engine.inference import Inference, Prediction, predict_images
 from minmax_entropy.engine.progress import progress_bar
 from minmax_entropy.metrics import LocalizationMeter, target_rank
-from minmax_entropy.metrics.classification import TOP
+from minmax_entropy.metrics.classification import TOP, resolve_rank
 from minmax_entropy.model import WSLModel
 
 MAX_SCORED = 2**26  # pixels of an image that figures are made of; they take some 20 bytes each for a while
@@ -30,11 +30,14 @@ class Evaluation:
     rows: list[dict]
     damaged: list[str]
     seconds: float
+    empty_classes: Sequence[int] = ()
 
     @property
     def metrics(self) -> dict[str, float]:
-        """See `LocalizationMeter.compute`."""
-        return self.meter.compute()
+        """See `LocalizationMeter.compute`; with `empty_classes`, localization is of the other images, and
+        `false_alarms` is the share of the images without an object whose mask is not empty."""
+        empty = [row["mask_area"] > 0 for row in self.rows if row["target"] in self.empty_classes]
+        return self.meter.compute() | ({"false_alarms": sum(empty) / len(empty)} if empty else {})
 
     @staticmethod
     def merged(parts: Sequence[Evaluation]) -> Evaluation:
@@ -46,7 +49,7 @@ class Evaluation:
             meter.merge(part.meter)
         rows = sorted((row for part in parts for row in part.rows), key=lambda row: row["index"])
         damaged = [path for part in parts for path in part.damaged]
-        return Evaluation(meter, rows, damaged, max(part.seconds for part in parts))
+        return Evaluation(meter, rows, damaged, max(part.seconds for part in parts), parts[0].empty_classes)
 
 
 def evaluate(
@@ -67,7 +70,8 @@ def evaluate(
 
     Of images with more than 67,108,864 pixels every n-th row and column counts, so that no more are left. Images below
     the model's `min_probability`, or of one of its `empty_classes`, have an empty mask; their most probable class still
-    counts in the error.
+    counts in the error. Images whose true class is one of these hold nothing to localize: they count in the error and
+    in `false_alarms`.
 
     Args:
         model: any `WSLModel`, a plain CAM baseline included.
@@ -108,7 +112,7 @@ def evaluate(
     rows = []
     for prediction in predict_images(model, images(), preprocess, batch_size, with_masks, inference):
         sample = samples.pop(prediction.index)
-        scores = _scores(meter, prediction, sample, with_masks)
+        scores = _scores(meter, prediction, sample, with_masks, sample.target not in model.empty_classes)
         rows.append(
             {
                 "index": prediction.index,
@@ -122,18 +126,25 @@ def evaluate(
     if not rows:
         count = length_of(dataset, share)
         raise ValueError(f"none of the {'' if count is None else f'{count} '}images could be read")
-    return Evaluation(meter, rows, damaged, time.perf_counter() - started)
+    return Evaluation(meter, rows, damaged, time.perf_counter() - started, model.empty_classes)
 
 
-def _scores(meter: LocalizationMeter, prediction: Prediction, sample: Sample, with_boxes: bool) -> dict[str, float]:
+def _scores(
+    meter: LocalizationMeter, prediction: Prediction, sample: Sample, with_boxes: bool, has_object: bool
+) -> dict[str, float]:
     """Count an image. Its rank says nothing where there are no more classes than Top-5 looks at."""
+    correct = prediction.class_index == sample.target
+    rank = target_rank(prediction.probabilities, sample.target) if len(prediction.probabilities) > TOP else None
+    if not has_object:  # nothing to localize, whether there is an empty mask or none
+        meter.classes.update(*resolve_rank(correct, rank))
+        return {"mask_area": float(prediction.mask.mean())}
     step = sampling_step(prediction.mask.size)
     boxes = [tuple(side / step for side in box) for box in sample.boxes] if with_boxes and sample.boxes else None
     return meter.update(
         prediction.mask[::step, ::step],
         None if sample.mask is None else sample.mask[::step, ::step],
-        prediction.class_index == sample.target,
-        rank=target_rank(prediction.probabilities, sample.target) if len(prediction.probabilities) > TOP else None,
+        correct,
+        rank=rank,
         boxes=boxes,
     )
 
@@ -187,12 +198,16 @@ def _from_stream(stream: LabelledStream, with_masks: bool) -> Callable[[], Sampl
 
 
 def evaluate_all_ones(
-    dataset: LabelledImages | LabelledStream, boxes: bool | None = None, skip_damaged: bool = False
+    dataset: LabelledImages | LabelledStream,
+    boxes: bool | None = None,
+    skip_damaged: bool = False,
+    empty_classes: Sequence[int] = (),
 ) -> dict[str, float]:
-    """The figures of a mask that is 1 everywhere: what any localization must beat. Arguments as for `evaluate`."""
+    """The figures of a mask that is 1 everywhere: what any localization must beat. Arguments as for `evaluate`;
+    images of `empty_classes` are left out."""
     meter = LocalizationMeter(boxes=boxes)
-    for mask, known in _annotations(dataset, skip_damaged):
-        if mask is not None:
+    for target, mask, known in _annotations(dataset, skip_damaged):
+        if mask is not None and target not in empty_classes:
             step = sampling_step(mask.size)
             scaled = [tuple(side / step for side in box) for box in known] if known else None
             meter.update(np.ones(mask[::step, ::step].shape, dtype=np.float32), mask[::step, ::step], boxes=scaled)
@@ -201,13 +216,14 @@ def evaluate_all_ones(
 
 def _annotations(
     dataset: LabelledImages | LabelledStream, skip_damaged: bool
-) -> Iterator[tuple[np.ndarray | None, Sequence | None]]:
-    """Mask and boxes of each image; the images themselves stay closed where they can."""
+) -> Iterator[tuple[int, np.ndarray | None, Sequence | None]]:
+    """Class, mask and boxes of each image; the images themselves stay closed where they can."""
     if isinstance(dataset, LabelledStream) or skip_damaged:
         samples = read_samples(dataset, damaged=[] if skip_damaged else None)
-        yield from ((sample.mask, sample.boxes) for _, sample in samples)
+        yield from ((sample.target, sample.mask, sample.boxes) for _, sample in samples)
     else:
-        yield from ((dataset.mask(index), dataset.boxes(index)) for index in range(len(dataset)))
+        for index in range(len(dataset)):
+            yield dataset.target(index), dataset.mask(index), dataset.boxes(index)
 
 
 def sampling_step(pixels: int) -> int:

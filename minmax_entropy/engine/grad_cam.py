@@ -67,11 +67,11 @@ class GradCAM(nn.Module):
 
 
 class _LocalizerScores(nn.Module):
-    """The localizer as a plain classifier: images to scores `[B, K]`."""
+    """The localizer as a plain classifier: images to scores `[B, K]`, the lowest for classes without an object."""
 
     def __init__(self, model: WSLModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model.localize(images).localizer_logits
+        return self.model.without_empty(self.model.localize(images).localizer_logits)

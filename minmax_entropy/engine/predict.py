@@ -63,10 +63,10 @@ def predict_files(
         max_pixels: see `allow_pixels`.
 
     Yields:
-        A dictionary per file: `image`, `class` (None where the probability is under the model's `min_probability`: the
-        mask is empty then), `probability` (of the most probable class), `boxes` (`[x0, y0, x1, y1]` of the connected
-        regions, the largest first), `share` (of the image in the mask), and `overlay` and `mask` with their paths. A
-        file that can't be read has `image` and `error` only.
+        A dictionary per file: `image`, `class` (None where the probability is under the model's `min_probability`),
+        `probability` (of the most probable class), `boxes` (`[x0, y0, x1, y1]` of the connected regions, the largest
+        first), `share` (of the image in the mask), and `overlay` and `mask` with their paths. Without a class, and for
+        one of the model's `empty_classes`, the mask is empty. A file that can't be read has `image` and `error` only.
 
     Raises:
         FileExistsError: an output would overwrite one of the images.

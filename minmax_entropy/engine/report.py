@@ -27,13 +27,15 @@ HEADINGS = {
     "top1_loc": "Top-1 loc %",
     "top5_loc": "Top-5 loc %",
     "mask_area": "M+ %",
+    "false_alarms": "false alarms %",
 }
 SHOWN_SIDE = 2048  # pixels; pictures of larger images are reduced to it
 LEGEND = (
     "error: of the class. F1+, F1-: Dice of object and background. PxAP: pixel average precision. pIoU: IoU over all "
     "pixels, at the mask's threshold and (max) at the best one. MaxBoxAcc, MaxBoxAccV2: boxes found, at the best "
     "threshold. GT-known, Top-1, Top-5 loc: boxes found at the mask's threshold, whatever the class is and with the "
-    "right class among the first 1 or 5. M+: mean mask."
+    "right class among the first 1 or 5. M+: mean mask. false alarms: images without an object whose mask is not "
+    "empty."
 )
 
 

@@ -52,7 +52,7 @@ class Selection:
     ) -> None:
         self.accelerator, self.valid, self.output = accelerator, valid, output
         self.preprocess, self.skip_damaged = preprocess, skip_damaged
-        self.with_masks = with_masks and (valid.has_masks if isinstance(valid, LabelledImages) else True)
+        self.with_masks = with_masks and valid is not None and valid.has_masks
         self.by_error = keep_best and valid is not None
         self._weights: dict[str, Tensor] = {}
         for folder in () if output is None else FOLDERS:  # before the training, not after it
@@ -61,7 +61,7 @@ class Selection:
     def validate(self, model: WSLModel) -> tuple[dict[str, float], list[str]]:
         """Figures by name, `valid_...`, the same in every process, and files that could not be read.
 
-        Masks are those of images with an object, whatever the model's `min_probability`. Where no mask is compared,
+        No mask is empty because of the model's `min_probability`. Where no mask is compared,
         and the class does not depend on it, `valid_mask_area` is that of the mask before its refinement, as in
         training."""
         if self.valid is None:
@@ -119,7 +119,7 @@ class Selection:
 
 @contextlib.contextmanager
 def _as_validated(model: WSLModel, refined: bool) -> Iterator[None]:
-    """No image is said to hold nothing; and no refinement, which may take most of the time, where it is not needed."""
+    """No image is below `min_probability`; and no refinement, which may take most of the time, unless it is needed."""
     refinement, least = model.refinement, model.min_probability
     model.min_probability = 0.0
     model.refinement = refinement if refined else None

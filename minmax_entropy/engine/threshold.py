@@ -138,7 +138,7 @@ def choose_min_probability(
 
     Args:
         model: any `WSLModel`.
-        dataset: labelled images, each with an object.
+        dataset: labelled images with an object; those of the model's `empty_classes` are left out.
         share: of the images that keep their class, in (0, 1).
         preprocess, reading: as for `evaluate` (`batch_size`, `skip_damaged`, `progress`, `inference`).
 
@@ -149,5 +149,8 @@ def choose_min_probability(
     if not 0 < share < 1:
         raise ValueError(f"share is that of the images that keep their class, over 0 and below 1, got {share!r}")
     found = evaluate(model, dataset, preprocess, with_masks=False, **reading)
-    least = np.quantile([row["probability"] for row in found.rows], 1 - share, method="lower")
-    return ProbabilityChoice(float(least), len(found.rows), found.damaged)
+    probabilities = [row["probability"] for row in found.rows if row["target"] not in model.empty_classes]
+    if not probabilities:
+        raise ValueError("none of the images has an object: all of them are of empty_classes")
+    least = np.quantile(probabilities, 1 - share, method="lower")
+    return ProbabilityChoice(float(least), len(probabilities), found.damaged)
