@@ -109,12 +109,7 @@ class RecursiveErasing(nn.Module):
         self._steps = operator.index(value)
 
     def passes(
-        self,
-        images: Tensor,
-        target: Tensor,
-        localize: Localize,
-        loss_of: Loss | None = None,
-        holding: Tensor | None = None,
+        self, images: Tensor, target: Tensor, localize: Localize, loss_of: Loss | None = None
     ) -> Iterator[ErasingPass]:
         """The passes, one at a time.
 
@@ -123,7 +118,6 @@ class RecursiveErasing(nn.Module):
             target: class indices `[B]`; `[B, K]` of zeros and ones for the multilabel task.
             localize: maps images to `(logits [B, K], maps [B, K, h, w], mask [B, 1, H, W])`.
             loss_of: maps logits and target to the cross-entropy of each image `[B]`; by default the task's own.
-            holding: bool `[B]`, False for images without an object, which are never trusted.
         """
         task = TASKS[self.task]
         loss_of = loss_of or task.loss
@@ -139,7 +133,7 @@ class RecursiveErasing(nn.Module):
                     history, first_loss = torch.ones_like(loss), loss
                 took_part = history
                 is_right, confidence = task.agreement(logits, target)
-                history = history * (is_right if holding is None else is_right & holding)
+                history = history * is_right
                 trust = math.exp(-t / self.sigma) * confidence * history * (loss <= first_loss)
             found = trust[:, None, None, None] * mask
             accumulated = found if t == 0 else torch.maximum(accumulated, found)
@@ -148,17 +142,10 @@ class RecursiveErasing(nn.Module):
                 erased = (erased * keep).to(images.dtype)
             yield ErasingPass(logits, maps, mask, loss, took_part, history, trust, accumulated, erased)
 
-    def forward(
-        self,
-        images: Tensor,
-        target: Tensor,
-        localize: Localize,
-        loss_of: Loss | None = None,
-        holding: Tensor | None = None,
-    ) -> ErasingOutput:
+    def forward(self, images: Tensor, target: Tensor, localize: Localize, loss_of: Loss | None = None) -> ErasingOutput:
         """Run the loop; arguments as in `passes`."""
         first = total = count = best = last = None
-        for last in self.passes(images, target, localize, loss_of, holding):
+        for last in self.passes(images, target, localize, loss_of):
             took_part = last.took_part if self.scope == "image" else torch.ones_like(last.took_part)
             if first is None:
                 first, total, count, best = last, last.loss, took_part, last.trust

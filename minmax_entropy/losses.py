@@ -214,7 +214,6 @@ class MinMaxEntropyLoss(nn.Module):
         background_logits: Tensor | None = None,
         mask: Tensor | None = None,
         localizer_loss: Tensor | None = None,
-        holding: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Terms whose input is None are left out (a plain CAM has only the first).
 
@@ -223,9 +222,6 @@ class MinMaxEntropyLoss(nn.Module):
             localizer_logits, logits, background_logits: `[B, K]` each: localizer, classifier on X+, classifier on X-.
             mask: `[B, 1, H, W]`, for the size term.
             localizer_loss: `[B]`, takes the place of `CE(localizer_logits, target)`; erasing sums it over its passes.
-            holding: `[B]`, False for images without an object (`empty_classes` of the model; our extension): they have
-                no background and no size term. No region shows the absence of objects, so hiding one must not put it in
-                doubt; any region of such an image is of its class, which the second term says.
 
         Returns:
             The weighted sum (scalar), and the unweighted terms (scalars, mean over the batch) by name.
@@ -235,11 +231,10 @@ class MinMaxEntropyLoss(nn.Module):
         losses = {"localizer": localizer_loss.mean()}
         if logits is not None:
             losses["foreground"] = self.cross_entropy(logits, target).mean()
-        counts = 1.0 if holding is None else holding.float()
         if background_logits is not None:
-            losses["background"] = (self._background(background_logits, target) * counts).mean()
+            losses["background"] = self._background(background_logits, target).mean()
         if mask is not None and self.size_loss is not None:
-            losses["size"] = (SIZE_LOSSES[self.size_loss](mask) * counts).mean()
+            losses["size"] = SIZE_LOSSES[self.size_loss](mask).mean()
         return sum(self.weights[name] * value for name, value in losses.items()), losses
 
     def _background(self, logits: Tensor, target: Tensor) -> Tensor:

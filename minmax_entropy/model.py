@@ -137,10 +137,9 @@ class WSLModel(TimmConventions, Shareable):
             whether there is an object (`minmax_entropy.engine.choose_min_probability`, docs/results/localization.md).
             The model itself, and what is exported, leave it to the caller. For the multiclass task.
         empty_classes: indices of classes whose images hold no object, such as "good" beside kinds of defects (our
-            extension, for the multiclass task). The mask is made of the other classes' maps alone. Images of these
-            classes have no background and no size term, no gradient through the mask, and are not erased. Where one of
-            them is predicted, the engine and the command line leave the mask empty; the model itself, and what is
-            exported, leave that to the caller.
+            extension, for the multiclass task). In evaluation the mask is made of the other classes' maps alone, and
+            where one of these is predicted, the engine and the command line leave it empty; the model itself, and what
+            is exported, leave that to the caller. The training is the same (docs/results/localization.md).
         mask_refinement: a dictionary of options of `AffinityRefinement` ({} for its defaults), which in evaluation mode
             brings the map to the image's edges, and may have a `sigma` of its own for it; None leaves the map as it is.
             Training through it costs more and gave the same (docs/results/localization.md).
@@ -340,23 +339,16 @@ class WSLModel(TimmConventions, Shareable):
             background = self.training or target is not None
 
         localizer_loss = None
-        holding = None if target is None else self.holding(target)
         if target is not None and self.training and self.erasing.steps > 0:
             mask, localizer_loss, localizer_logits, maps = self.erasing(
-                images,
-                target,
-                lambda erased: self._localize(erased, erased is images),
-                self.criterion.cross_entropy,
-                holding,
+                images, target, lambda erased: self._localize(erased, erased is images), self.criterion.cross_entropy
             )
         else:
             localizer_logits, maps, mask = self._localize(images)
 
         foreground_logits = background_logits = None
         if self.classifier is not None and (background or target is not None or self.classifier_decides):
-            # Without an object there is no region to learn: no price on its area, and no gradient.
-            region = mask if holding is None else torch.where(holding[:, None, None, None], mask, mask.detach())
-            relevant, irrelevant = split_regions(images, region)  # [B, C, H, W] each
+            relevant, irrelevant = split_regions(images, mask)  # [B, C, H, W] each
             foreground_logits = self._classify(relevant)  # [B, K]
             background_logits = self._classify(irrelevant) if background else None
 
@@ -371,7 +363,6 @@ class WSLModel(TimmConventions, Shareable):
             background_logits,
             None if self.classifier is None else mask,
             localizer_loss,
-            **({} if holding is None else {"holding": holding}),
         )
         return output._replace(loss=loss, losses=losses)
 
@@ -410,18 +401,14 @@ class WSLModel(TimmConventions, Shareable):
 
     def map_weights(self, logits: Tensor) -> Tensor:
         """What each class's map counts in the map that becomes the mask: `[B, K]` from the localizer's `[B, K]`, by
-        `mask_source`, among the classes that have an object."""
-        logits = self.without_empty(logits)
+        `mask_source`; in evaluation among the classes that have an object."""
+        logits = logits if self.training else self.without_empty(logits)
         task = TASKS[self.task]
         return task.probabilities(logits) if self.mask_source == "expected" else task.predicted(logits)
 
     def without_empty(self, logits: Tensor) -> Tensor:
         """Scores `[B, K]` with minus infinity for `empty_classes`."""
         return logits if self._is_empty is None else logits.masked_fill(self._is_empty, -torch.inf)
-
-    def holding(self, target: Tensor) -> Tensor | None:
-        """Which images hold an object, by their class indices `[B]`: bool `[B]`; None without `empty_classes`."""
-        return None if self._is_empty is None else ~self._is_empty[target]
 
     def _mask(self, regions: Tensor, images: Tensor) -> Tensor:
         """From maps `[B, N, h, w]` of images `[B, C, H, W]` to masks `[B, N, H, W]` in [0, 1]."""

@@ -134,6 +134,8 @@ def test_metadata_and_names(tmp_path):
         "minmax_entropy": mme.__version__,
         "task": "multilabel",
         "class_names": ["a", "b", "ç"],
+        "empty_classes": [],
+        "min_probability": 0.0,
         "mean": [0.1, 0.2, 0.3],
         "std": list(model.data_config["std"]),
         "input_size": [3, 64, 64],

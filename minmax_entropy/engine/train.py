@@ -46,7 +46,6 @@ _logger = logging.getLogger(__name__)
 Images = LabelledImages | LabelledStream
 
 # A mean mask outside of this range marks next to nothing, or nearly the whole image: the trivial optimum.
-HOLDING = "holding"  # share of the images that hold an object
 MASK_AREA_RANGE = (0.02, 0.9)
 STATUS_STEPS = 10
 CURVES_SECONDS = 30  # the picture takes a second
@@ -333,8 +332,6 @@ class _Training:
                 f"({', '.join(f'{key}={value:.4g}' for key, value in means.items())}); "
                 "lower the learning rate, or look for images with NaN or infinite pixels"
             )
-        if HOLDING in means:  # of the images that hold an object
-            means["mask_area"] /= max(means.pop(HOLDING), 1e-12)
         images = self.plan.steps * self.plan.batch_size
         return {"epoch": progress.epoch, "seconds": 0.0, "lr": lr, "images": images, **means}
 
@@ -355,11 +352,7 @@ class _Training:
         # The mean of the batch becomes its part of the step's mean; gradients are averaged over the processes.
         self.accelerator.backward(output.loss * (batch.share * self.accelerator.num_processes))
         with torch.no_grad():
-            figures = {"loss": output.loss, **output.losses}
-            areas, holding = output.mask.mean(dim=(1, 2, 3)), self.model.holding(target)
-            figures["mask_area"] = areas.mean() if holding is None else (areas * holding).mean()
-            if holding is not None:
-                figures[HOLDING] = holding.float().mean()
+            figures = {"loss": output.loss, **output.losses, "mask_area": output.mask.mean()}
             figures["train_error"] = (output.logits.argmax(dim=1) != target).float().mean()
             for name, value in figures.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().float() * batch.share
