@@ -296,7 +296,6 @@ class WSLModel(TimmConventions, Shareable):
             label_smoothing=label_smoothing,
             class_weights=class_weights,
         )
-        self.register_buffer("_is_empty", None, persistent=False)  # bool [K]
         self.empty_classes = empty_classes
         if class_weights is not None and len(class_weights) != num_classes:
             raise ValueError(
@@ -408,7 +407,9 @@ class WSLModel(TimmConventions, Shareable):
 
     def without_empty(self, logits: Tensor) -> Tensor:
         """Scores `[B, K]` with minus infinity for `empty_classes`."""
-        return logits if self._is_empty is None else logits.masked_fill(self._is_empty, -torch.inf)
+        if not self._empty_classes:
+            return logits
+        return logits.index_fill(1, torch.tensor(self._empty_classes, device=logits.device), -torch.inf)
 
     def _mask(self, regions: Tensor, images: Tensor) -> Tensor:
         """From maps `[B, N, h, w]` of images `[B, C, H, W]` to masks `[B, N, H, W]` in [0, 1]."""
@@ -524,11 +525,6 @@ class WSLModel(TimmConventions, Shareable):
     @empty_classes.setter
     def empty_classes(self, indices: Sequence[int]) -> None:
         self._empty_classes = check_empty_classes(indices, self.num_classes, self.task)
-        self._is_empty = None
-        if self._empty_classes:
-            device = next(self.localizer.parameters(), torch.empty(())).device
-            self._is_empty = torch.zeros(self.num_classes, dtype=torch.bool, device=device)
-            self._is_empty[self._empty_classes] = True
 
     @property
     def mask_refinement(self) -> dict | None:

@@ -4,8 +4,9 @@
     python benchmarks/quality/surfaces.py runs/surfaces-good --good
 
 Grey, 200 x 200: grain along a direction, uneven light, and a defect of one of five kinds, from hair-thin to a quarter
-of the image. `train.csv` (60 a class), `valid.csv` (20) and `test.csv` (40) list `image,mask,class`. The same seed
-gives the same files. Real surfaces are not drawn: this says whether settings break, not how good they are.
+of the image. `train.csv` (60 a class), `valid.csv` (20) and `test.csv` (40) list `image,mask,class`; with `--good` the
+classes are "defect", of half as many of each kind, and "good", of as many as these together. The same seed gives the
+same files. Real surfaces are not drawn: this says whether settings break, not how good they are.
 """
 
 from __future__ import annotations
