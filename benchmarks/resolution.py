@@ -22,7 +22,7 @@ from minmax_entropy.data import SyntheticShapes
 from minmax_entropy.demo import SIZE, Method, train_method
 
 CLASSES = 6
-METHOD = {"img_size": SIZE, "preset": "area", "localizer": "average", "classifier_scale": 0.75}  # the demo's
+METHOD = {"img_size": SIZE, "preset": "area", "localizer": "average", "classifier_scale": 0.75}
 CNN = [
     {},
     {"output_stride": 16},

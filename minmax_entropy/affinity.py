@@ -40,6 +40,9 @@ class AffinityRefinement(nn.Module):
     channels, with the standard deviation of the channel over the neighbourhood. It is done `iterations` times. Scale
     and offset of the image play no part.
 
+    With `compression` c, a map A, in units of the localizer's scores, is `sign(A) * log(1 + c * |A|)` before that:
+    its highest places are what tells the class, such as a face, and lower ones around them belong to the same object.
+
     It works on maps that are enlarged `scale` times, at most to the image's size and to `MAX_POSITIONS`, and with the
     image brought to that: time and memory are in proportion to `8 * len(dilations)` times the positions there.
 
@@ -49,7 +52,8 @@ class AffinityRefinement(nn.Module):
         temperature: over 0; the smaller, the sharper the edges.
         scale: how many times the map is enlarged.
         sigma: threshold on the refined map, normalized to [0, 1], in the place of the model's `mask_sigma`; None keeps
-            that. Averaging within objects lifts them, so it may be higher.
+            that. Averaging within objects lifts them, and so does compression: it may be higher.
+        compression: c, 0 (none) or more.
 
     Raises:
         ValueError: an argument out of its range.
@@ -62,6 +66,7 @@ class AffinityRefinement(nn.Module):
         temperature: float = 0.2,
         scale: int = 4,
         sigma: float | None = None,
+        compression: float = 0.0,
     ) -> None:
         super().__init__()
         self.iterations = check_count("iterations", iterations)
@@ -78,6 +83,10 @@ class AffinityRefinement(nn.Module):
             raise ValueError(f"temperature must be over 0, got {temperature!r}")
         self.temperature = float(temperature)
         self.scale = check_count("scale", scale)
+        check_number("compression", compression)
+        if compression < 0:
+            raise ValueError(f"compression must be 0 or more, got {compression!r}")
+        self.compression = float(compression)
         if sigma is not None:
             check_number("sigma", sigma)
             if not 0 <= sigma <= 1:
@@ -88,7 +97,7 @@ class AffinityRefinement(nn.Module):
         """Refine maps along the edges of images.
 
         Args:
-            maps: `[B, N, h, w]`, of any scale: a map with another scale or offset gives the same with these.
+            maps: `[B, N, h, w]`. Without compression, a map with another scale or offset gives the same with these.
             images: `[B, C, H, W]`.
 
         Returns:
@@ -96,7 +105,7 @@ class AffinityRefinement(nn.Module):
         """
         size = self.size(maps.shape[-2:], images.shape[-2:])
         dtype = torch.promote_types(maps.dtype, torch.float32)
-        maps = resize(maps.to(dtype), size)
+        maps = resize(self._compressed(maps.to(dtype)), size)
         with torch.no_grad():
             weights = self.weights(_reduced(images.to(dtype), size))
         return torch.cat([self._averaged(each, weights) for each in maps.split(1, dim=1)], dim=1)
@@ -108,6 +117,9 @@ class AffinityRefinement(nn.Module):
             scale = max(min(scale, math.isqrt(MAX_POSITIONS // (maps[0] * maps[1]))), 1)
         return tuple(torch.sym_min(scale * small, large) for small, large in zip(maps, images, strict=True))
 
+    def _compressed(self, maps: Tensor) -> Tensor:
+        return maps if self.compression == 0 else maps.sign() * (self.compression * maps.abs()).log1p()
+
     def _averaged(self, maps: Tensor, weights: Tensor) -> Tensor:
         for _ in range(self.iterations):
             maps = (self._neighbours(maps) * weights).sum(dim=2)
@@ -116,7 +128,7 @@ class AffinityRefinement(nn.Module):
     @property
     def options(self) -> dict:
         """What it was made with."""
-        names = ("iterations", "dilations", "temperature", "scale", "sigma")
+        names = ("iterations", "dilations", "temperature", "scale", "sigma", "compression")
         return {name: getattr(self, name) for name in names}
 
     def weights(self, images: Tensor) -> Tensor:

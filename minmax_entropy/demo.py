@@ -15,6 +15,7 @@ from torch import Tensor
 from minmax_entropy.data import SyntheticShapes
 from minmax_entropy.data.subsets import targets_of
 from minmax_entropy.engine import evaluate, evaluate_all_ones, get_recipe, preprocess_for
+from minmax_entropy.engine.methods import get_method
 from minmax_entropy.engine.pictures import save_picture
 from minmax_entropy.engine.progress import progress_bar
 from minmax_entropy.engine.report import LEGEND, case_grid, metrics_table
@@ -41,8 +42,8 @@ class Method:
 
 
 CAM = Method("CAM baseline", dict(MODEL, preset="cam"))
-OURS = Method("min-max entropy", dict(MODEL, preset="refined", classifier_scale=0.75))
-CAM_REFINED = "CAM baseline, refined"  # the same weights, with the refinement of ours
+OURS = Method("min-max entropy", dict(MODEL, preset="refined"))
+CAM_REFINED = "CAM baseline, refined"  # the same weights, with a refinement as ours
 ERASING = Method("min-max entropy + erasing", OURS.settings, ERASING_STEPS)
 
 
@@ -75,7 +76,7 @@ def run_demo(output: Path, seed: int = 0, epochs: int = EPOCHS, train_images: in
     for method in (OURS, ERASING, CAM):
         models[method.title], table[method.title], trained = train_method(method, train, test, seed, epochs, seconds)
         seconds = seconds or trained
-    models[CAM.title].mask_refinement = models[OURS.title].mask_refinement
+    models[CAM.title].mask_refinement = get_method("cam-refined").evaluated_with["mask_refinement"]
     table[CAM_REFINED] = evaluate(models[CAM.title], test, batch_size=50, boxes=False).metrics
     models[CAM.title].mask_refinement = None
     rows = {name: table[name] for name in ("all-ones", CAM.title, CAM_REFINED, OURS.title, ERASING.title)}

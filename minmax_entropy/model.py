@@ -549,7 +549,8 @@ class WSLModel(TimmConventions, Shareable):
 
     def settings(self) -> dict:
         """Keywords that rebuild the model as it is: `config`, with what may have been set since."""
-        return {**self.config, **{key: value for key, value in self._live().items() if value != self._as_built[key]}}
+        changed = {key: value for key, value in self._live().items() if value != self._as_built[key]}
+        return {**self.config, **changed, "mask_refinement": self.mask_refinement}  # all of its options, as they are
 
     def _live(self) -> dict:
         """What can be set on a model that is built."""

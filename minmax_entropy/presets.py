@@ -36,12 +36,15 @@ PRESETS: dict[str, dict] = {
     # The same, with masks along the edges of the image, and the class by the localizer, which sees the whole image at
     # its full size, with BatchNorm statistics of whole images, which is what it meets in evaluation. Measured on
     # photographs and embedded images: docs/results/localization.md.
-    # `mask_sigma` is the training's. A `mask_refinement` given beside the preset replaces the whole dictionary.
+    # `mask_sigma` is the training's. A `mask_refinement` given beside the preset replaces the whole dictionary. With
+    # other heads and with erasing, whose maps are higher or larger, its `sigma` should be higher.
     "refined": dict(
         **_AREA,
         decision="localizer",
         bn_statistics="images",
-        mask_refinement=dict(iterations=10, dilations=(1, 2, 4, 8), temperature=0.2, scale=4, sigma=0.4),
+        mask_refinement=dict(
+            iterations=10, dilations=(1, 2, 4, 8), temperature=0.15, scale=4, sigma=0.5, compression=0.4
+        ),
     ),
     # Class activation mapping as a baseline: average pooling, no classifier, mask from the predicted class's map.
     "cam": dict(localizer="average", classifier=None),

@@ -71,6 +71,20 @@ def test_each_image_and_map_by_itself():
     torch.testing.assert_close(refine(3 * maps + 1, 5 * images - 2), 3 * found + 1, rtol=1e-4, atol=1e-4)
 
 
+def test_compression():
+    """The logarithm of the map on both sides of 0; the order of values stays, and so does a map of one value."""
+    generator = torch.Generator().manual_seed(2)
+    image, maps = torch.randn(1, 3, 12, 16, generator=generator), 20 * torch.randn(1, 2, 6, 8, generator=generator)
+    plain, compressed = AffinityRefinement(**OPTIONS), AffinityRefinement(**OPTIONS, compression=0.4)
+    by_hand = [math.copysign(math.log(1 + 0.4 * abs(value)), value) for value in maps.flatten().tolist()]
+    expected = plain(torch.tensor(by_hand).reshape(maps.shape), image)
+    torch.testing.assert_close(compressed(maps, image), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(compressed(maps / 1e6, image) * 1e6, 0.4 * plain(maps, image), rtol=1e-3, atol=1e-4)
+    for value in (0.0, -3.0):
+        found = compressed(torch.full((1, 1, 6, 8), value), image)
+        assert found.isfinite().all() and found.std() < 1e-6
+
+
 @pytest.mark.parametrize(
     ("scale", "shape", "expected"),
     [(1, (5, 4), (5, 4)), (4, (5, 4), (20, 16)), (4, (24, 20), (64, 48)), (100, (5, 4), (64, 48))],
@@ -120,6 +134,8 @@ def test_an_image_of_one_colour(image):
         (dict(temperature=0.0), ValueError, "temperature must be over 0"),
         (dict(scale=0), ValueError, "scale must be an integer of 1 or more"),
         (dict(sigma=1.5), ValueError, "sigma is a threshold"),
+        (dict(compression=-0.1), ValueError, "compression must be 0 or more, got -0.1"),
+        (dict(compression="much"), ValueError, "compression must be a finite number"),
         (dict(steps=3), TypeError, "its options are .*iterations"),
         ("pamr", TypeError, "mask_refinement must be a dictionary of options or None, got 'pamr'"),
     ],
@@ -158,10 +174,13 @@ def test_it_is_saved_and_may_be_set(tmp_path):
     model.mask_refinement = OPTIONS
     mask = model.eval()(images).mask
     again = mme.create_model(f"local-dir:{model.save_pretrained(tmp_path / 'model')}").eval()
-    assert again.mask_refinement == model.mask_refinement == {**OPTIONS, "sigma": None}
+    assert again.mask_refinement == model.mask_refinement == {**OPTIONS, "sigma": None, "compression": 0.0}
     torch.testing.assert_close(again(images).mask, mask)
     again.mask_refinement = None
     assert again.refinement is None and not again(images).mask.equal(mask)
+    # Every option is written, so that another default later changes no model; one without compression has none.
+    assert create(mask_refinement={}).settings()["mask_refinement"] == AffinityRefinement().options
+    assert create(mask_refinement=OPTIONS).mask_refinement["compression"] == 0
 
 
 def test_a_limit_on_the_enlargement(monkeypatch):
@@ -175,7 +194,7 @@ def test_a_limit_on_the_enlargement(monkeypatch):
 @pytest.mark.parametrize("decision", ["classifier", "localizer"])
 def test_tiles(decision):
     """The whole image as one tile gives what the model gives."""
-    model = create(mask_refinement=dict(OPTIONS, sigma=0.4), decision=decision).eval()
+    model = create(mask_refinement=dict(OPTIONS, sigma=0.4, compression=0.4), decision=decision).eval()
     preprocess = Preprocess(mean=model.data_config["mean"], std=model.data_config["std"], multiple=32)
     picture = SyntheticShapes(length=1, size=96)[0].image
     with torch.inference_mode():
@@ -194,12 +213,22 @@ def test_a_classifier_that_does_not_decide_is_no_obstacle_to_tiles():
 
 
 def test_grad_cam_is_refined():
+    """At the size of the features, as a class activation map is: LayerCAM of an average is that of positive weights."""
     model = create(preset="cam").eval()
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    plain = GradCAM(model)(images).mask
-    model.mask_refinement = dict(OPTIONS, sigma=0.4)
-    refined = GradCAM(model)(images).mask
+    layer_cam = GradCAM(model, "layer_cam")
+    plain = layer_cam(images).mask
+    model.mask_refinement = dict(iterations=10, dilations=(1, 2), scale=1, sigma=0.4)
+    refined = layer_cam(images).mask
     assert refined.shape == plain.shape and (refined - plain).abs().max() > 0.1
+
+    features = model.forward_features(images)
+    weight = next(parameter for parameter in model.localizer.parameters() if parameter.ndim == 4)
+    maps = torch.einsum("kd,bdhw->bkhw", weight.flatten(1).clamp(min=0), features)
+    best = int(model.localize(images).localizer_logits.argmax())
+    expected = model._mask(maps[:, best : best + 1], images)
+    torch.testing.assert_close(refined, expected, rtol=0, atol=0.1)
+    assert (refined - expected).abs().mean() < 0.02
 
 
 def test_double_precision_stays():

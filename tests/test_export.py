@@ -106,7 +106,9 @@ def test_onnx_file_agrees_with_the_model(tmp_path, name, size, shapes):
 
 OPTIONS = {
     "wildcat, lse": dict(localizer=dict(name="wildcat", kmax=0.3, kmin=0.2, alpha=0.7), classifier="lse"),
-    "max, average": dict(localizer="max", classifier="average", classifier_scale=1, mask_refinement=dict(iterations=2)),
+    "max, average": dict(
+        localizer="max", classifier="average", classifier_scale=1, mask_refinement=dict(iterations=2, compression=0.4)
+    ),
     "attention, counts": dict(localizer="attention", classifier=dict(kmax=5, alpha=0.5, kmin=1.0)),
     "multilabel, two backbones": dict(task="multilabel", mask_source="predicted", shared_backbone=False),
     "no classifier, batch mask": dict(preset="cam", mask_normalization="batch"),

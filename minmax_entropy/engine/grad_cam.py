@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minmax_entropy.extras import require
@@ -22,7 +23,8 @@ class GradCAM(nn.Module):
 
     The map is taken at the backbone's features, which are `[B, D, h, w]` for every backbone, so that no
     `reshape_transform` is needed; it is that of the class of the highest localizer score. It is normalized to [0, 1]
-    per image and turned into a mask as the model does it, `sigmoid(omega * (map - sigma))`, its refinement included.
+    per image and turned into a mask as the model does it, `sigmoid(omega * (map - sigma))`, its refinement included, of
+    the map at the size of the features.
 
     Args:
         model: a trained model; its weights are shared.
@@ -62,6 +64,8 @@ class GradCAM(nn.Module):
             for parameter in trained:
                 parameter.requires_grad_(True)
         region = torch.from_numpy(np.asarray(region, dtype=np.float32)).to(images.device).unsqueeze(1)
+        if self.model.refinement is not None and not self.model.training:  # which enlarges maps itself
+            region = F.interpolate(region, output.localizer_maps.shape[-2:], mode="bilinear")
         mask = self.model._mask(region, images)
         return WSLOutput(logits=output.logits, mask=mask, localizer_logits=output.localizer_logits)
 
