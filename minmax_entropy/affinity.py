@@ -10,19 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minmax_entropy.checks import check_count, check_number
-from minmax_entropy.mask import resize
+from minmax_entropy.mask import resample, resize
 from minmax_entropy.symbolic import is_symbolic
 
 MAX_ITERATIONS, MAX_DILATION, MAX_DILATIONS = 1000, 1024, 16
 MAX_POSITIONS = 2**20  # of an enlarged map; the neighbours of one take some 1.2 KB for a while (four dilations)
 EPSILON = 1e-6  # of the standard deviation, for surroundings of one colour
-
-
-def _reduced(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images at the size of the maps, each position the mean of what it stands for."""
-    if not any(map(is_symbolic, (*images.shape[-2:], *size))) and tuple(images.shape[-2:]) == tuple(size):
-        return images
-    return F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
 def _deviation(values: Tensor) -> Tensor:
@@ -107,7 +100,7 @@ class AffinityRefinement(nn.Module):
         dtype = torch.promote_types(maps.dtype, torch.float32)
         maps = resize(self._compressed(maps.to(dtype)), size)
         with torch.no_grad():
-            weights = self.weights(_reduced(images.to(dtype), size))
+            weights = self.weights(resample(images.to(dtype), size))
         return torch.cat([self._averaged(each, weights) for each in maps.split(1, dim=1)], dim=1)
 
     def size(self, maps: tuple[int, int], images: tuple[int, int]) -> tuple[int, int]:

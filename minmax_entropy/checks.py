@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 LARGEST = 1e12  # of any setting
 MAX_SIDE = 2**13  # pixels
+MAX_SCALE, MAX_SCALES = 16, 16  # times the image, far beyond any use; how many
 MAX_CHANNELS = 4096
 SMALLEST_STD = 1e-6
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming", "random")
@@ -77,6 +78,27 @@ def check_min_probability(value: float) -> None:
     check_number("min_probability", value)
     if not 0 <= value <= 1:
         raise ValueError(f"min_probability must be in [0, 1], got {value!r}")
+
+
+def check_scales(name: str, scales: Sequence[float]) -> tuple[float, ...]:
+    """Sizes as shares of the image's own, which is one of them.
+
+    Raises:
+        TypeError: no list of numbers.
+        ValueError: a number out of range, one twice, too many, or none that is 1.
+    """
+    if not isinstance(scales, (list, tuple)):
+        raise TypeError(f"{name} must be a list of numbers, got {scales!r:.80}")
+    for scale in scales:
+        check_number(name, scale)
+    found = tuple(float(scale) for scale in scales)
+    if not all(0 < scale <= MAX_SCALE for scale in found) or len(set(found)) < len(found) or len(found) > MAX_SCALES:
+        raise ValueError(
+            f"{name} must be up to {MAX_SCALES} different shares over 0, up to {MAX_SCALE}, got {scales!r:.80}"
+        )
+    if 1 not in found:
+        raise ValueError(f"{name} must have 1, the image as it is, among them, got {scales!r:.80}")
+    return found
 
 
 def check_empty_classes(indices: Sequence[int], num_classes: int, task: str) -> list[int]:

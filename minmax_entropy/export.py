@@ -228,14 +228,15 @@ def _steps(model: WSLModel) -> list[Size]:
     if model.backbone.sizes.fixed is not None:
         return []
     step, multiple = model.backbone.sizes.step, model.backbone.sizes.multiple
-    if _scales(model):
-        multiple *= Fraction(model.classifier_scale).limit_denominator(LARGEST_DENOMINATOR).denominator
+    shares = [Fraction(share).limit_denominator(LARGEST_DENOMINATOR).denominator for share in _shares(model)]
+    multiple *= math.lcm(*shares)
     return list(dict.fromkeys((step, (multiple, multiple))))
 
 
-def _scales(model: WSLModel) -> bool:
-    """Whether the size of the classifier's images follows that of the localizer's."""
-    return model.classifier_decides and isinstance(model.classifier_scale, float)
+def _shares(model: WSLModel) -> list[float]:
+    """Sizes of the passes of the backbones that follow from that of the images, as shares of it."""
+    follows = model.classifier_decides and isinstance(model.classifier_scale, float)
+    return [*model.evaluation_scales, *([model.classifier_scale] if follows else [])]
 
 
 def _trace_any_size(model: WSLModel, size: Size, batch: int | None, step: Size) -> _Traced:
@@ -261,8 +262,7 @@ def _dim(name: str, step: int, smallest: int) -> torch.export.Dim:
 def _smallest(model: WSLModel, step: Size) -> Size:
     """Multiples of `step` whose feature maps have two positions each way: torch.export takes a size of 1 for fixed."""
     sizes = model.backbone.sizes  # those of the classifier's own are the same
-    share = min(model.classifier_scale, 1.0) if _scales(model) else 1.0
-    least = math.ceil(max(2 * sizes.stride, sizes.floor) / share)
+    least = math.ceil(max(2 * sizes.stride, sizes.floor) / min(_shares(model)))  # of them, 1 is one
     return tuple(math.ceil(least / each) * each for each in step)
 
 

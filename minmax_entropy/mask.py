@@ -39,6 +39,15 @@ def resize(tensor: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(tensor, size=size, mode="bilinear", align_corners=True)
 
 
+def resample(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images at another size, each position the mean of what it stands for: `[B, C, h, w]` to `[B, C, *size]`."""
+    sides = (*images.shape[-2:], *size)
+    if not any(map(is_symbolic, sides)) and sides[:2] == sides[2:]:
+        return images
+    dtype = torch.promote_types(images.dtype, torch.float32)  # a CPU does no antialiasing in half precision
+    return F.interpolate(images.to(dtype), size, mode="bilinear", antialias=True).to(images.dtype)
+
+
 def min_max_normalize(maps: Tensor, over: str = "image") -> Tensor:
     """Scale to [0, 1] with the lowest and the highest value, per image or over the whole batch.
 

@@ -8,7 +8,7 @@ import functools
 import inspect
 import itertools
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from minmax_entropy.backbones.init import INITIALIZATIONS
 from minmax_entropy.checkpointing import frozen_statistics
 from minmax_entropy.checks import (
     MAX_CHANNELS,
+    MAX_SCALE,
     MAX_SIDE,
     check_choice,
     check_count,
@@ -29,6 +30,7 @@ from minmax_entropy.checks import (
     check_flag,
     check_mask,
     check_min_probability,
+    check_scales,
     check_threshold,
 )
 from minmax_entropy.conventions import TimmConventions
@@ -41,6 +43,7 @@ from minmax_entropy.mask import (
     MASK_SOURCES,
     NORMALIZATIONS,
     min_max_normalize,
+    resample,
     resize,
     soft_mask,
     split_regions,
@@ -48,7 +51,7 @@ from minmax_entropy.mask import (
 )
 from minmax_entropy.presets import resolve_preset
 from minmax_entropy.sharing import Shareable
-from minmax_entropy.symbolic import truncated_share
+from minmax_entropy.symbolic import is_symbolic, rounded_share, truncated_share
 from minmax_entropy.tasks import TASKS
 
 DECISIONS = ("classifier", "localizer")
@@ -64,8 +67,10 @@ class WSLOutput(NamedTuple):
             with `decision="localizer"`).
         mask: `[B, 1, H, W]` in [0, 1], M+. With erasing, the accumulated mask. `localize(images, classes=...)` gives
             one for each class it was asked for, `[B, N, H, W]`.
-        localizer_logits: `[B, K]`. With erasing, those of the first pass.
-        localizer_maps: `[B, K, h, w]` class activation maps. With erasing, those of the first pass.
+        localizer_logits: `[B, K]`. With erasing, those of the first pass; in evaluation the mean over the model's
+            `evaluation_scales`.
+        localizer_maps: `[B, K, h, w]` class activation maps of the image at its own size. With erasing, those of the
+            first pass.
         background_logits: `[B, K]` of the classifier on the irrelevant region X-.
         losses: the unweighted terms by name: `localizer`, `foreground`, `background`, `size`; with a target only.
     """
@@ -143,6 +148,9 @@ class WSLModel(TimmConventions, Shareable):
         mask_refinement: a dictionary of options of `AffinityRefinement` ({} for its defaults), which in evaluation mode
             brings the map to the image's edges, and may have a `sigma` of its own for it; None leaves the map as it is.
             Training through it costs more and gave the same (docs/results/localization.md).
+        evaluation_scales: sizes, as shares of the image's own, at which the localizer sees each image in evaluation
+            mode: scores and masks are the means over them, for a pass of the backbone each. 1 must be among them. A
+            backbone of one size sees that alone.
         mask_normalization: range of the map per "image", or over the "batch" as in the authors' implementation.
         detach_mask: keep the classifier's gradient from the localizer's head; it flows through the mask otherwise, and
             without a size term the mask then grows to the whole image, a trivial optimum. By default True without
@@ -194,6 +202,7 @@ class WSLModel(TimmConventions, Shareable):
         min_probability: float = 0.0,
         empty_classes: Sequence[int] = (),
         mask_refinement: dict | None = None,
+        evaluation_scales: Sequence[float] = (1.0,),
         mask_normalization: str = "image",
         detach_mask: bool | None = None,
         background_loss: str = "sem",
@@ -239,6 +248,7 @@ class WSLModel(TimmConventions, Shareable):
         self.mask_threshold = float(mask_threshold)
         self.min_probability = min_probability
         self.mask_refinement = mask_refinement
+        self.evaluation_scales = evaluation_scales
         self.mask_normalization = mask_normalization
         flags = dict(shared_backbone=shared_backbone, freeze_backbone=freeze_backbone, freeze_bn=freeze_bn)
         for name, flag in dict(flags, checkpoint_passes=checkpoint_passes).items():
@@ -366,7 +376,8 @@ class WSLModel(TimmConventions, Shareable):
         return output._replace(loss=loss, losses=losses)
 
     def localize(self, images: Tensor, classes: str | Sequence[int | str] | Tensor | None = None) -> WSLOutput:
-        """Mask, localizer scores and maps, for one pass of the backbone. The classifier does not run.
+        """Mask, localizer scores and maps, for one pass of the backbone (one for each of `evaluation_scales` in
+        evaluation mode). The classifier does not run.
 
         Args:
             images: `[B, C, H, W]`, normalized with `data_config`'s mean and std.
@@ -382,21 +393,52 @@ class WSLModel(TimmConventions, Shareable):
             ValueError, TypeError: images of a wrong shape or dtype; a class that the model does not have.
         """
         self._check_images(images)
-        localizer_logits, maps, mask = self._localize(images)
-        if classes is not None:
-            index = class_index(classes, images.shape[0], self.num_classes, self.class_names).to(maps.device)  # [B, N]
-            chosen = maps.gather(1, index[:, :, None, None].expand(-1, -1, *maps.shape[2:]))  # [B, N, h, w]
-            chosen = chosen.detach() if self.detach_mask else chosen
-            mask = self._mask(chosen, images)
+        localizer_logits, maps, mask = self._localize(images, classes=classes)
         return WSLOutput(mask=mask, localizer_logits=localizer_logits, localizer_maps=maps)
 
-    def _localize(self, images: Tensor, whole: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """Localizer scores `[B, K]`, class maps `[B, K, h, w]` and mask `[B, 1, H, W]`; `whole` or erased images."""
-        features = self._features(self.backbone, images, whole)  # [B, D, h, w]
-        logits, maps = self._head(self.localizer, features)
+    def class_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Localizer scores `[B, K]` and class maps `[B, K, h, w]` of images `[B, C, H, W]` at their own size alone, for
+        one pass of the backbone; there is no mask.
+
+        Raises:
+            ValueError, TypeError: images of a wrong shape or dtype.
+        """
+        self._check_images(images)
+        return self._head(self.localizer, self._features(self.backbone, images, True))
+
+    def _localize(
+        self, images: Tensor, whole: bool = True, classes: str | Sequence[int | str] | Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Localizer scores `[B, K]`, class maps `[B, K, h, w]` and mask `[B, 1, H, W]`; `whole` or erased images; with
+        `classes` the mask is `[B, N, H, W]`."""
+        logits, views = self._views(images, whole)
         with torch.no_grad() if self.detach_mask else contextlib.nullcontext():
-            mask = self._mask(weighted_map(maps, self.map_weights(logits)), images)
-        return logits, maps, mask
+            if classes is None:
+                weights = self.map_weights(logits)
+                regions = [weighted_map(maps, weights) for maps in views]
+            else:
+                index = class_index(classes, images.shape[0], self.num_classes, self.class_names).to(logits.device)
+                index = index[:, :, None, None]  # [B, N, 1, 1]
+                regions = [maps.gather(1, index.expand(-1, -1, *maps.shape[2:])) for maps in views]
+            masks = [self._mask(region, images) for region in regions]
+            return logits, views[0], masks[0] if len(masks) == 1 else torch.stack(masks).mean(dim=0)
+
+    def _views(self, images: Tensor, whole: bool) -> tuple[Tensor, list[Tensor]]:
+        """Localizer scores `[B, K]`, and class maps `[B, K, h, w]`: first those of the images as they are; in
+        evaluation of the other sizes, too, and the scores are the means."""
+        views = [self._head(self.localizer, self._features(self.backbone, images, whole))]
+        if not self.training:
+            views += [self._head(self.localizer, self.backbone(other)) for other in self._at_other_sizes(images)]
+        logits, maps = zip(*views, strict=True)
+        return logits[0] if len(views) == 1 else torch.stack(logits).mean(dim=0), list(maps)
+
+    def _at_other_sizes(self, images: Tensor) -> Iterator[Tensor]:
+        """The images at the other `evaluation_scales`, in the nearest sizes that the backbone takes."""
+        own = tuple(images.shape[-2:])
+        for scale in self.evaluation_scales:
+            size = self.backbone.sizes.nearest(*(rounded_share(scale, side) for side in own))
+            if scale != 1 and (any(map(is_symbolic, own)) or size != own):
+                yield resample(images, size)
 
     def map_weights(self, logits: Tensor) -> Tensor:
         """What each class's map counts in the map that becomes the mask: `[B, K]` from the localizer's `[B, K]`, by
@@ -518,6 +560,15 @@ class WSLModel(TimmConventions, Shareable):
         self._min_probability = float(value)
 
     @property
+    def evaluation_scales(self) -> tuple[float, ...]:
+        """Sizes at which images are seen in evaluation, as shares of their own. May be set at any time."""
+        return self._evaluation_scales
+
+    @evaluation_scales.setter
+    def evaluation_scales(self, scales: Sequence[float]) -> None:
+        self._evaluation_scales = check_scales("evaluation_scales", scales)
+
+    @property
     def empty_classes(self) -> list[int]:
         """Indices of the classes whose images hold no object. May be set at any time."""
         return list(self._empty_classes)
@@ -555,7 +606,7 @@ class WSLModel(TimmConventions, Shareable):
     def _live(self) -> dict:
         """What can be set on a model that is built."""
         own = ("decision", "classifier_scale", "bn_statistics", "detach_mask", "checkpoint_passes")
-        answer = ("min_probability", "empty_classes")
+        answer = ("min_probability", "empty_classes", "evaluation_scales")
         mask = ("sigma", "omega", "threshold", "source", "normalization", "refinement")
         erasing = ("steps", "sigma", "scope", "reduction", "fallback", "normalize_trust")
         return {
@@ -588,9 +639,6 @@ def _per_channel(data_config: dict, in_chans: int) -> dict:
         else:
             config[key] = tuple(itertools.islice(itertools.cycle(values), in_chans))
     return config
-
-
-MAX_SCALE = 16  # times the image, far beyond any use
 
 
 def _check_scale(value: float | tuple[int, int]) -> float | tuple[int, int]:

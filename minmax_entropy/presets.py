@@ -34,8 +34,9 @@ PRESETS: dict[str, dict] = {
     # Gradient through the mask, a calibrated threshold, and a price on the area against the trivial optimum M+ = 1.
     "area": _AREA,
     # The same, with masks along the edges of the image, and the class by the localizer, which sees the whole image at
-    # its full size, with BatchNorm statistics of whole images, which is what it meets in evaluation. Measured on
-    # photographs and embedded images: docs/results/localization.md.
+    # its full size, with BatchNorm statistics of whole images, which is what it meets in evaluation. There it looks
+    # three times, which costs 3.8 passes; `evaluation_scales=(1.0,)` is one. Measured on photographs, embedded images
+    # and surfaces: docs/results/localization.md.
     # `mask_sigma` is the training's. A `mask_refinement` given beside the preset replaces the whole dictionary. With
     # other heads and with erasing, whose maps are higher or larger, its `sigma` should be higher.
     "refined": dict(
@@ -45,6 +46,7 @@ PRESETS: dict[str, dict] = {
         mask_refinement=dict(
             iterations=10, dilations=(1, 2, 4, 8), temperature=0.15, scale=4, sigma=0.5, compression=0.4
         ),
+        evaluation_scales=(0.75, 1.0, 1.5),
     ),
     # Class activation mapping as a baseline: average pooling, no classifier, mask from the predicted class's map.
     "cam": dict(localizer="average", classifier=None),

@@ -78,4 +78,4 @@ class _LocalizerScores(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model.without_empty(self.model.localize(images).localizer_logits)
+        return self.model.without_empty(self.model.class_maps(images)[0])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ def require_multiclass(model: WSLModel) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Inference:
-    """How images are predicted. As it is: one pass over each whole image.
+    """How images are predicted. As it is: each whole image as the model does it.
 
     Args:
         tile: side in pixels, at the network's scale, of the tiles of images whose network input is larger (see
@@ -83,7 +84,8 @@ class Inference:
         overlap: pixels that neighbouring tiles share; 256 by default, a quarter of smaller tiles.
         flips: "horizontal", "vertical", "both": views that are averaged with the image as it is.
         scales: factors of the network's input size; every scale has every flip. Masks are averaged at the image's own
-            size, class probabilities as they are.
+            size, class probabilities as they are. They take the place of the model's own `evaluation_scales`, which
+            are in force with None.
         refine: brings the mask closer to the image's edges; see `minmax_entropy.engine.refine`.
 
     Raises:
@@ -93,23 +95,22 @@ class Inference:
     tile: int | None = None
     overlap: int | None = None
     flips: tuple[str, ...] = ()
-    scales: tuple[float, ...] = (1.0,)
+    scales: tuple[float, ...] | None = None
     refine: Refinement | None = None
 
     def __post_init__(self) -> None:
         unknown = [flip for flip in self.flips if flip not in FLIPS]
         if unknown:
             raise ValueError(f"flips are any of {tuple(FLIPS)}, got {unknown[0]!r}")
-        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
+        if self.scales is not None and (not self.scales or not all(0 < scale < math.inf for scale in self.scales)):
             raise ValueError(f"scales are numbers over 0, such as (0.75, 1.0, 1.25), got {self.scales!r}")
         for name in ("tile", "overlap"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is a number of pixels, 1 or more, got {getattr(self, name)!r}")
 
-    @property
-    def views(self) -> list[tuple[str | None, float]]:
-        """Flip and scale of each pass."""
-        return [(flip, scale) for scale in self.scales for flip in (None, *self.flips)]
+    def views(self, own: Sequence[float] = (1.0,)) -> list[tuple[str | None, float]]:
+        """Flip and scale of each pass; `own` are the scales where it has none."""
+        return [(flip, scale) for scale in self.scales or own for flip in (None, *self.flips)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +134,8 @@ class _View:
     flip: str | None
     preprocess: Preprocess
     size: tuple[int, int]
+    tiled: bool
+    last: bool  # of its image
     probabilities: torch.Tensor | None = None  # [K]
     mask: np.ndarray | RegionMask | None = None
 
@@ -174,15 +177,14 @@ def predict_images(
     inference = inference or Inference()
     preprocess = preprocess or preprocess_for(model)
     check_inference(model, inference)
-    count = len(inference.views)
-    full_size = full_size or count > 1 or inference.refine is not None
+    full_size = full_size or len(inference.views()) > 1 or inference.refine is not None
 
-    with in_evaluation(model):
-        views = _views(images, preprocess, inference)
+    with in_evaluation(model), _one_scale(model) if inference.scales else contextlib.nullcontext():
+        views = _views(model, images, preprocess, inference)
         pending: list[_View] = []
         for view in _passes(model, views, inference, batch_size, full_size):
             pending.append(view)
-            if len(pending) == count:
+            if view.last:
                 yield _prediction(pending, inference.refine, model)
                 pending = []
 
@@ -193,7 +195,7 @@ def check_inference(model: WSLModel, inference: Inference) -> None:
     Raises:
         ValueError: scales for a backbone of one size; tiles that the backbone or the heads don't work with.
     """
-    if model.backbone.sizes.fixed is not None and inference.tile is None and set(inference.scales) != {1.0}:
+    if model.backbone.sizes.fixed is not None and inference.tile is None and set(inference.scales or (1.0,)) != {1.0}:
         raise ValueError(
             f"this backbone takes images of {model.backbone.sizes}: give a tile of that size to see images at other "
             "scales"
@@ -204,16 +206,36 @@ def check_inference(model: WSLModel, inference: Inference) -> None:
             raise ValueError(f"this model can't work by tiles: {reason}")
 
 
-def _views(images: Iterable[tuple[int, Image.Image]], preprocess: Preprocess, inference: Inference) -> Iterator[_View]:
+@contextlib.contextmanager
+def _one_scale(model: WSLModel) -> Iterator[None]:
+    """The model without its own `evaluation_scales`."""
+    own, model.evaluation_scales = model.evaluation_scales, (1.0,)
+    try:
+        yield
+    finally:
+        model.evaluation_scales = own
+
+
+def _views(
+    model: WSLModel, images: Iterable[tuple[int, Image.Image]], preprocess: Preprocess, inference: Inference
+) -> Iterator[_View]:
+    """A whole image is one view, with the model's own scales in it; by tiles it is one for each of them."""
     for index, image in images:
         size = image.height, image.width
-        for flip, scale in inference.views:
+        inputs = {scale: _scaled(preprocess, size, scale) for scale in inference.scales or model.evaluation_scales}
+        tiled = {scale: _needs_tiles(model, each, size, inference) for scale, each in inputs.items()}
+        if inference.scales is None:
+            tiled = dict.fromkeys(inputs, any(tiled.values()))
+        views = inference.views(model.evaluation_scales if any(tiled.values()) else (1.0,))
+        for number, (flip, scale) in enumerate(views, start=1):
             picture = image if flip is None else image.transpose(FLIPS[flip])
-            yield _View(index, picture, flip, preprocess if scale == 1 else _scaled(preprocess, size, scale), size)
+            yield _View(index, picture, flip, inputs[scale], size, tiled[scale], number == len(views))
 
 
 def _scaled(preprocess: Preprocess, size: tuple[int, int], scale: float) -> Preprocess:
     """The same for an input that is `scale` times as large."""
+    if scale == 1:
+        return preprocess
     usual = scaled_size(*size, preprocess.short_side, preprocess.reference)
     return dataclasses.replace(preprocess, short_side=max(round(scale * min(usual)), 1), reference=False)
 
@@ -224,12 +246,11 @@ def _passes(
     """Views with their probabilities and masks, in the same order."""
     batch: list[tuple[_View, torch.Tensor]] = []
     for view in views:
-        tiled = _needs_tiles(model, view, inference)
-        tensor = None if tiled else view.preprocess(view.image)
-        if batch and (tiled or len(batch) == batch_size or batch[0][1].shape != tensor.shape):
+        tensor = None if view.tiled else view.preprocess(view.image)
+        if batch and (view.tiled or len(batch) == batch_size or batch[0][1].shape != tensor.shape):
             yield from _forward(model, batch, full_size)
             batch = []
-        if tiled:
+        if view.tiled:
             options = inference.tile, inference.overlap, batch_size
             logits, view.mask = predict_tiled(model, view.image, view.preprocess, *options)
             view.probabilities = logits.softmax(dim=0)
@@ -245,11 +266,11 @@ def _without_image(view: _View, inference: Inference) -> _View:
     return view if inference.refine is not None else dataclasses.replace(view, image=None)
 
 
-def _needs_tiles(model: WSLModel, view: _View, inference: Inference) -> bool:
-    preprocess = view.preprocess
+def _needs_tiles(model: WSLModel, preprocess: Preprocess, size: tuple[int, int], inference: Inference) -> bool:
+    """Whether an image of `size` goes by tiles."""
     height, width = (
         length + sum(padding(length, preprocess.multiple))
-        for length in scaled_size(*view.size, preprocess.short_side, preprocess.reference)
+        for length in scaled_size(*size, preprocess.short_side, preprocess.reference)
     )
     if inference.tile is not None:
         fixed = preprocess.fixed_size

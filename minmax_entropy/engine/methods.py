@@ -19,6 +19,7 @@ EVALUATED_WITH = (
     "mask_threshold",
     "mask_source",
     "mask_refinement",
+    "evaluation_scales",
     "empty_classes",
 )
 

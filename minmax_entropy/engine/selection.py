@@ -61,9 +61,9 @@ class Selection:
     def validate(self, model: WSLModel) -> tuple[dict[str, float], list[str]]:
         """Figures by name, `valid_...`, the same in every process, and files that could not be read.
 
-        No mask is empty because of the model's `min_probability`. Where no mask is compared,
-        and the class does not depend on it, `valid_mask_area` is that of the mask before its refinement, as in
-        training."""
+        No mask is empty because of the model's `min_probability`. Where no mask is compared, and the class does not
+        depend on it, images are seen at their own size alone, and `valid_mask_area` is that of the mask before its
+        refinement, as in training."""
         if self.valid is None:
             return {}, []
         share = self.accelerator.process_index, self.accelerator.num_processes
@@ -119,11 +119,12 @@ class Selection:
 
 @contextlib.contextmanager
 def _as_validated(model: WSLModel, refined: bool) -> Iterator[None]:
-    """No image is below `min_probability`; and no refinement, which may take most of the time, unless it is needed."""
-    refinement, least = model.refinement, model.min_probability
+    """No image is below `min_probability`; and no refinement and no other scales, which may take most of the time,
+    unless they are needed."""
+    refinement, scales, least = model.refinement, model.evaluation_scales, model.min_probability
     model.min_probability = 0.0
-    model.refinement = refinement if refined else None
+    model.refinement, model.evaluation_scales = (refinement, scales) if refined else (None, (1.0,))
     try:
         yield
     finally:
-        model.refinement, model.min_probability = refinement, least
+        model.refinement, model.evaluation_scales, model.min_probability = refinement, scales, least

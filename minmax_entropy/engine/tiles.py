@@ -180,7 +180,7 @@ def predict_tiled(
     overlap: int | None = None,
     batch_size: int = 16,
 ) -> tuple[Tensor, RegionMask]:
-    """Scores and mask of an image by tiles.
+    """Scores and mask of an image by tiles, at one scale: the model's `evaluation_scales` are the caller's.
 
     Memory: the image at the network's scale, `batch_size` tiles of at most `MAX_WHOLE` pixels together in one pass, and
     the stitched class maps, `4 K h w` bytes.
@@ -209,7 +209,7 @@ def predict_tiled(
             tiles = torch.stack([picture.tile(*place, tiling.tile) for place in places]).to(device)
             yield places, forward(tiles, places).float().cpu()
 
-    maps = stitch(passes(lambda tiles, _: model.localize(tiles).localizer_maps), tiling, tiling.tile)
+    maps = stitch(passes(lambda tiles, _: model.class_maps(tiles)[1]), tiling, tiling.tile)
     logits = model.localizer.pool(maps[None])
     region = (model.map_weights(logits) @ maps.flatten(1)).unflatten(1, maps.shape[1:])[0]  # [h, w]
     if model.refinement is not None:

@@ -1,0 +1,188 @@
+"""Images seen at several sizes in evaluation: scores and masks are the means."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import minmax_entropy as mme
+from minmax_entropy.backbones.sizes import ImageSizes
+from minmax_entropy.engine import Inference, predict_images
+from minmax_entropy.engine.grad_cam import GradCAM
+from minmax_entropy.engine.selection import _as_validated
+from minmax_entropy.mask import min_max_normalize, resize, soft_mask, weighted_map
+
+SCALES = (0.75, 1.0, 1.5)
+
+
+def create(name="wsl_test_resnet", **keywords):
+    torch.manual_seed(0)
+    options = {"num_classes": 3, "img_size": 64, "out_index": 1, "localizer": "average", "classifier": "average"}
+    return mme.create_model(name, **{**options, "decision": "localizer", **keywords})
+
+
+def images_of(height=64, width=96, number=2):
+    return torch.randn(number, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def picture(height=96, width=128):
+    """Smooth noise, so that masks have regions."""
+    coarse = np.random.default_rng(0).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3)).astype(np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def predict(model, *pictures, **keywords):
+    return list(predict_images(model, enumerate(pictures), inference=Inference(**keywords)))
+
+
+def test_scores_and_masks_are_the_means():
+    model, images = create(evaluation_scales=SCALES).eval(), images_of()
+    views = [
+        model.class_maps(torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True))
+        for size in ((48, 72), (64, 96), (96, 144))
+    ]
+    logits = sum(each for each, _ in views) / 3
+    masks = [
+        soft_mask(min_max_normalize(resize(weighted_map(maps, logits.softmax(dim=1)), (64, 96)))) for _, maps in views
+    ]
+    output = model(images)
+    torch.testing.assert_close(output.logits, logits)
+    torch.testing.assert_close(output.mask, sum(masks) / 3)
+    assert torch.equal(output.localizer_maps, views[1][1])
+    of_classes = [soft_mask(min_max_normalize(resize(maps[:, 2:], (64, 96)))) for _, maps in views]
+    torch.testing.assert_close(model.localize(images, classes=[2]).mask, sum(of_classes) / 3)
+    assert not torch.allclose(output.mask, masks[1], atol=1e-3)
+
+
+def test_the_classifier_sees_the_region_of_all():
+    model, images = create(evaluation_scales=SCALES, decision="classifier").eval(), images_of()
+    output = model(images)
+    expected = model._classify(images * model.localize(images).mask)
+    torch.testing.assert_close(output.logits, expected)
+
+
+def test_training_is_the_same():
+    target = torch.tensor([0, 2])
+    usual, found = (
+        create(preset="area", evaluation_scales=scales).train()(images_of(), target) for scales in ((1.0,), SCALES)
+    )
+    assert torch.equal(usual.mask, found.mask) and usual.losses == found.losses
+
+
+@pytest.mark.parametrize("keywords", [{}, {"mask_refinement": {"iterations": 2}}])
+def test_half_precision_of_the_images(keywords):
+    model = create(evaluation_scales=SCALES, **keywords).eval()
+    whole = model(images_of()).mask
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(images_of()).mask, whole, rtol=0, atol=0.1)
+    model = model.to(torch.bfloat16)
+    torch.testing.assert_close(model(images_of().bfloat16()).mask.float(), whole, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "scales", "expected"),
+    [
+        (ImageSizes(8), SCALES, [(64, 64), (48, 48), (96, 96)]),
+        (ImageSizes(8, step=(32, 32)), (0.4, 1, 1.4), [(64, 64), (32, 32), (96, 96)]),
+        (ImageSizes(64), SCALES, [(64, 64), (96, 96)]),  # 48 is too small
+        (ImageSizes(8), (1.001, 1, 2), [(64, 64), (128, 128)]),  # as the image itself
+        (ImageSizes(8, fixed=(64, 64)), SCALES, [(64, 64)]),
+    ],
+)
+def test_sizes_that_the_backbone_takes(sizes, scales, expected):
+    """The nearest; what comes out as the image itself is not seen again."""
+    model, seen = create(preset="refined", evaluation_scales=scales).eval(), []
+    model.backbone.sizes = sizes
+    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[-2:])))
+    assert model(images_of(64, 64)).mask.shape == (2, 1, 64, 64) and seen == expected
+
+
+def test_saved_with_the_model(tmp_path):
+    model = create(evaluation_scales=[0.75, 1, 1.5]).eval()
+    assert model.evaluation_scales == SCALES
+    model.save_pretrained(tmp_path / "model")
+    again = mme.create_model(f"local-dir:{tmp_path / 'model'}").eval()
+    assert again.evaluation_scales == SCALES and torch.equal(again(images_of()).mask, model(images_of()).mask)
+    again.evaluation_scales = (1.0,)
+    assert list(again.settings()["evaluation_scales"]) == [1.0]
+    assert create().evaluation_scales == (1.0,)
+
+
+@pytest.mark.parametrize(
+    ("scales", "error", "message"),
+    [
+        ((0.75, 1.5), ValueError, "must have 1, the image as it is"),
+        ((1, 1.0), ValueError, "different shares"),
+        ((1, 0), ValueError, "over 0"),
+        ((1, 17), ValueError, "up to 16"),
+        ([1, *(1 + n / 20 for n in range(1, 17))], ValueError, "up to 16 different"),
+        ((1, float("nan")), ValueError, "finite number"),
+        ("1,2", TypeError, "list of numbers"),
+        (1.0, TypeError, "list of numbers"),
+    ],
+)
+def test_scales_that_can_not_be(scales, error, message):
+    with pytest.raises(error, match=message):
+        create(evaluation_scales=scales)
+
+
+def test_scales_of_the_prediction_take_their_place():
+    model, image = create(evaluation_scales=SCALES), picture()
+    (own,), (one,) = predict(model, image), predict(model, image, scales=(1.0,))
+    assert model.evaluation_scales == SCALES
+    model.evaluation_scales = (1.0,)
+    (plain,) = predict(model, image)
+    assert np.array_equal(one.mask, plain.mask) and np.array_equal(one.probabilities, plain.probabilities)
+    assert np.abs(own.mask - plain.mask).max() > 0.02
+    (views,) = predict(model, image, scales=SCALES)
+    # Pictures are resized there, tensors here.
+    assert np.corrcoef(own.mask.ravel(), views.mask.ravel())[0, 1] > 0.95
+
+
+def test_the_scales_are_there_again_after_an_error():
+    model = create(evaluation_scales=SCALES)
+
+    def broken():
+        yield 0, picture()
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        list(predict_images(model, broken(), inference=Inference(scales=(1.0, 2.0))))
+    assert model.evaluation_scales == SCALES
+
+
+@pytest.mark.parametrize("flips", [(), ("horizontal",)])
+def test_tiles(flips, monkeypatch):
+    """Each scale by tiles; among images that go whole."""
+    model = create(evaluation_scales=SCALES)
+    large, small = picture(96, 160), picture(32, 32)
+    _, found, _ = predict(model, small, large, small, tile=32, flips=flips)
+    (expected,) = predict(model, large, tile=32, flips=flips, scales=SCALES)
+    assert found.mask == pytest.approx(expected.mask, abs=1e-5)
+    assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+    # By themselves, as soon as the largest view is too large.
+    for module in (mme.engine.inference, mme.engine.tiles):
+        monkeypatch.setattr(module, "MAX_WHOLE", 64 * 64)
+    monkeypatch.setattr(mme.engine.tiles, "TILE", 32)
+    square = picture(64, 64)
+    (by_tiles,) = predict(model, square)
+    monkeypatch.undo()
+    assert by_tiles.mask == pytest.approx(predict(model, square, tile=32, scales=SCALES)[0].mask, abs=1e-5)
+
+
+def test_validation_without_masks_sees_images_once():
+    model = create(evaluation_scales=SCALES, mask_refinement={})
+    with _as_validated(model, refined=False):
+        assert model.evaluation_scales == (1.0,) and model.refinement is None
+    with _as_validated(model, refined=True):
+        assert model.evaluation_scales == SCALES and model.refinement is not None
+    assert model.evaluation_scales == SCALES
+
+
+def test_grad_cam_is_of_the_image_itself():
+    model, images = create(preset="cam", decision="classifier").eval(), images_of()
+    usual = GradCAM(model, "grad_cam")(images)
+    model.evaluation_scales = SCALES
+    found = GradCAM(model, "grad_cam")(images)
+    torch.testing.assert_close(found.mask, usual.mask)
+    torch.testing.assert_close(found.logits, model(images).logits)
