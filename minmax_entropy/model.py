@@ -428,11 +428,11 @@ class WSLModel(TimmConventions, Shareable):
         evaluation of the other sizes, too, and the scores are the means."""
         views = [self._head(self.localizer, self._features(self.backbone, images, whole))]
         if not self.training:
-            views += [self._head(self.localizer, self.backbone(other)) for other in self._at_other_sizes(images)]
+            views += [self._head(self.localizer, self.backbone(other)) for other in self.at_other_sizes(images)]
         logits, maps = zip(*views, strict=True)
         return logits[0] if len(views) == 1 else torch.stack(logits).mean(dim=0), list(maps)
 
-    def _at_other_sizes(self, images: Tensor) -> Iterator[Tensor]:
+    def at_other_sizes(self, images: Tensor) -> Iterator[Tensor]:
         """The images at the other `evaluation_scales`, in the nearest sizes that the backbone takes."""
         own = tuple(images.shape[-2:])
         for scale in self.evaluation_scales:

@@ -179,10 +179,20 @@ def test_validation_without_masks_sees_images_once():
     assert model.evaluation_scales == SCALES
 
 
-def test_grad_cam_is_of_the_image_itself():
-    model, images = create(preset="cam", decision="classifier").eval(), images_of()
-    usual = GradCAM(model, "grad_cam")(images)
-    model.evaluation_scales = SCALES
+def test_grad_cam():
+    """The mean of the masks of the views, all of the class that the image has."""
+    model, images = create(preset="cam", decision="classifier", evaluation_scales=SCALES).eval(), images_of()
     found = GradCAM(model, "grad_cam")(images)
-    torch.testing.assert_close(found.mask, usual.mask)
-    torch.testing.assert_close(found.logits, model(images).logits)
+    one = found.mask
+    assert torch.equal(found.logits, model(images).logits)
+    best = found.localizer_logits.argmax(dim=1).tolist()
+    cam, masks = GradCAM(model, "grad_cam"), []
+    for view in (images, *model.at_other_sizes(images)):
+        masks.append(model._mask(cam._region(view, best), images))
+    assert len(masks) == 3
+    torch.testing.assert_close(found.mask, sum(masks) / 3)
+    model.evaluation_scales = (1.0,)
+    torch.testing.assert_close(GradCAM(model, "grad_cam")(images).mask[0], masks[0][0])
+    model.mask_refinement, model.evaluation_scales = dict(iterations=2, scale=1), SCALES
+    refined = GradCAM(model, "grad_cam")(images).mask
+    assert refined.shape == one.shape and (refined - one).abs().max() > 0.02

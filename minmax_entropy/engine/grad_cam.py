@@ -24,7 +24,7 @@ class GradCAM(nn.Module):
     The map is taken at the backbone's features, which are `[B, D, h, w]` for every backbone, so that no
     `reshape_transform` is needed; it is that of the class of the highest localizer score. It is normalized to [0, 1]
     per image and turned into a mask as the model does it, `sigmoid(omega * (map - sigma))`, its refinement included, of
-    the map at the size of the features.
+    the map at the size of the features, and its `evaluation_scales`.
 
     Args:
         model: a trained model; its weights are shared.
@@ -43,6 +43,7 @@ class GradCAM(nn.Module):
         self.model = model
         self.scores = _LocalizerScores(model)
         self._cam = getattr(package, METHODS[method])
+        self._target = require("pytorch_grad_cam.utils.model_targets", "benchmark", "Grad-CAM").ClassifierOutputTarget
 
     def __getattr__(self, name: str):
         """What is not its own is the model's: preprocessing, class names, threshold, ..."""
@@ -54,28 +55,39 @@ class GradCAM(nn.Module):
     def forward(self, images: Tensor) -> WSLOutput:
         """Logits `[B, K]` of the model and the mask `[B, 1, H, W]` in [0, 1]; its weights get no gradients."""
         output = self.model(images, background=False)
+        views = [images, *(() if self.model.training else self.model.at_other_sizes(images))]
+        chosen = self.model.without_empty(output.localizer_logits).argmax(dim=1).tolist()
+        masks = [self.model._mask(self._region(view, chosen), images) for view in views]
+        mask = masks[0] if len(masks) == 1 else torch.stack(masks).mean(dim=0)
+        return WSLOutput(logits=output.logits, mask=mask, localizer_logits=output.localizer_logits)
+
+    def _region(self, images: Tensor, classes: list[int]) -> Tensor:
+        """Maps `[B, 1, h, w]` in [0, 1] of a class for each image, at the size of the features for a refinement."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         try:
             for parameter in trained:
                 parameter.requires_grad_(False)
             with torch.inference_mode(False), torch.enable_grad(), self._cam(self.scores, [self.model.backbone]) as cam:
-                region = cam(images.clone().requires_grad_(), targets=None)  # [B, H, W], each image's in [0, 1]
+                targets = [self._target(index) for index in classes]
+                region = cam(images.clone().requires_grad_(), targets=targets)  # [B, H, W], each image's in [0, 1]
         finally:
             for parameter in trained:
                 parameter.requires_grad_(True)
         region = torch.from_numpy(np.asarray(region, dtype=np.float32)).to(images.device).unsqueeze(1)
         if self.model.refinement is not None and not self.model.training:  # which enlarges maps itself
-            region = F.interpolate(region, output.localizer_maps.shape[-2:], mode="bilinear")
-        mask = self.model._mask(region, images)
-        return WSLOutput(logits=output.logits, mask=mask, localizer_logits=output.localizer_logits)
+            region = F.interpolate(region, self.scores.size, mode="bilinear")
+        return region
 
 
 class _LocalizerScores(nn.Module):
-    """The localizer as a plain classifier: images to scores `[B, K]`, the lowest for classes without an object."""
+    """The localizer as a plain classifier: images to scores `[B, K]`; `size` is that of its last maps."""
 
     def __init__(self, model: WSLModel) -> None:
         super().__init__()
         self.model = model
+        self.size: tuple[int, int] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model.without_empty(self.model.class_maps(images)[0])
+        logits, maps = self.model.class_maps(images)
+        self.size = tuple(maps.shape[-2:])
+        return logits

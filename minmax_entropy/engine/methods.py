@@ -70,6 +70,8 @@ class Method:
 
 _REFINEMENT = PRESETS["refined"]["mask_refinement"]
 _THRESHOLD, _REFINED = dict(mask_sigma=0.28), dict(mask_refinement=_REFINEMENT)
+_CAM_REFINED = dict(mask_refinement=dict(_REFINEMENT, compression=0.0))
+_SCALES = dict(evaluation_scales=PRESETS["refined"]["evaluation_scales"])
 
 ALL_ONES = "all-ones"  # marks every pixel; nothing is trained
 
@@ -96,14 +98,33 @@ METHODS: dict[str, Method] = {
     "layer-cam-0.28": Method(
         "LayerCAM, threshold 0.28", trained_as="cam-avg", grad_cam="layer_cam", evaluated_with=_THRESHOLD
     ),
-    "cam-refined": Method(
-        "CAM, average, refined",
-        trained_as="cam-avg",
-        evaluated_with=dict(mask_refinement=dict(_REFINEMENT, compression=0.0)),
-    ),
+    "cam-refined": Method("CAM, average, refined", trained_as="cam-avg", evaluated_with=_CAM_REFINED),
     "grad-cam-refined": Method("Grad-CAM, refined", trained_as="cam-avg", grad_cam="grad_cam", evaluated_with=_REFINED),
     "layer-cam-refined": Method(
         "LayerCAM, refined", trained_as="cam-avg", grad_cam="layer_cam", evaluated_with=_REFINED
+    ),
+    # And at the scales of the preset.
+    "cam-scales": Method("CAM, average, three scales", trained_as="cam-avg", evaluated_with=_SCALES),
+    "grad-cam-scales": Method(
+        "Grad-CAM, three scales", trained_as="cam-avg", grad_cam="grad_cam", evaluated_with=_SCALES
+    ),
+    "layer-cam-0.28-scales": Method(
+        "LayerCAM, threshold 0.28, three scales",
+        trained_as="cam-avg",
+        grad_cam="layer_cam",
+        evaluated_with=_THRESHOLD | _SCALES,
+    ),
+    "cam-refined-scales": Method(
+        "CAM, average, refined, three scales", trained_as="cam-avg", evaluated_with=_CAM_REFINED | _SCALES
+    ),
+    "grad-cam-refined-scales": Method(
+        "Grad-CAM, refined, three scales", trained_as="cam-avg", grad_cam="grad_cam", evaluated_with=_REFINED | _SCALES
+    ),
+    "layer-cam-refined-scales": Method(
+        "LayerCAM, refined, three scales",
+        trained_as="cam-avg",
+        grad_cam="layer_cam",
+        evaluated_with=_REFINED | _SCALES,
     ),
     # arXiv 1907.12934 with a detached mask; the size constraint of the follow-up paper, IEEE TMI 2022; an area price.
     "minmax": Method("min-max entropy"),
@@ -115,6 +136,11 @@ METHODS: dict[str, Method] = {
     "area": Method("min-max entropy, area price", dict(preset="area")),
     # Trained anew, and not as "area": the localizer's error chooses the epoch.
     "refined": Method("min-max entropy, area price, refined", dict(preset="refined")),
+    "refined-one-scale": Method(
+        "min-max entropy, area price, refined, one scale",
+        trained_as="refined",
+        evaluated_with=dict(evaluation_scales=(1.0,)),
+    ),
     "area-erasing": Method("min-max entropy, area price + erasing", dict(preset="area"), recipe=ERASING),
 }
 
