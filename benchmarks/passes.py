@@ -29,6 +29,8 @@ CLASSES = 100
 ROWS = {
     "bare backbone, forward": None,
     "localize": dict(call="localize"),
+    'localize, `preset="refined"`': dict(call="localize", preset="refined"),
+    'localize, `preset="refined"` at one scale': dict(call="localize", preset="refined", evaluation_scales=(1.0,)),
     "eval forward": dict(call="forward"),
     "eval forward with X-": dict(call="forward", background=True),
     "bare backbone, training step": None,

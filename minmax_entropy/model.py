@@ -67,10 +67,8 @@ class WSLOutput(NamedTuple):
             with `decision="localizer"`).
         mask: `[B, 1, H, W]` in [0, 1], M+. With erasing, the accumulated mask. `localize(images, classes=...)` gives
             one for each class it was asked for, `[B, N, H, W]`.
-        localizer_logits: `[B, K]`. With erasing, those of the first pass; in evaluation the mean over the model's
-            `evaluation_scales`.
-        localizer_maps: `[B, K, h, w]` class activation maps of the image at its own size. With erasing, those of the
-            first pass.
+        localizer_logits: `[B, K]` of the images at their own size. With erasing, those of the first pass.
+        localizer_maps: `[B, K, h, w]` class activation maps, likewise.
         background_logits: `[B, K]` of the classifier on the irrelevant region X-.
         losses: the unweighted terms by name: `localizer`, `foreground`, `background`, `size`; with a target only.
     """
@@ -149,8 +147,9 @@ class WSLModel(TimmConventions, Shareable):
             brings the map to the image's edges, and may have a `sigma` of its own for it; None leaves the map as it is.
             Training through it costs more and gave the same (docs/results/localization.md).
         evaluation_scales: sizes, as shares of the image's own, at which the localizer sees each image in evaluation
-            mode: scores and masks are the means over them, for a pass of the backbone each. 1 must be among them. A
-            backbone of one size sees that alone.
+            mode, for a pass of the backbone each: the mask is the mean of theirs, each made of maps that are weighted
+            by the mean scores. The class is that of the image at its own size, 1, which must be among them. A backbone
+            of one size sees that alone.
         mask_normalization: range of the map per "image", or over the "batch" as in the authors' implementation.
         detach_mask: keep the classifier's gradient from the localizer's head; it flows through the mask otherwise, and
             without a size term the mask then grows to the whole image, a trivial optimum. By default True without
@@ -411,26 +410,19 @@ class WSLModel(TimmConventions, Shareable):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Localizer scores `[B, K]`, class maps `[B, K, h, w]` and mask `[B, 1, H, W]`; `whole` or erased images; with
         `classes` the mask is `[B, N, H, W]`."""
-        logits, views = self._views(images, whole)
-        with torch.no_grad() if self.detach_mask else contextlib.nullcontext():
-            if classes is None:
-                weights = self.map_weights(logits)
-                regions = [weighted_map(maps, weights) for maps in views]
-            else:
-                index = class_index(classes, images.shape[0], self.num_classes, self.class_names).to(logits.device)
-                index = index[:, :, None, None]  # [B, N, 1, 1]
-                regions = [maps.gather(1, index.expand(-1, -1, *maps.shape[2:])) for maps in views]
-            masks = [self._mask(region, images) for region in regions]
-            return logits, views[0], masks[0] if len(masks) == 1 else torch.stack(masks).mean(dim=0)
-
-    def _views(self, images: Tensor, whole: bool) -> tuple[Tensor, list[Tensor]]:
-        """Localizer scores `[B, K]`, and class maps `[B, K, h, w]`: first those of the images as they are; in
-        evaluation of the other sizes, too, and the scores are the means."""
         views = [self._head(self.localizer, self._features(self.backbone, images, whole))]
         if not self.training:
             views += [self._head(self.localizer, self.backbone(other)) for other in self.at_other_sizes(images)]
-        logits, maps = zip(*views, strict=True)
-        return logits[0] if len(views) == 1 else torch.stack(logits).mean(dim=0), list(maps)
+        logits, maps = views[0]
+        with torch.no_grad() if self.detach_mask else contextlib.nullcontext():
+            if classes is None:
+                weights = self.map_weights(_mean([scores for scores, _ in views]))
+                regions = [weighted_map(each, weights) for _, each in views]
+            else:
+                index = class_index(classes, images.shape[0], self.num_classes, self.class_names).to(logits.device)
+                index = index[:, :, None, None]  # [B, N, 1, 1]
+                regions = [each.gather(1, index.expand(-1, -1, *each.shape[2:])) for _, each in views]
+            return logits, maps, _mean([self._mask(region, images) for region in regions])
 
     def at_other_sizes(self, images: Tensor) -> Iterator[Tensor]:
         """The images at the other `evaluation_scales`, in the nearest sizes that the backbone takes."""
@@ -639,6 +631,10 @@ def _per_channel(data_config: dict, in_chans: int) -> dict:
         else:
             config[key] = tuple(itertools.islice(itertools.cycle(values), in_chans))
     return config
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.stack(tensors).mean(dim=0)
 
 
 def _check_scale(value: float | tuple[int, int]) -> float | tuple[int, int]:

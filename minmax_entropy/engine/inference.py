@@ -80,12 +80,13 @@ class Inference:
 
     Args:
         tile: side in pixels, at the network's scale, of the tiles of images whose network input is larger (see
-            `Tiling`). None: inputs of more than 4,194,304 pixels (2048 x 2048) go by tiles of 2048, all others whole.
+            `Tiling`). None: inputs of more than 4,194,304 pixels (2048 x 2048) at their largest scale go by tiles of
+            2048, all others whole.
         overlap: pixels that neighbouring tiles share; 256 by default, a quarter of smaller tiles.
         flips: "horizontal", "vertical", "both": views that are averaged with the image as it is.
         scales: factors of the network's input size; every scale has every flip. Masks are averaged at the image's own
             size, class probabilities as they are. They take the place of the model's own `evaluation_scales`, which
-            are in force with None.
+            are in force with None and leave the class to the image at its own size.
         refine: brings the mask closer to the image's edges; see `minmax_entropy.engine.refine`.
 
     Raises:
@@ -135,6 +136,7 @@ class _View:
     preprocess: Preprocess
     size: tuple[int, int]
     tiled: bool
+    decides: bool  # on the class, with the others of its image that do
     last: bool  # of its image
     probabilities: torch.Tensor | None = None  # [K]
     mask: np.ndarray | RegionMask | None = None
@@ -219,7 +221,7 @@ def _one_scale(model: WSLModel) -> Iterator[None]:
 def _views(
     model: WSLModel, images: Iterable[tuple[int, Image.Image]], preprocess: Preprocess, inference: Inference
 ) -> Iterator[_View]:
-    """A whole image is one view, with the model's own scales in it; by tiles it is one for each of them."""
+    """A whole image is one view, with the model's own scales in it; by tiles there is one for each of them."""
     for index, image in images:
         size = image.height, image.width
         inputs = {scale: _scaled(preprocess, size, scale) for scale in inference.scales or model.evaluation_scales}
@@ -229,7 +231,8 @@ def _views(
         views = inference.views(model.evaluation_scales if any(tiled.values()) else (1.0,))
         for number, (flip, scale) in enumerate(views, start=1):
             picture = image if flip is None else image.transpose(FLIPS[flip])
-            yield _View(index, picture, flip, inputs[scale], size, tiled[scale], number == len(views))
+            decides = inference.scales is not None or scale == 1
+            yield _View(index, picture, flip, inputs[scale], size, tiled[scale], decides, number == len(views))
 
 
 def _scaled(preprocess: Preprocess, size: tuple[int, int], scale: float) -> Preprocess:
@@ -290,7 +293,7 @@ def _forward(model: WSLModel, batch: list[tuple[_View, torch.Tensor]], full_size
 
 def _prediction(views: list[_View], refine: Refinement | None, model: WSLModel) -> Prediction:
     """The views of one image as one prediction; the first of them is the image as it is."""
-    probabilities = torch.stack([view.probabilities for view in views]).mean(dim=0)
+    probabilities = torch.stack([view.probabilities for view in views if view.decides]).mean(dim=0)
     probability, class_index = probabilities.max(dim=0)
     said = int(class_index), float(probability)
     nothing = said[1] < model.min_probability
