@@ -26,8 +26,8 @@ from minmax_entropy.engine.refine import refine_mask
 from minmax_entropy.engine.threshold import THRESHOLDS, DiceCurve
 
 VIEWS = {
-    "as it is": Inference(),
-    "horizontal flip": Inference(flips=("horizontal",)),
+    "as it is": Inference(scales=(1.0,)),
+    "horizontal flip": Inference(flips=("horizontal",), scales=(1.0,)),
     "scales 0.75, 1, 1.25": Inference(scales=(1.0, 0.75, 1.25)),
     "flip and scales": Inference(flips=("horizontal",), scales=(1.0, 0.75, 1.25)),
 }

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 LARGEST = 1e12  # of any setting
 MAX_SIDE = 2**13  # pixels
-MAX_SCALE, MAX_SCALES = 16, 16  # times the image, far beyond any use; how many
+MAX_SCALE = 16  # of the classifier's input, times the image, far beyond any use
+MAX_SCALES, SMALLEST_SCALE, LARGEST_SCALE = 8, 0.1, 4.0  # of images in evaluation
 MAX_CHANNELS = 4096
 SMALLEST_STD = 1e-6
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming", "random")
@@ -84,17 +85,19 @@ def check_scales(name: str, scales: Sequence[float]) -> tuple[float, ...]:
     """Sizes as shares of the image's own, which is one of them.
 
     Raises:
-        TypeError: no list of numbers.
-        ValueError: a number out of range, one twice, too many, or none that is 1.
+        TypeError: no list.
+        ValueError: no numbers, one out of range, one twice, too many, or none that is 1.
     """
     if not isinstance(scales, (list, tuple)):
         raise TypeError(f"{name} must be a list of numbers, got {scales!r:.80}")
     for scale in scales:
         check_number(name, scale)
     found = tuple(float(scale) for scale in scales)
-    if not all(0 < scale <= MAX_SCALE for scale in found) or len(set(found)) < len(found) or len(found) > MAX_SCALES:
+    in_range = all(SMALLEST_SCALE <= scale <= LARGEST_SCALE for scale in found)
+    if not in_range or len(set(found)) < len(found) or len(found) > MAX_SCALES:
         raise ValueError(
-            f"{name} must be up to {MAX_SCALES} different shares over 0, up to {MAX_SCALE}, got {scales!r:.80}"
+            f"{name} must be up to {MAX_SCALES} different numbers from {SMALLEST_SCALE} to {LARGEST_SCALE:g}, got "
+            f"{scales!r:.80}"
         )
     if 1 not in found:
         raise ValueError(f"{name} must have 1, the image as it is, among them, got {scales!r:.80}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import time
@@ -43,7 +44,7 @@ class Method:
 
 CAM = Method("CAM baseline", dict(MODEL, preset="cam"))
 OURS = Method("min-max entropy", dict(MODEL, preset="refined"))
-CAM_REFINED = "CAM baseline, refined"  # the same weights, with a refinement as ours
+CAM_REFINED = "CAM baseline, refined"  # the same weights, with a refinement as ours, at the same scales
 ERASING = Method("min-max entropy + erasing", OURS.settings, ERASING_STEPS)
 
 
@@ -76,9 +77,10 @@ def run_demo(output: Path, seed: int = 0, epochs: int = EPOCHS, train_images: in
     for method in (OURS, ERASING, CAM):
         models[method.title], table[method.title], trained = train_method(method, train, test, seed, epochs, seconds)
         seconds = seconds or trained
-    models[CAM.title].mask_refinement = get_method("cam-refined").evaluated_with["mask_refinement"]
-    table[CAM_REFINED] = evaluate(models[CAM.title], test, batch_size=50, boxes=False).metrics
-    models[CAM.title].mask_refinement = None
+    refined = copy.deepcopy(models[CAM.title])
+    for name, value in get_method("cam-refined-scales").evaluated_with.items():
+        setattr(refined, name, value)
+    table[CAM_REFINED] = evaluate(refined, test, batch_size=50, boxes=False).metrics
     rows = {name: table[name] for name in ("all-ones", CAM.title, CAM_REFINED, OURS.title, ERASING.title)}
     print()
     print(metrics_table(rows, extra=("epochs", "seconds")))

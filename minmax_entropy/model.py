@@ -51,7 +51,7 @@ from minmax_entropy.mask import (
 )
 from minmax_entropy.presets import resolve_preset
 from minmax_entropy.sharing import Shareable
-from minmax_entropy.symbolic import is_symbolic, rounded_share, truncated_share
+from minmax_entropy.symbolic import rounded_share, truncated_share
 from minmax_entropy.tasks import TASKS
 
 DECISIONS = ("classifier", "localizer")
@@ -125,8 +125,8 @@ class WSLModel(TimmConventions, Shareable):
         classifier: head of the classifier, likewise; None leaves the classifier out, and every term but
             the localizer's: a plain CAM-style baseline.
         decision: whose scores are `logits`: the "classifier"'s on X+, as in the paper, or the "localizer"'s on the
-            whole image. The second needs one pass of the backbone for class and mask; the classifier then serves the
-            training alone.
+            whole image. The second needs no pass of the backbone beyond those for the mask; the classifier then serves
+            the training alone.
         classifier_scale: size of the classifier's input, as a share of the image or as `(height, width)`.
         mask_source: "expected" (maps averaged under the predicted probabilities) or "predicted" (map of the top
             class); by default the first with a classifier, the second without.
@@ -147,9 +147,9 @@ class WSLModel(TimmConventions, Shareable):
             brings the map to the image's edges, and may have a `sigma` of its own for it; None leaves the map as it is.
             Training through it costs more and gave the same (docs/results/localization.md).
         evaluation_scales: sizes, as shares of the image's own, at which the localizer sees each image in evaluation
-            mode, for a pass of the backbone each: the mask is the mean of theirs, each made of maps that are weighted
-            by the mean scores. The class is that of the image at its own size, 1, which must be among them. A backbone
-            of one size sees that alone.
+            mode, for a pass of the backbone each: up to 8 of 0.1 to 4. The mask is the mean of theirs, each made of
+            maps that are weighted by the mean scores. Class, scores and maps are those of the image at its own size, 1,
+            which must be among them. A backbone of one size sees that alone.
         mask_normalization: range of the map per "image", or over the "batch" as in the authors' implementation.
         detach_mask: keep the classifier's gradient from the localizer's head; it flows through the mask otherwise, and
             without a size term the mask then grows to the whole image, a trivial optimum. By default True without
@@ -224,7 +224,7 @@ class WSLModel(TimmConventions, Shareable):
         if in_chans > MAX_CHANNELS:
             raise ValueError(f"in_chans must be at most {MAX_CHANNELS}, got {in_chans}")
         config = {name: value for name, value in locals().items() if name in _MODEL_KEYWORDS}
-        config.update({name: copy.deepcopy(value) for name, value in config.items() if isinstance(value, dict)})
+        config.update({name: copy.deepcopy(value) for name, value in config.items() if isinstance(value, (dict, list))})
         super().__init__()
         self.config = Keywords(config)
         check_choice("task", task, tuple(TASKS))
@@ -375,8 +375,8 @@ class WSLModel(TimmConventions, Shareable):
         return output._replace(loss=loss, losses=losses)
 
     def localize(self, images: Tensor, classes: str | Sequence[int | str] | Tensor | None = None) -> WSLOutput:
-        """Mask, localizer scores and maps, for one pass of the backbone (one for each of `evaluation_scales` in
-        evaluation mode). The classifier does not run.
+        """Mask, localizer scores and maps, for one pass of the backbone (in evaluation mode one for each of
+        `evaluation_scales`; scores and maps are those of the images at their own size). The classifier does not run.
 
         Args:
             images: `[B, C, H, W]`, normalized with `data_config`'s mean and std.
@@ -412,11 +412,13 @@ class WSLModel(TimmConventions, Shareable):
         `classes` the mask is `[B, N, H, W]`."""
         views = [self._head(self.localizer, self._features(self.backbone, images, whole))]
         if not self.training:
-            views += [self._head(self.localizer, self.backbone(other)) for other in self.at_other_sizes(images)]
+            for other in self.at_other_sizes(images):
+                views.append(views[0] if other is images else self._head(self.localizer, self.backbone(other)))
         logits, maps = views[0]
         with torch.no_grad() if self.detach_mask else contextlib.nullcontext():
             if classes is None:
-                weights = self.map_weights(_mean([scores for scores, _ in views]))
+                seen = views if self.mask_source == "expected" else views[:1]  # the map is that of the class it says
+                weights = self.map_weights(_mean([scores for scores, _ in seen]))
                 regions = [weighted_map(each, weights) for _, each in views]
             else:
                 index = class_index(classes, images.shape[0], self.num_classes, self.class_names).to(logits.device)
@@ -425,11 +427,11 @@ class WSLModel(TimmConventions, Shareable):
             return logits, maps, _mean([self._mask(region, images) for region in regions])
 
     def at_other_sizes(self, images: Tensor) -> Iterator[Tensor]:
-        """The images at the other `evaluation_scales`, in the nearest sizes that the backbone takes."""
-        own = tuple(images.shape[-2:])
-        for scale in self.evaluation_scales:
-            size = self.backbone.sizes.nearest(*(rounded_share(scale, side) for side in own))
-            if scale != 1 and (any(map(is_symbolic, own)) or size != own):
+        """The images at the other `evaluation_scales`, in the nearest sizes that the backbone takes; themselves where
+        that is their own. None for a backbone of one size."""
+        for scale in self.evaluation_scales if self.backbone.sizes.fixed is None else ():
+            if scale != 1:
+                size = self.backbone.sizes.nearest(*(rounded_share(scale, side) for side in images.shape[-2:]))
                 yield resample(images, size)
 
     def map_weights(self, logits: Tensor) -> Tensor:

@@ -54,6 +54,14 @@ def test_masks_are_the_means():
     assert not torch.allclose(output.mask, masks[1], atol=1e-3)
 
 
+def test_the_map_of_the_predicted_class_is_that_of_the_answer():
+    model = create(evaluation_scales=SCALES, mask_source="predicted").eval()
+    images = images_of(number=16) * torch.linspace(0.2, 4, 16)[:, None, None, None]
+    output = model(images)
+    expected = model.localize(images, classes=output.logits.argmax(dim=1, keepdim=True)).mask
+    torch.testing.assert_close(output.mask, expected)
+
+
 def test_the_classifier_sees_the_region_of_all():
     model, images = create(evaluation_scales=SCALES, decision="classifier").eval(), images_of()
     output = model(images)
@@ -84,13 +92,13 @@ def test_half_precision_of_the_images(keywords):
     [
         (ImageSizes(8), SCALES, [(64, 64), (48, 48), (96, 96)]),
         (ImageSizes(8, step=(32, 32)), (0.4, 1, 1.4), [(64, 64), (32, 32), (96, 96)]),
-        (ImageSizes(64), SCALES, [(64, 64), (96, 96)]),  # 48 is too small
-        (ImageSizes(8), (1.001, 1, 2), [(64, 64), (128, 128)]),  # as the image itself
+        (ImageSizes(64), SCALES, [(64, 64), (96, 96)]),  # 48 is too small, and the image itself counts twice
+        (ImageSizes(8), (1.001, 1, 2), [(64, 64), (128, 128)]),
         (ImageSizes(8, fixed=(64, 64)), SCALES, [(64, 64)]),
     ],
 )
 def test_sizes_that_the_backbone_takes(sizes, scales, expected):
-    """The nearest; what comes out as the image itself is not seen again."""
+    """The nearest; what comes out as the image itself counts, and takes no pass of its own."""
     model, seen = create(preset="refined", evaluation_scales=scales).eval(), []
     model.backbone.sizes = sizes
     model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[-2:])))
@@ -106,17 +114,22 @@ def test_saved_with_the_model(tmp_path):
     again.evaluation_scales = (1.0,)
     assert list(again.settings()["evaluation_scales"]) == [1.0]
     assert create().evaluation_scales == (1.0,)
+    scales = [0.75, 1]
+    model = create(evaluation_scales=scales)
+    scales.append(3)
+    assert model.settings()["evaluation_scales"] == [0.75, 1]
 
 
 @pytest.mark.parametrize(
     ("scales", "error", "message"),
     [
         ((0.75, 1.5), ValueError, "must have 1, the image as it is"),
-        ((1, 1.0), ValueError, "different shares"),
-        ((1, 0), ValueError, "over 0"),
-        ((1, 17), ValueError, "up to 16"),
-        ([1, *(1 + n / 20 for n in range(1, 17))], ValueError, "up to 16 different"),
+        ((1, 1.0), ValueError, "different numbers"),
+        ((1, 0), ValueError, "from 0.1 to 4"),
+        ((1, 4.5), ValueError, "from 0.1 to 4"),
+        ([1, *(1 + n / 20 for n in range(1, 9))], ValueError, "up to 8 different"),
         ((1, float("nan")), ValueError, "finite number"),
+        ((1, "a"), ValueError, "finite number"),
         ("1,2", TypeError, "list of numbers"),
         (1.0, TypeError, "list of numbers"),
     ],
@@ -139,16 +152,39 @@ def test_scales_of_the_prediction_take_their_place():
     assert np.corrcoef(own.mask.ravel(), views.mask.ravel())[0, 1] > 0.95
 
 
-def test_the_scales_are_there_again_after_an_error():
-    model = create(evaluation_scales=SCALES)
+def test_predictions_side_by_side_leave_the_model_alone():
+    """While one is under way, with scales of its own, the model is as it was."""
+    model, pictures = create(evaluation_scales=SCALES), [picture(64, 64), picture(64, 96)]
+    expected = predict(model, *pictures)
+    chosen = predict_images(model, enumerate(pictures), inference=Inference(scales=(1.0, 2.0)))
+    for prediction, own, _ in zip(predict_images(model, enumerate(pictures)), expected, chosen, strict=True):
+        assert model.evaluation_scales == SCALES
+        assert np.array_equal(prediction.mask, own.mask)
 
-    def broken():
-        yield 0, picture()
-        raise OSError("gone")
 
-    with pytest.raises(OSError, match="gone"):
-        list(predict_images(model, broken(), inference=Inference(scales=(1.0, 2.0))))
-    assert model.evaluation_scales == SCALES
+def test_strips():
+    """An image of more than eight times its shorter side is limited, and its scales with it."""
+    model, seen = create(evaluation_scales=SCALES), []
+    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(max(inputs[0].shape[-2:])))
+    predict(model, picture(32, 1024), scales=SCALES)
+    assert seen == [384, 512, 768]
+
+
+def test_a_backbone_of_one_size_by_tiles():
+    model, seen = create(evaluation_scales=SCALES), []
+    model.backbone.sizes = ImageSizes(8, fixed=(64, 64))
+    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[0]))
+    predict(model, picture(64, 64), tile=64)
+    assert seen == [1]
+
+
+def test_only_the_deciding_view_is_classified_by_tiles():
+    model, seen = create(evaluation_scales=SCALES, decision="classifier", classifier_scale=1.0), []
+    model.classifier.register_forward_pre_hook(lambda *_: seen.append(1))
+    (found,) = predict(model, picture(96, 96), tile=32)
+    once = len(seen)
+    (alone,) = predict(model, picture(96, 96), tile=32, scales=(1.0,))
+    assert len(seen) == 2 * once and found.probabilities == pytest.approx(alone.probabilities, abs=1e-5)
 
 
 @pytest.mark.parametrize("flips", [(), ("horizontal",)])
@@ -194,6 +230,13 @@ def test_grad_cam():
     torch.testing.assert_close(found.mask, sum(masks) / 3)
     model.evaluation_scales = (1.0,)
     torch.testing.assert_close(GradCAM(model, "grad_cam")(images).mask[0], masks[0][0])
-    model.mask_refinement, model.evaluation_scales = dict(iterations=2, scale=1), SCALES
+    cam = GradCAM(model, "grad_cam")
+    (three,) = predict(cam, picture(), scales=SCALES)
+    cam.evaluation_scales = SCALES
+    assert model.evaluation_scales == SCALES
+    (own,), (one_scale,) = predict(cam, picture()), predict(cam, picture(), scales=(1.0,))
+    assert np.corrcoef(own.mask.ravel(), three.mask.ravel())[0, 1] > 0.95
+    assert np.abs(own.mask - one_scale.mask).max() > 0.02
+    model.mask_refinement = dict(iterations=2, scale=1)
     refined = GradCAM(model, "grad_cam")(images).mask
     assert refined.shape == one.shape and (refined - one).abs().max() > 0.02

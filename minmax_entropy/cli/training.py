@@ -21,7 +21,7 @@ from minmax_entropy.factory import create_model
 from minmax_entropy.presets import PRESETS
 from minmax_entropy.registry import unknown_name
 
-BENCHMARKED = ["all-ones", "cam-avg", "cam-refined", "refined"]
+BENCHMARKED = ["all-ones", "cam-avg", "cam-refined-scales", "refined"]
 Images = LabelledImages | LabelledStream
 # Keywords that have an option of their own, or come from the data.
 SETTINGS_WITH_OPTIONS = {

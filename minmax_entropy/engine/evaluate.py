@@ -85,7 +85,7 @@ def evaluate(
         threshold: a pixel is foreground where the mask is at least this; by default the model's `mask_threshold`.
         boxes: None computes box metrics of images whose true boxes are known; True also of those with a mask, whose
             connected regions then are the true boxes; False of none. They may take most of the time.
-        inference: tiles, averaging and refinement; by default one pass over each image.
+        inference: tiles, averaging and refinement; by default each whole image as the model does it.
         share: `(number, count)`: evaluate every `count`-th image, from the one with this number on; see
             `Evaluation.merged`.
 

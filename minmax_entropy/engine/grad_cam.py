@@ -52,14 +52,24 @@ class GradCAM(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("model"), name)
 
+    @property
+    def evaluation_scales(self) -> tuple[float, ...]:
+        """Those of the model."""
+        return self.model.evaluation_scales
+
+    @evaluation_scales.setter
+    def evaluation_scales(self, scales: tuple[float, ...]) -> None:
+        self.model.evaluation_scales = scales
+
     def forward(self, images: Tensor) -> WSLOutput:
         """Logits `[B, K]` of the model and the mask `[B, 1, H, W]` in [0, 1]; its weights get no gradients."""
-        output = self.model(images, background=False)
+        localizer_logits, _ = self.model.class_maps(images)
+        logits = self.model(images, background=False).logits if self.model.classifier_decides else localizer_logits
         views = [images, *(() if self.model.training else self.model.at_other_sizes(images))]
-        chosen = self.model.without_empty(output.localizer_logits).argmax(dim=1).tolist()
+        chosen = self.model.without_empty(localizer_logits).argmax(dim=1).tolist()
         masks = [self.model._mask(self._region(view, chosen), images) for view in views]
         mask = masks[0] if len(masks) == 1 else torch.stack(masks).mean(dim=0)
-        return WSLOutput(logits=output.logits, mask=mask, localizer_logits=output.localizer_logits)
+        return WSLOutput(logits=logits, mask=mask, localizer_logits=localizer_logits)
 
     def _region(self, images: Tensor, classes: list[int]) -> Tensor:
         """Maps `[B, 1, h, w]` in [0, 1] of a class for each image, at the size of the features for a refinement."""

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from minmax_entropy.data import Preprocess, padding, scaled_size
+from minmax_entropy.data.preprocess import MAX_ASPECT
 from minmax_entropy.engine.bands import RegionMask
 from minmax_entropy.engine.refine import Refinement, refine_mask
 from minmax_entropy.engine.tiles import MAX_WHOLE, check_tile, obstacle, predict_tiled
@@ -86,7 +87,8 @@ class Inference:
         flips: "horizontal", "vertical", "both": views that are averaged with the image as it is.
         scales: factors of the network's input size; every scale has every flip. Masks are averaged at the image's own
             size, class probabilities as they are. They take the place of the model's own `evaluation_scales`, which
-            are in force with None and leave the class to the image at its own size.
+            are in force with None and leave the class to the image at its own size. (By tiles each scale's mask is
+            that of its own scores, and a classifier sees X+ of the image's own size.)
         refine: brings the mask closer to the image's edges; see `minmax_entropy.engine.refine`.
 
     Raises:
@@ -128,7 +130,7 @@ class Prediction:
 
 @dataclasses.dataclass
 class _View:
-    """One pass over an image: what goes in, and what came out."""
+    """One picture that a model sees of an image: what goes in, and what came out."""
 
     index: int
     image: Image.Image | None
@@ -167,8 +169,8 @@ def predict_images(
         preprocess: by default `preprocess_for(model)`.
         batch_size: largest number of images in one forward pass; 1 for a model whose mask depends on the batch.
         full_size: masks at the images' own sizes; False leaves them at the network's, padding included, where they come
-            from one pass over the whole image.
-        inference: tiles, averaging and refinement; by default one pass over each image.
+            from the whole image alone.
+        inference: tiles, averaging and refinement; by default each whole image as the model does it.
 
     Raises:
         ValueError: the model's task is not "multiclass", or the model does not work as `inference` asks.
@@ -181,7 +183,7 @@ def predict_images(
     check_inference(model, inference)
     full_size = full_size or len(inference.views()) > 1 or inference.refine is not None
 
-    with in_evaluation(model), _one_scale(model) if inference.scales else contextlib.nullcontext():
+    with in_evaluation(model):
         views = _views(model, images, preprocess, inference)
         pending: list[_View] = []
         for view in _passes(model, views, inference, batch_size, full_size):
@@ -224,11 +226,12 @@ def _views(
     """A whole image is one view, with the model's own scales in it; by tiles there is one for each of them."""
     for index, image in images:
         size = image.height, image.width
-        inputs = {scale: _scaled(preprocess, size, scale) for scale in inference.scales or model.evaluation_scales}
+        own = model.evaluation_scales if model.backbone.sizes.fixed is None else (1.0,)
+        inputs = {scale: _scaled(preprocess, size, scale) for scale in inference.scales or own}
         tiled = {scale: _needs_tiles(model, each, size, inference) for scale, each in inputs.items()}
         if inference.scales is None:
             tiled = dict.fromkeys(inputs, any(tiled.values()))
-        views = inference.views(model.evaluation_scales if any(tiled.values()) else (1.0,))
+        views = inference.views(own if any(tiled.values()) else (1.0,))
         for number, (flip, scale) in enumerate(views, start=1):
             picture = image if flip is None else image.transpose(FLIPS[flip])
             decides = inference.scales is not None or scale == 1
@@ -240,7 +243,8 @@ def _scaled(preprocess: Preprocess, size: tuple[int, int], scale: float) -> Prep
     if scale == 1:
         return preprocess
     usual = scaled_size(*size, preprocess.short_side, preprocess.reference)
-    return dataclasses.replace(preprocess, short_side=max(round(scale * min(usual)), 1), reference=False)
+    side = max(min(usual), max(usual) / MAX_ASPECT)  # which gives the usual size, of strips as well
+    return dataclasses.replace(preprocess, short_side=max(round(scale * side), 1), reference=False)
 
 
 def _passes(
@@ -251,17 +255,17 @@ def _passes(
     for view in views:
         tensor = None if view.tiled else view.preprocess(view.image)
         if batch and (view.tiled or len(batch) == batch_size or batch[0][1].shape != tensor.shape):
-            yield from _forward(model, batch, full_size)
+            yield from _forward(model, batch, full_size, inference)
             batch = []
         if view.tiled:
             options = inference.tile, inference.overlap, batch_size
-            logits, view.mask = predict_tiled(model, view.image, view.preprocess, *options)
+            logits, view.mask = predict_tiled(model, view.image, view.preprocess, *options, classify=view.decides)
             view.probabilities = logits.softmax(dim=0)
             yield _without_image(view, inference)
         else:
             batch.append((_without_image(view, inference), tensor))
     if batch:
-        yield from _forward(model, batch, full_size)
+        yield from _forward(model, batch, full_size, inference)
 
 
 def _without_image(view: _View, inference: Inference) -> _View:
@@ -281,10 +285,13 @@ def _needs_tiles(model: WSLModel, preprocess: Preprocess, size: tuple[int, int],
     return preprocess.fixed_size is None and height * width > MAX_WHOLE and obstacle(model) is None
 
 
-def _forward(model: WSLModel, batch: list[tuple[_View, torch.Tensor]], full_size: bool) -> Iterator[_View]:
-    """One pass over whole images of one network size."""
+def _forward(
+    model: WSLModel, batch: list[tuple[_View, torch.Tensor]], full_size: bool, inference: Inference
+) -> Iterator[_View]:
+    """Whole images of one network size."""
     device = next(model.parameters()).device
-    output = model(torch.stack([tensor for _, tensor in batch]).to(device))
+    with _one_scale(model) if inference.scales else contextlib.nullcontext():
+        output = model(torch.stack([tensor for _, tensor in batch]).to(device))
     probabilities = output.logits.softmax(dim=1).float().cpu()
     for (view, _), view.probabilities, mask in zip(batch, probabilities, output.mask.float().cpu(), strict=True):
         view.mask = (view.preprocess.restore(mask, view.size) if full_size else mask)[0].numpy()

@@ -58,7 +58,7 @@ def predict_files(
         output: folder for `<name>_overlay.png` (at most 8192 pixels on its longer side) and `<name>_mask.png` (0 and
             255, at the image's own size).
         preprocess: by default `preprocess_for(model)`.
-        inference: tiles, averaging and refinement; by default one pass over each image.
+        inference: tiles, averaging and refinement; by default each whole image as the model does it.
         threshold: a pixel is marked where the mask is at least this; by default the model's `mask_threshold`.
         max_pixels: see `allow_pixels`.
 

@@ -179,6 +179,7 @@ def predict_tiled(
     tile: int | None = None,
     overlap: int | None = None,
     batch_size: int = 16,
+    classify: bool = True,
 ) -> tuple[Tensor, RegionMask]:
     """Scores and mask of an image by tiles, at one scale: the model's `evaluation_scales` are the caller's.
 
@@ -191,6 +192,7 @@ def predict_tiled(
         preprocess: see `TiledImage`.
         tile, overlap: see `Tiling`.
         batch_size: largest number of tiles in one pass.
+        classify: False leaves out a classifier that decides; the scores are then the localizer's.
 
     Returns:
         Logits `[K]`, and the mask.
@@ -216,10 +218,10 @@ def predict_tiled(
         size = model.refinement.size(region.shape, picture.size)
         region = model.refinement(region[None, None], picture.reduced(size)[None])[0, 0]
     mask = RegionMask(region, picture.size, picture.inner, picture.own, model.evaluation_sigma, model.mask_omega)
-    if not model.classifier_decides:
+    if not (model.classifier_decides and classify):
         return logits[0], mask
 
-    def classify(tiles: Tensor, places: Sequence[Size]) -> Tensor:
+    def classified(tiles: Tensor, places: Sequence[Size]) -> Tensor:
         height, width = tiling.tile
         rows = {top: mask.network_rows(slice(top, top + height)) for top in {top for top, _ in places}}
         parts = torch.stack([rows[top][:, :, left : left + width] for top, left in places])
@@ -227,7 +229,7 @@ def predict_tiled(
         backbone = model.classifier_backbone or model.backbone
         return model.classifier(backbone(resize(relevant, tiling.classifier_tile)))[1]
 
-    return model.classifier.pool(stitch(passes(classify), tiling, tiling.classifier_tile)[None])[0], mask
+    return model.classifier.pool(stitch(passes(classified), tiling, tiling.classifier_tile)[None])[0], mask
 
 
 def stitch(passes: Iterator[tuple[Sequence[Size], Tensor]], tiling: Tiling, seen: Size) -> Tensor:
