@@ -137,7 +137,9 @@ def _train(
                 group["lr"] = recipe.lr_at(epoch, done)
             flipped = torch.rand(len(batch), 1, 1, 1) < 0.5
             inputs = torch.where(flipped, images[batch].flip(-1), images[batch])
+            model.criterion.size_share = recipe.size_share_at(done)
             output = model(inputs.contiguous(memory_format=torch.channels_last), target[batch])
+            model.criterion.size_share = 1.0
             optimizer.zero_grad()
             output.loss.backward()
             optimizer.step()

@@ -165,6 +165,7 @@ class MinMaxEntropyLoss(nn.Module):
             raise ValueError(f"size_loss must be None or one of {sorted(SIZE_LOSSES)}, got {size_loss!r}")
         self.background_loss = background_loss
         self.size_loss = size_loss
+        self.size_share = 1.0  # of `size_weight`, which a training may raise from 0 (`Recipe.size_warmup`)
         self.weights = {
             "localizer": localizer_weight,
             "foreground": foreground_weight,
@@ -235,7 +236,8 @@ class MinMaxEntropyLoss(nn.Module):
             losses["background"] = self._background(background_logits, target).mean()
         if mask is not None and self.size_loss is not None:
             losses["size"] = SIZE_LOSSES[self.size_loss](mask).mean()
-        return sum(self.weights[name] * value for name, value in losses.items()), losses
+        weights = {**self.weights, "size": self.size_share * self.weights["size"]}
+        return sum(weights[name] * value for name, value in losses.items()), losses
 
     def _background(self, logits: Tensor, target: Tensor) -> Tensor:
         """`[B, K]` to `[B]`."""

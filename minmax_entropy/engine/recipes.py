@@ -62,6 +62,9 @@ class Recipe:
         schedule: "cosine" (per step, after a warm-up) or "step" (per epoch).
         warmup: share of the training.
         step_size, step_delay: of the step schedule, in epochs.
+        size_warmup: share of the training in which the weight of the size term rises from 0 to the model's
+            `size_weight`. From scratch the price on the area otherwise makes masks small before the localizer has
+            learned anything (docs/results/localization.md).
         clip_grad: largest norm of the gradient, or None.
         batch_size: images a step, over all processes and whatever is accumulated.
         augmentation: of the training images, a name of `minmax_entropy.data.AUGMENTATIONS`.
@@ -85,6 +88,7 @@ class Recipe:
     warmup: float = 0.05
     step_size: int = 40
     step_delay: int = 0
+    size_warmup: float = 0.0
     clip_grad: float | None = None
     batch_size: int = 16
     augmentation: str = "crop"
@@ -107,6 +111,8 @@ class Recipe:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size!r}")
         if self.erasing_steps is not None and self.erasing_steps < 0:
             raise ValueError(f"erasing_steps must be 0 or more, got {self.erasing_steps!r}")
+        if not 0 <= self.size_warmup <= 1:
+            raise ValueError(f"size_warmup must be in [0, 1], got {self.size_warmup!r}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in (0, 1), got {self.ema_decay!r}")
         if self.patience is not None and self.patience < 1:
@@ -147,12 +153,16 @@ class Recipe:
             return step_decay(epoch, self.lr, self.step_size, delay=self.step_delay)
         return warmup_cosine(progress, self.lr, self.warmup)
 
+    def size_share_at(self, progress: float) -> float:
+        """Share of the size term's weight, in [0, 1], at a share of the training."""
+        return min(progress / self.size_warmup, 1.0) if self.size_warmup > 0 else 1.0
+
 
 RECIPES: dict[str, Recipe] = {
     # Fine-tuning a pretrained backbone.
     "finetune": Recipe(lr=2e-4, head_lr_factor=10.0, weight_decay=0.05, warmup=0.1, clip_grad=5.0),
     # From scratch on small images.
-    "scratch": Recipe(optimizer="adamw", lr=1e-2, weight_decay=0.02, warmup=0.1, batch_size=16),
+    "scratch": Recipe(optimizer="adamw", lr=1e-2, weight_decay=0.02, warmup=0.1, size_warmup=0.2, batch_size=16),
     # The authors' implementation (arXiv 1907.12934). Their GlaS runs take augmentation="glas".
     "reference": Recipe(
         optimizer="sgd",

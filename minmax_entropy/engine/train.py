@@ -348,7 +348,9 @@ class _Training:
         device = self.accelerator.device
         images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
         target = batch.target.to(device, non_blocking=True)
+        self.model.criterion.size_share = self.recipe.size_share_at(self._share_done())
         output = self.wrapped(images, target)
+        self.model.criterion.size_share = 1.0
         # The mean of the batch becomes its part of the step's mean; gradients are averaged over the processes.
         self.accelerator.backward(output.loss * (batch.share * self.accelerator.num_processes))
         with torch.no_grad():
