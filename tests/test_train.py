@@ -108,6 +108,28 @@ def test_warmup_cosine(progress, expected):
     assert warmup_cosine(progress, 2.0, warmup=0.2) == pytest.approx(expected, abs=1e-12)
 
 
+def test_the_size_term_comes_in_slowly(shapes):
+    """Its weight rises with the steps, and is whole again between them; other terms are as they are."""
+    recipe = dataclasses.replace(RECIPE, size_warmup=0.5)
+    assert [recipe.size_share_at(done) for done in (0.0, 0.25, 0.5, 1.0)] == [0.0, 0.5, 1.0, 1.0]
+    assert RECIPE.size_share_at(0.0) == 1.0
+    model, shares, sums = create(preset="area", size_weight=2.0), [], []
+
+    def seen(criterion, _, result):
+        loss, losses = result[0].detach(), {name: value.detach() for name, value in result[1].items()}
+        shares.append(criterion.size_share)
+        rest = sum(value for name, value in losses.items() if name != "size")
+        sums.append(float(loss - rest - criterion.size_share * 2.0 * losses["size"]))
+
+    model.criterion.register_forward_hook(seen)
+    result = run(model, shapes, recipe, epochs=2)
+    steps = len(shares) // 2
+    assert len(result.log) == 2 and steps > 1
+    assert shares == pytest.approx([min(number / steps, 1.0) for number in range(2 * steps)])
+    assert sums == pytest.approx([0.0] * len(sums), abs=1e-5)
+    assert model.criterion.size_share == 1.0 and model.settings()["size_weight"] == 2.0
+
+
 def test_warmup_cosine_ends():
     assert warmup_cosine(0.0, 2.0) == 2.0
     assert warmup_cosine(1.0, 2.0, min_lr=0.5) == 0.5
@@ -183,6 +205,7 @@ def test_get_recipe():
         (dict(class_weights="yes"), r"class_weights must be one of \(None, 'balanced'\), got 'yes'"),
         (dict(ema_decay=1.0), r"ema_decay must be in \(0, 1\), got 1.0"),
         (dict(patience=0), "patience must be 1 or more, got 0"),
+        (dict(size_warmup=1.5), r"size_warmup must be in \[0, 1\], got 1.5"),
     ],
 )
 def test_bad_recipe(keywords, message):
