@@ -35,8 +35,8 @@ PRESETS: dict[str, dict] = {
     "area": _AREA,
     # The same, with masks along the edges of the image, and the class by the localizer, which sees the whole image at
     # its full size, with BatchNorm statistics of whole images, which is what it meets in evaluation. There it looks
-    # three times, which costs 3.8 passes; `evaluation_scales=(1.0,)` is one. Measured on photographs, embedded images
-    # and surfaces: docs/results/localization.md.
+    # three times, for four times the time (docs/results/passes.md); `evaluation_scales=(1.0,)` is one pass. Measured on
+    # photographs, embedded images and surfaces: docs/results/localization.md.
     # `mask_sigma` is the training's. A `mask_refinement` given beside the preset replaces the whole dictionary. With
     # other heads and with erasing, whose maps are higher or larger, its `sigma` should be higher.
     "refined": dict(
