@@ -411,9 +411,8 @@ class WSLModel(TimmConventions, Shareable):
         """Localizer scores `[B, K]`, class maps `[B, K, h, w]` and mask `[B, 1, H, W]`; `whole` or erased images; with
         `classes` the mask is `[B, N, H, W]`."""
         views = [self._head(self.localizer, self._features(self.backbone, images, whole))]
-        if not self.training:
-            for other in self.at_other_sizes(images):
-                views.append(views[0] if other is images else self._head(self.localizer, self.backbone(other)))
+        for other in self.at_other_sizes(images):
+            views.append(views[0] if other is images else self._head(self.localizer, self.backbone(other)))
         logits, maps = views[0]
         with torch.no_grad() if self.detach_mask else contextlib.nullcontext():
             if classes is None:
@@ -428,8 +427,10 @@ class WSLModel(TimmConventions, Shareable):
 
     def at_other_sizes(self, images: Tensor) -> Iterator[Tensor]:
         """The images at the other `evaluation_scales`, in the nearest sizes that the backbone takes; themselves where
-        that is their own. None for a backbone of one size."""
-        for scale in self.evaluation_scales if self.backbone.sizes.fixed is None else ():
+        that is their own. None in training, and for a backbone of one size."""
+        if self.training or self.backbone.sizes.fixed is not None:
+            return
+        for scale in self.evaluation_scales:
             if scale != 1:
                 size = self.backbone.sizes.nearest(*(rounded_share(scale, side) for side in images.shape[-2:]))
                 yield resample(images, size)

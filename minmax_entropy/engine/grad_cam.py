@@ -65,11 +65,10 @@ class GradCAM(nn.Module):
         """Logits `[B, K]` of the model and the mask `[B, 1, H, W]` in [0, 1]; its weights get no gradients."""
         localizer_logits, _ = self.model.class_maps(images)
         logits = self.model(images, background=False).logits if self.model.classifier_decides else localizer_logits
-        views = [images, *(() if self.model.training else self.model.at_other_sizes(images))]
+        views = [images, *self.model.at_other_sizes(images)]
         chosen = self.model.without_empty(localizer_logits).argmax(dim=1).tolist()
         masks = [self.model._mask(self._region(view, chosen), images) for view in views]
-        mask = masks[0] if len(masks) == 1 else torch.stack(masks).mean(dim=0)
-        return WSLOutput(logits=logits, mask=mask, localizer_logits=localizer_logits)
+        return WSLOutput(logits=logits, mask=torch.stack(masks).mean(dim=0), localizer_logits=localizer_logits)
 
     def _region(self, images: Tensor, classes: list[int]) -> Tensor:
         """Maps `[B, 1, h, w]` in [0, 1] of a class for each image, at the size of the features for a refinement."""
