@@ -150,6 +150,8 @@ class WSLModel(TimmConventions, Shareable):
             mode, for a pass of the backbone each: up to 8 of 0.1 to 4. The mask is the mean of theirs, each made of
             maps that are weighted by the mean scores. Class, scores and maps are those of the image at its own size, 1,
             which must be among them. A backbone of one size sees that alone.
+        evaluation_flip: whether the other sizes are seen flipped horizontally, and their maps flipped back. It costs
+            nothing more. Not for classes that differ in left and right.
         mask_normalization: range of the map per "image", or over the "batch" as in the authors' implementation.
         detach_mask: keep the classifier's gradient from the localizer's head; it flows through the mask otherwise, and
             without a size term the mask then grows to the whole image, a trivial optimum. By default True without
@@ -202,6 +204,7 @@ class WSLModel(TimmConventions, Shareable):
         empty_classes: Sequence[int] = (),
         mask_refinement: dict | None = None,
         evaluation_scales: Sequence[float] = (1.0,),
+        evaluation_flip: bool = False,
         mask_normalization: str = "image",
         detach_mask: bool | None = None,
         background_loss: str = "sem",
@@ -248,6 +251,7 @@ class WSLModel(TimmConventions, Shareable):
         self.min_probability = min_probability
         self.mask_refinement = mask_refinement
         self.evaluation_scales = evaluation_scales
+        self.evaluation_flip = evaluation_flip
         self.mask_normalization = mask_normalization
         flags = dict(shared_backbone=shared_backbone, freeze_backbone=freeze_backbone, freeze_bn=freeze_bn)
         for name, flag in dict(flags, checkpoint_passes=checkpoint_passes).items():
@@ -412,7 +416,8 @@ class WSLModel(TimmConventions, Shareable):
         `classes` the mask is `[B, N, H, W]`."""
         views = [self._head(self.localizer, self._features(self.backbone, images, whole))]
         for other in self.at_other_sizes(images):
-            views.append(views[0] if other is images else self._head(self.localizer, self.backbone(other)))
+            scores, seen = views[0] if other is images else self._head(self.localizer, self.backbone(other))
+            views.append((scores, self.flipped(seen)))
         logits, maps = views[0]
         with torch.no_grad() if self.detach_mask else contextlib.nullcontext():
             if classes is None:
@@ -426,14 +431,18 @@ class WSLModel(TimmConventions, Shareable):
             return logits, maps, _mean([self._mask(region, images) for region in regions])
 
     def at_other_sizes(self, images: Tensor) -> Iterator[Tensor]:
-        """The images at the other `evaluation_scales`, in the nearest sizes that the backbone takes; themselves where
-        that is their own. None in training, and for a backbone of one size."""
+        """The images at the other `evaluation_scales`, in the nearest sizes that the backbone takes, `flipped`;
+        themselves where that is what they are. None in training, and for a backbone of one size."""
         if self.training or self.backbone.sizes.fixed is not None:
             return
         for scale in self.evaluation_scales:
             if scale != 1:
                 size = self.backbone.sizes.nearest(*(rounded_share(scale, side) for side in images.shape[-2:]))
-                yield resample(images, size)
+                yield self.flipped(resample(images, size))
+
+    def flipped(self, tensor: Tensor) -> Tensor:
+        """Images or maps of other sizes, `[..., W]`, from left to right where `evaluation_flip` says so."""
+        return tensor.flip(-1) if self.evaluation_flip else tensor
 
     def map_weights(self, logits: Tensor) -> Tensor:
         """What each class's map counts in the map that becomes the mask: `[B, K]` from the localizer's `[B, K]`, by
@@ -564,6 +573,16 @@ class WSLModel(TimmConventions, Shareable):
         self._evaluation_scales = check_scales("evaluation_scales", scales)
 
     @property
+    def evaluation_flip(self) -> bool:
+        """Whether the images are flipped at the other `evaluation_scales`. May be set at any time."""
+        return self._evaluation_flip
+
+    @evaluation_flip.setter
+    def evaluation_flip(self, flip: bool) -> None:
+        check_flag("evaluation_flip", flip)
+        self._evaluation_flip = flip
+
+    @property
     def empty_classes(self) -> list[int]:
         """Indices of the classes whose images hold no object. May be set at any time."""
         return list(self._empty_classes)
@@ -601,7 +620,7 @@ class WSLModel(TimmConventions, Shareable):
     def _live(self) -> dict:
         """What can be set on a model that is built."""
         own = ("decision", "classifier_scale", "bn_statistics", "detach_mask", "checkpoint_passes")
-        answer = ("min_probability", "empty_classes", "evaluation_scales")
+        answer = ("min_probability", "empty_classes", "evaluation_scales", "evaluation_flip")
         mask = ("sigma", "omega", "threshold", "source", "normalization", "refinement")
         erasing = ("steps", "sigma", "scope", "reduction", "fallback", "normalize_trust")
         return {

@@ -47,6 +47,7 @@ PRESETS: dict[str, dict] = {
             iterations=10, dilations=(1, 2, 4, 8), temperature=0.15, scale=4, sigma=0.5, compression=0.4
         ),
         evaluation_scales=(0.75, 1.0, 1.5),
+        evaluation_flip=True,
     ),
     # Class activation mapping as a baseline: average pooling, no classifier, mask from the predicted class's map.
     "cam": dict(localizer="average", classifier=None),

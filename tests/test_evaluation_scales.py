@@ -9,6 +9,7 @@ import minmax_entropy as mme
 from minmax_entropy.backbones.sizes import ImageSizes
 from minmax_entropy.engine import Inference, predict_images
 from minmax_entropy.engine.grad_cam import GradCAM
+from minmax_entropy.engine.refine import guided_filter, refine_mask
 from minmax_entropy.engine.selection import _as_validated
 from minmax_entropy.mask import min_max_normalize, resize, soft_mask, weighted_map
 
@@ -54,6 +55,28 @@ def test_masks_are_the_means():
     assert not torch.allclose(output.mask, masks[1], atol=1e-3)
 
 
+def test_other_sizes_may_be_flipped():
+    model, images = create(evaluation_scales=SCALES, mask_refinement={"iterations": 2}).eval(), images_of()
+    plain = model(images)
+    model.evaluation_flip = True
+    output, flipped = model(images), images.flip(-1)
+    assert torch.equal(output.logits, plain.logits) and torch.equal(output.localizer_maps, plain.localizer_maps)
+    assert (output.mask - plain.mask).abs().max() > 0.01
+    views = [model.class_maps(torch.nn.functional.interpolate(images, (64, 96)))]
+    for size in ((48, 72), (96, 144)):
+        logits, maps = model.class_maps(torch.nn.functional.interpolate(flipped, size, mode="bilinear", antialias=True))
+        views.append((logits, maps.flip(-1)))
+    weights = (sum(logits for logits, _ in views) / 3).softmax(dim=1)
+    expected = sum(model._mask(weighted_map(maps, weights), images) for _, maps in views) / 3
+    torch.testing.assert_close(output.mask, expected)
+    of_class = sum(model._mask(maps[:, 1:2], images) for _, maps in views) / 3
+    torch.testing.assert_close(model.localize(images, classes=[1]).mask, of_class)
+    model.evaluation_scales = (1.0,)
+    one = model(images).mask
+    model.evaluation_flip = False
+    assert torch.equal(model(images).mask, one)
+
+
 def test_the_map_of_the_predicted_class_is_that_of_the_answer():
     model = create(evaluation_scales=SCALES, mask_source="predicted").eval()
     images = images_of(number=16) * torch.linspace(0.2, 4, 16)[:, None, None, None]
@@ -92,17 +115,21 @@ def test_half_precision_of_the_images(keywords):
     [
         (ImageSizes(8), SCALES, [(64, 64), (48, 48), (96, 96)]),
         (ImageSizes(8, step=(32, 32)), (0.4, 1, 1.4), [(64, 64), (32, 32), (96, 96)]),
-        (ImageSizes(64), SCALES, [(64, 64), (96, 96)]),  # 48 is too small, and the image itself counts twice
+        (ImageSizes(64), SCALES, [(64, 64), (96, 96)]),  # 48 is too small: the image itself counts twice
         (ImageSizes(8), (1.001, 1, 2), [(64, 64), (128, 128)]),
         (ImageSizes(8, fixed=(64, 64)), SCALES, [(64, 64)]),
     ],
 )
 def test_sizes_that_the_backbone_takes(sizes, scales, expected):
     """The nearest; what comes out as the image itself counts, and takes no pass of its own."""
-    model, seen = create(preset="refined", evaluation_scales=scales).eval(), []
+    model, seen = create(preset="refined", evaluation_scales=scales, evaluation_flip=False).eval(), []
     model.backbone.sizes = sizes
     model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[-2:])))
     assert model(images_of(64, 64)).mask.shape == (2, 1, 64, 64) and seen == expected
+    seen.clear()
+    model.evaluation_flip = True
+    model(images_of(64, 64))
+    assert len(seen) == (1 if sizes.fixed else len(scales))  # one that is the image itself, flipped, is another image
 
 
 def test_saved_with_the_model(tmp_path):
@@ -111,7 +138,10 @@ def test_saved_with_the_model(tmp_path):
     model.save_pretrained(tmp_path / "model")
     again = mme.create_model(f"local-dir:{tmp_path / 'model'}").eval()
     assert again.evaluation_scales == SCALES and torch.equal(again(images_of()).mask, model(images_of()).mask)
-    again.evaluation_scales = (1.0,)
+    again.evaluation_scales, again.evaluation_flip = (1.0,), True
+    assert again.settings()["evaluation_flip"] is True and create().evaluation_flip is False
+    with pytest.raises(TypeError, match="evaluation_flip"):
+        again.evaluation_flip = "yes"
     assert list(again.settings()["evaluation_scales"]) == [1.0]
     assert create().evaluation_scales == (1.0,)
     scales = [0.75, 1]
@@ -197,6 +227,20 @@ def test_tiles(flips, monkeypatch):
     (alone,) = predict(model, large, tile=32, flips=flips, scales=(1.0,))
     assert found.mask == pytest.approx(expected.mask, abs=1e-5)
     assert found.probabilities == pytest.approx(alone.probabilities, abs=1e-5)
+    model.evaluation_flip = True
+    _, mirrored, _ = predict(model, small, large, small, tile=32, flips=flips)
+    views = [
+        *(predict(model, large, tile=32, flips=flips, scales=(1.0,))[0].mask,),
+        *(
+            predict(model, large.transpose(Image.Transpose.FLIP_LEFT_RIGHT), tile=32, flips=flips, scales=(scale,))[
+                0
+            ].mask[:, ::-1]
+            for scale in (0.75, 1.5)
+        ),
+    ]
+    assert mirrored.mask == pytest.approx(sum(views) / 3, abs=1e-5)
+    assert mirrored.probabilities == pytest.approx(found.probabilities, abs=1e-5)
+    model.evaluation_flip = False
     # By themselves, as soon as the largest view is too large.
     for module in (mme.engine.inference, mme.engine.tiles):
         monkeypatch.setattr(module, "MAX_WHOLE", 64 * 64)
@@ -205,6 +249,14 @@ def test_tiles(flips, monkeypatch):
     (by_tiles,) = predict(model, square)
     monkeypatch.undo()
     assert by_tiles.mask == pytest.approx(predict(model, square, tile=32, scales=SCALES)[0].mask, abs=1e-5)
+
+
+def test_refined_with_the_image_as_it_is():
+    """Also where the first of its views is flipped."""
+    model, image, refine = create(evaluation_scales=SCALES, evaluation_flip=True), picture(), guided_filter()
+    (found,) = predict(model, image, tile=32, refine=refine)
+    (alone,) = predict(model, image, tile=32)
+    assert np.array_equal(found.mask, refine_mask(refine, image, alone.mask))
 
 
 def test_validation_without_masks_sees_images_once():
@@ -228,6 +280,12 @@ def test_grad_cam():
         masks.append(model._mask(cam._region(view, best), images))
     assert len(masks) == 3
     torch.testing.assert_close(found.mask, sum(masks) / 3)
+    model.evaluation_flip = True
+    flipped = [masks[0]]
+    for view in model.at_other_sizes(images):
+        flipped.append(model._mask(cam._region(view, best).flip(-1), images))
+    torch.testing.assert_close(GradCAM(model, "grad_cam")(images).mask, sum(flipped) / 3)
+    model.evaluation_flip = False
     model.evaluation_scales = (1.0,)
     torch.testing.assert_close(GradCAM(model, "grad_cam")(images).mask[0], masks[0][0])
     cam = GradCAM(model, "grad_cam")

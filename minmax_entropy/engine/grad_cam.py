@@ -65,9 +65,9 @@ class GradCAM(nn.Module):
         """Logits `[B, K]` of the model and the mask `[B, 1, H, W]` in [0, 1]; its weights get no gradients."""
         localizer_logits, _ = self.model.class_maps(images)
         logits = self.model(images, background=False).logits if self.model.classifier_decides else localizer_logits
-        views = [images, *self.model.at_other_sizes(images)]
         chosen = self.model.without_empty(localizer_logits).argmax(dim=1).tolist()
-        masks = [self.model._mask(self._region(view, chosen), images) for view in views]
+        others = (self.model.flipped(self._region(view, chosen)) for view in self.model.at_other_sizes(images))
+        masks = [self.model._mask(region, images) for region in (self._region(images, chosen), *others)]
         return WSLOutput(logits=logits, mask=torch.stack(masks).mean(dim=0), localizer_logits=localizer_logits)
 
     def _region(self, images: Tensor, classes: list[int]) -> Tensor:

@@ -25,6 +25,8 @@ FLIPS = {
     "vertical": Image.Transpose.FLIP_TOP_BOTTOM,
     "both": Image.Transpose.ROTATE_180,
 }
+# Flip -> the same of a picture that was flipped horizontally before.
+MIRRORED = {None: "horizontal", "horizontal": None, "vertical": "both", "both": "vertical"}
 
 
 NATIVE = "native"
@@ -233,6 +235,8 @@ def _views(
             tiled = dict.fromkeys(inputs, any(tiled.values()))
         views = inference.views(own if any(tiled.values()) else (1.0,))
         for number, (flip, scale) in enumerate(views, start=1):
+            if inference.scales is None and scale != 1 and model.evaluation_flip:
+                flip = MIRRORED[flip]
             picture = image if flip is None else image.transpose(FLIPS[flip])
             decides = inference.scales is not None or scale == 1
             yield _View(index, picture, flip, inputs[scale], size, tiled[scale], decides, number == len(views))
@@ -299,7 +303,7 @@ def _forward(
 
 
 def _prediction(views: list[_View], refine: Refinement | None, model: WSLModel) -> Prediction:
-    """The views of one image as one prediction; the first of them is the image as it is."""
+    """The views of one image as one prediction; one of them at least is not flipped."""
     probabilities = torch.stack([view.probabilities for view in views if view.decides]).mean(dim=0)
     probability, class_index = probabilities.max(dim=0)
     said = int(class_index), float(probability)
@@ -315,5 +319,5 @@ def _prediction(views: list[_View], refine: Refinement | None, model: WSLModel) 
             for rows, values in view.bands():
                 mask[rows] += values / len(views)
     if refine is not None:
-        mask = refine_mask(refine, views[0].image, mask)
+        mask = refine_mask(refine, next(view.image for view in views if view.flip is None), mask)
     return Prediction(views[0].index, *said, mask, probabilities.numpy())
