@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -53,9 +54,11 @@ from minmax_entropy.presets import resolve_preset
 from minmax_entropy.sharing import Shareable
 from minmax_entropy.symbolic import rounded_share, truncated_share
 from minmax_entropy.tasks import TASKS
+from minmax_entropy.zoom import Zoom
 
 DECISIONS = ("classifier", "localizer")
 BN_STATISTICS = ("passes", "images")
+Rows = Tensor | slice  # of a batch
 
 
 class WSLOutput(NamedTuple):
@@ -150,6 +153,9 @@ class WSLModel(TimmConventions, Shareable):
             mode, for a pass of the backbone each: up to 8 of 0.1 to 4. The mask is the mean of theirs, each made of
             maps that are weighted by the mean scores. Class, scores and maps are those of the image at its own size, 1,
             which must be among them. A backbone of one size sees that alone.
+        evaluation_zoom: a dictionary of options of `Zoom` ({} for its defaults): masks that mark little are made from a
+            closer look at the image as well, for one more pass of the backbone on such images (of all that are seen, in
+            compiled and exported programs). None, or no other `evaluation_scales` than 1: no closer look.
         evaluation_flip: whether the other sizes are seen flipped horizontally, and their maps flipped back. It costs
             nothing more. Not for classes that differ in left and right.
         mask_normalization: range of the map per "image", or over the "batch" as in the authors' implementation.
@@ -205,6 +211,7 @@ class WSLModel(TimmConventions, Shareable):
         mask_refinement: dict | None = None,
         evaluation_scales: Sequence[float] = (1.0,),
         evaluation_flip: bool = False,
+        evaluation_zoom: dict | None = None,
         mask_normalization: str = "image",
         detach_mask: bool | None = None,
         background_loss: str = "sem",
@@ -252,6 +259,7 @@ class WSLModel(TimmConventions, Shareable):
         self.mask_refinement = mask_refinement
         self.evaluation_scales = evaluation_scales
         self.evaluation_flip = evaluation_flip
+        self.evaluation_zoom = evaluation_zoom
         self.mask_normalization = mask_normalization
         flags = dict(shared_backbone=shared_backbone, freeze_backbone=freeze_backbone, freeze_bn=freeze_bn)
         for name, flag in dict(flags, checkpoint_passes=checkpoint_passes).items():
@@ -423,12 +431,44 @@ class WSLModel(TimmConventions, Shareable):
             if classes is None:
                 seen = views if self.mask_source == "expected" else views[:1]  # the map is that of the class it says
                 weights = self.map_weights(_mean([scores for scores, _ in seen]))
-                regions = [weighted_map(each, weights) for _, each in views]
+
+                def region(maps: Tensor, rows: Rows) -> Tensor:
+                    return weighted_map(maps, weights[rows])
             else:
                 index = class_index(classes, images.shape[0], self.num_classes, self.class_names).to(logits.device)
-                index = index[:, :, None, None]  # [B, N, 1, 1]
-                regions = [each.gather(1, index.expand(-1, -1, *each.shape[2:])) for _, each in views]
-            return logits, maps, _mean([self._mask(region, images) for region in regions])
+
+                def region(maps: Tensor, rows: Rows) -> Tensor:
+                    chosen = index[rows][:, :, None, None]  # [B, N, 1, 1]
+                    return maps.gather(1, chosen.expand(-1, -1, *maps.shape[2:]))
+
+            def closer(larger: Tensor, rows: Rows) -> Tensor:
+                return region(self._head(self.localizer, self.backbone(larger))[1], rows)
+
+            mask = _mean([self._mask(region(each, slice(None)), images) for _, each in views])
+            return logits, maps, self.looked_closer(images, mask, closer)
+
+    def looked_closer(self, images: Tensor, mask: Tensor, region: Callable[[Tensor, Rows], Tensor]) -> Tensor:
+        """Masks `[B, N, H, W]` of images; those that mark little are made from a closer look as well
+        (`evaluation_zoom`).
+
+        Args:
+            images: `[B, C, H, W]`.
+            mask: theirs, of all `evaluation_scales`.
+            region: gives the maps `[B', N, h, w]` of larger images `[B', C, H', W']`, which are those rows of `images`.
+        """
+        zoom = None if self.training else self.zoom
+        if zoom is None:
+            return mask
+        small = mask.mean(dim=(2, 3)) < zoom.below  # [B, N]
+        # A program for any image has the pass for all of them.
+        rows = slice(None) if torch.compiler.is_compiling() else small.any(dim=1).nonzero()[:, 0]
+        seen, before = images[rows], mask[rows]
+        if not isinstance(rows, slice) and not len(rows):
+            return mask
+        size = self.backbone.sizes.nearest(*(rounded_share(zoom.scale, side) for side in images.shape[-2:]))
+        found = self._mask(self.flipped(region(self.flipped(resample(seen, size)), rows)), seen)
+        after = torch.where(small[rows][:, :, None, None], torch.lerp(before, found, zoom.share), before)
+        return after if isinstance(rows, slice) else mask.index_copy(0, rows, after)
 
     def at_other_sizes(self, images: Tensor) -> Iterator[Tensor]:
         """The images at the other `evaluation_scales`, in the nearest sizes that the backbone takes, `flipped`;
@@ -583,6 +623,20 @@ class WSLModel(TimmConventions, Shareable):
         self._evaluation_flip = flip
 
     @property
+    def evaluation_zoom(self) -> dict | None:
+        """Options of the `Zoom`, or None. May be set at any time, as a whole."""
+        return None if self._zoom is None else dataclasses.asdict(self._zoom)
+
+    @evaluation_zoom.setter
+    def evaluation_zoom(self, options: dict | None) -> None:
+        self._zoom = None if options is None else _from_options("evaluation_zoom", Zoom, options)
+
+    @property
+    def zoom(self) -> Zoom | None:
+        """The closer look that is in force: none where images are seen at their own size alone."""
+        return None if self.backbone.sizes.fixed is not None or self.evaluation_scales == (1.0,) else self._zoom
+
+    @property
     def empty_classes(self) -> list[int]:
         """Indices of the classes whose images hold no object. May be set at any time."""
         return list(self._empty_classes)
@@ -598,13 +652,7 @@ class WSLModel(TimmConventions, Shareable):
 
     @mask_refinement.setter
     def mask_refinement(self, options: dict | None) -> None:
-        if options is not None and not isinstance(options, dict):
-            raise TypeError(f"mask_refinement must be a dictionary of options or None, got {options!r:.80}")
-        try:
-            self.refinement = None if options is None else AffinityRefinement(**options)
-        except TypeError as error:
-            known = list(inspect.signature(AffinityRefinement).parameters)
-            raise TypeError(f"mask_refinement: {error}; its options are {known}") from None
+        self.refinement = None if options is None else _from_options("mask_refinement", AffinityRefinement, options)
 
     @property
     def evaluation_sigma(self) -> float:
@@ -620,7 +668,7 @@ class WSLModel(TimmConventions, Shareable):
     def _live(self) -> dict:
         """What can be set on a model that is built."""
         own = ("decision", "classifier_scale", "bn_statistics", "detach_mask", "checkpoint_passes")
-        answer = ("min_probability", "empty_classes", "evaluation_scales", "evaluation_flip")
+        answer = ("min_probability", "empty_classes", *(f"evaluation_{part}" for part in ("scales", "flip", "zoom")))
         mask = ("sigma", "omega", "threshold", "source", "normalization", "refinement")
         erasing = ("steps", "sigma", "scope", "reduction", "fallback", "normalize_trust")
         return {
@@ -653,6 +701,20 @@ def _per_channel(data_config: dict, in_chans: int) -> dict:
         else:
             config[key] = tuple(itertools.islice(itertools.cycle(values), in_chans))
     return config
+
+
+def _from_options(name: str, build: Callable, options: dict) -> object:
+    """What `build` makes of a dictionary that is the keyword `name`.
+
+    Raises:
+        TypeError: no dictionary, or an option that it does not have or that has a wrong type.
+    """
+    if not isinstance(options, dict):
+        raise TypeError(f"{name} must be a dictionary of options or None, got {options!r:.80}")
+    try:
+        return build(**options)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}; its options are {list(inspect.signature(build).parameters)}") from None
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:

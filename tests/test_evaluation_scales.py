@@ -77,6 +77,82 @@ def test_other_sizes_may_be_flipped():
     assert torch.equal(model(images).mask, one)
 
 
+ZOOM = dict(scale=2.0, below=0.3, share=0.4)
+
+
+def zoomed(**keywords):
+    """A model whose masks of `images_of` are on both sides of `below`, and those it had without a closer look."""
+    options = dict(evaluation_scales=SCALES, evaluation_flip=True, mask_sigma=0.6, mask_refinement={"iterations": 2})
+    model = create(**options | keywords).eval()
+    images = images_of(number=8)
+    before = model(images).mask
+    below = float(before.mean(dim=(1, 2, 3)).median()) + 1e-4
+    model.evaluation_zoom = dict(ZOOM, below=below)
+    small = before.mean(dim=(1, 2, 3)) < below
+    assert 0 < small.sum() < len(small)
+    return model, images, before, small
+
+
+def test_masks_that_mark_little_have_a_closer_look():
+    model, images, before, small = zoomed()
+    views = [images, *model.at_other_sizes(images)]
+    weights = (sum(model.class_maps(view)[0] for view in views) / 3).softmax(dim=1)
+    larger = torch.nn.functional.interpolate(images.flip(-1), (128, 192), mode="bilinear", antialias=True)
+    found = model._mask(weighted_map(model.class_maps(larger)[1].flip(-1), weights), images)
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    output = model(images)
+    expected = torch.where(small[:, None, None, None], 0.6 * before + 0.4 * found, before)
+    torch.testing.assert_close(output.mask, expected)
+    assert seen[-1] == (int(small.sum()), 3, 128, 192) and (expected - before).abs().max() > 0.05
+    alone = torch.cat([model(image[None]).mask for image in images])
+    torch.testing.assert_close(alone, expected, atol=1e-5, rtol=0)
+    model.evaluation_zoom = dict(ZOOM, below=1e-6)
+    assert torch.equal(model(images).mask, before)
+    model.evaluation_zoom, model.evaluation_scales = ZOOM, (1.0,)
+    once = model(images).mask
+    model.evaluation_zoom = None
+    assert torch.equal(model(images).mask, once)  # own size alone is that
+
+
+def test_a_closer_look_for_each_class():
+    model, images, *_ = zoomed()
+    model.evaluation_zoom = None
+    before = model.localize(images, classes="all").mask
+    model.evaluation_zoom = dict(ZOOM, below=float(before.mean(dim=(2, 3)).median()))
+    found = model.localize(images, classes="all").mask
+    small = before.mean(dim=(2, 3)) < model.zoom.below
+    changed = (found - before).abs().amax(dim=(2, 3)) > 1e-6
+    assert torch.equal(changed, small) and 0 < small.sum() < small.numel()
+    alone = [model.localize(images, classes=[index]).mask for index in range(3)]
+    torch.testing.assert_close(torch.cat(alone, dim=1), found, atol=1e-5, rtol=0)
+
+
+def test_compiled_programs_look_at_all_images():
+    model, images, *_ = zoomed()
+    expected = model(images).mask
+    program = torch.export.export(model, (images,)).module()
+    torch.testing.assert_close(program(images).mask, expected, atol=1e-5, rtol=0)
+    others = images_of(number=8) * 3 + 0.5
+    torch.testing.assert_close(program(others).mask, model(others).mask, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (dict(scale=1), ValueError, "scale must be over 1 and at most 4"),
+        (dict(below=0), ValueError, "below must be over 0"),
+        (dict(share=1.5), ValueError, "share must be over 0 and at most 1"),
+        (dict(share="a"), ValueError, "finite number"),
+        (dict(factor=2), TypeError, "its options are .*'scale', 'below', 'share'"),
+        (2.0, TypeError, "evaluation_zoom must be a dictionary"),
+    ],
+)
+def test_closer_looks_that_can_not_be(options, error, message):
+    with pytest.raises(error, match=message):
+        create(evaluation_zoom=options)
+
+
 def test_the_map_of_the_predicted_class_is_that_of_the_answer():
     model = create(evaluation_scales=SCALES, mask_source="predicted").eval()
     images = images_of(number=16) * torch.linspace(0.2, 4, 16)[:, None, None, None]
@@ -138,6 +214,9 @@ def test_saved_with_the_model(tmp_path):
     model.save_pretrained(tmp_path / "model")
     again = mme.create_model(f"local-dir:{tmp_path / 'model'}").eval()
     assert again.evaluation_scales == SCALES and torch.equal(again(images_of()).mask, model(images_of()).mask)
+    assert create(evaluation_zoom={}).evaluation_zoom == dict(scale=2.0, below=0.15, share=0.5)
+    again.evaluation_zoom = dict(below=0.2)
+    assert again.settings()["evaluation_zoom"] == dict(scale=2.0, below=0.2, share=0.5)
     again.evaluation_scales, again.evaluation_flip = (1.0,), True
     assert again.settings()["evaluation_flip"] is True and create().evaluation_flip is False
     with pytest.raises(TypeError, match="evaluation_flip"):
@@ -240,6 +319,15 @@ def test_tiles(flips, monkeypatch):
     ]
     assert mirrored.mask == pytest.approx(sum(views) / 3, abs=1e-5)
     assert mirrored.probabilities == pytest.approx(found.probabilities, abs=1e-5)
+    model.evaluation_zoom = dict(below=float(mirrored.mask.mean()) + 0.01)
+    _, closer, _ = predict(model, small, large, small, tile=32, flips=flips)
+    turned = large.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    (view,) = predict(model, turned, tile=32, flips=flips, scales=(2.0,))
+    assert closer.mask == pytest.approx((mirrored.mask + view.mask[:, ::-1]) / 2, abs=1e-5)
+    model.evaluation_zoom = dict(below=float(mirrored.mask.mean()) - 0.01)
+    _, usual, _ = predict(model, small, large, small, tile=32, flips=flips)
+    assert np.array_equal(usual.mask, mirrored.mask)
+    model.evaluation_zoom = None
     model.evaluation_flip = False
     # By themselves, as soon as the largest view is too large.
     for module in (mme.engine.inference, mme.engine.tiles):
@@ -254,6 +342,7 @@ def test_tiles(flips, monkeypatch):
 def test_refined_with_the_image_as_it_is():
     """Also where the first of its views is flipped."""
     model, image, refine = create(evaluation_scales=SCALES, evaluation_flip=True), picture(), guided_filter()
+    model.evaluation_zoom = dict(below=1.0)
     (found,) = predict(model, image, tile=32, refine=refine)
     (alone,) = predict(model, image, tile=32)
     assert np.array_equal(found.mask, refine_mask(refine, image, alone.mask))
@@ -285,7 +374,14 @@ def test_grad_cam():
     for view in model.at_other_sizes(images):
         flipped.append(model._mask(cam._region(view, best).flip(-1), images))
     torch.testing.assert_close(GradCAM(model, "grad_cam")(images).mask, sum(flipped) / 3)
-    model.evaluation_flip = False
+    before = sum(flipped) / 3
+    areas = before.mean(dim=(1, 2, 3))
+    model.evaluation_zoom = dict(below=float(areas.mean()))
+    larger = torch.nn.functional.interpolate(images.flip(-1), (128, 192), mode="bilinear", antialias=True)
+    closer = (before + model._mask(cam._region(larger, best).flip(-1), images)) / 2
+    closer = torch.where((areas < areas.mean())[:, None, None, None], closer, before)
+    torch.testing.assert_close(GradCAM(model, "grad_cam")(images).mask, closer)
+    model.evaluation_flip, model.evaluation_zoom = False, None
     model.evaluation_scales = (1.0,)
     torch.testing.assert_close(GradCAM(model, "grad_cam")(images).mask[0], masks[0][0])
     cam = GradCAM(model, "grad_cam")

@@ -117,6 +117,7 @@ OPTIONS = {
     "other scales": dict(
         evaluation_scales=(0.75, 1.0, 1.5),
         evaluation_flip=True,
+        evaluation_zoom=dict(below=0.5),
         mask_refinement=dict(iterations=2),
         decision="localizer",
     ),

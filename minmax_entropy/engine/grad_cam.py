@@ -24,7 +24,7 @@ class GradCAM(nn.Module):
     The map is taken at the backbone's features, which are `[B, D, h, w]` for every backbone, so that no
     `reshape_transform` is needed; it is that of the class of the highest localizer score. It is normalized to [0, 1]
     per image and turned into a mask as the model does it, `sigmoid(omega * (map - sigma))`, its refinement included, of
-    the map at the size of the features, and its `evaluation_scales`.
+    the map at the size of the features, and its `evaluation_scales` and `evaluation_zoom`.
 
     Args:
         model: a trained model; its weights are shared.
@@ -68,7 +68,12 @@ class GradCAM(nn.Module):
         chosen = self.model.without_empty(localizer_logits).argmax(dim=1).tolist()
         others = (self.model.flipped(self._region(view, chosen)) for view in self.model.at_other_sizes(images))
         masks = [self.model._mask(region, images) for region in (self._region(images, chosen), *others)]
-        return WSLOutput(logits=logits, mask=torch.stack(masks).mean(dim=0), localizer_logits=localizer_logits)
+
+        def closer(larger: Tensor, rows: Tensor) -> Tensor:
+            return self._region(larger, [chosen[row] for row in rows.tolist()])
+
+        mask = self.model.looked_closer(images, torch.stack(masks).mean(dim=0), closer)
+        return WSLOutput(logits=logits, mask=mask, localizer_logits=localizer_logits)
 
     def _region(self, images: Tensor, classes: list[int]) -> Tensor:
         """Maps `[B, 1, h, w]` in [0, 1] of a class for each image, at the size of the features for a refinement."""

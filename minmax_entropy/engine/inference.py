@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from minmax_entropy.engine.refine import Refinement, refine_mask
 from minmax_entropy.engine.tiles import MAX_WHOLE, check_tile, obstacle, predict_tiled
 from minmax_entropy.model import WSLModel
 from minmax_entropy.modes import in_evaluation
+from minmax_entropy.zoom import Zoom
 
 # Flip -> what brings a picture there, and a mask back.
 FLIPS = {
@@ -83,14 +85,14 @@ class Inference:
 
     Args:
         tile: side in pixels, at the network's scale, of the tiles of images whose network input is larger (see
-            `Tiling`). None: inputs of more than 4,194,304 pixels (2048 x 2048) at their largest scale go by tiles of
-            2048, all others whole.
+            `Tiling`). None: inputs of more than 4,194,304 pixels (2048 x 2048) at their largest scale, that of a closer
+            look included, go by tiles of 2048, all others whole.
         overlap: pixels that neighbouring tiles share; 256 by default, a quarter of smaller tiles.
         flips: "horizontal", "vertical", "both": views that are averaged with the image as it is.
         scales: factors of the network's input size; every scale has every flip. Masks are averaged at the image's own
-            size, class probabilities as they are. They take the place of the model's own `evaluation_scales`, which
-            are in force with None and leave the class to the image at its own size. (By tiles each scale's mask is
-            that of its own scores, and a classifier sees X+ of the image's own size.)
+            size, class probabilities as they are. They take the place of the model's own `evaluation_scales` and closer
+            look, which are in force with None and leave the class to the image at its own size. (By tiles each scale's
+            mask is that of its own scores, and a classifier sees X+ of the image's own size.)
         refine: brings the mask closer to the image's edges; see `minmax_entropy.engine.refine`.
 
     Raises:
@@ -191,7 +193,8 @@ def predict_images(
         for view in _passes(model, views, inference, batch_size, full_size):
             pending.append(view)
             if view.last:
-                yield _prediction(pending, inference.refine, model)
+                closer = functools.partial(_closer_look, model, pending, preprocess, inference, batch_size)
+                yield _prediction(pending, inference, model, closer)
                 pending = []
 
 
@@ -214,7 +217,7 @@ def check_inference(model: WSLModel, inference: Inference) -> None:
 
 @contextlib.contextmanager
 def _one_scale(model: WSLModel) -> Iterator[None]:
-    """The model without its own `evaluation_scales`."""
+    """The model without its own `evaluation_scales`, and so without a closer look."""
     own, model.evaluation_scales = model.evaluation_scales, (1.0,)
     try:
         yield
@@ -232,14 +235,46 @@ def _views(
         inputs = {scale: _scaled(preprocess, size, scale) for scale in inference.scales or own}
         tiled = {scale: _needs_tiles(model, each, size, inference) for scale, each in inputs.items()}
         if inference.scales is None:
-            tiled = dict.fromkeys(inputs, any(tiled.values()))
+            zoom = _zoom(model, inference)
+            larger = [] if zoom is None else [_scaled(preprocess, size, zoom.scale)]
+            by_tiles = any(tiled.values()) or any(_needs_tiles(model, each, size, inference) for each in larger)
+            tiled = dict.fromkeys(inputs, by_tiles)
         views = inference.views(own if any(tiled.values()) else (1.0,))
         for number, (flip, scale) in enumerate(views, start=1):
-            if inference.scales is None and scale != 1 and model.evaluation_flip:
-                flip = MIRRORED[flip]
-            picture = image if flip is None else image.transpose(FLIPS[flip])
+            flip = _flip(model, inference, flip, scale)
             decides = inference.scales is not None or scale == 1
+            picture = _flipped(image, flip)
             yield _View(index, picture, flip, inputs[scale], size, tiled[scale], decides, number == len(views))
+
+
+def _closer_look(
+    model: WSLModel, views: list[_View], preprocess: Preprocess, inference: Inference, batch_size: int
+) -> Iterator[_View]:
+    """An image that goes by tiles once more, at the scale of the model's closer look."""
+    image, size, scale = _upright(views), views[0].size, model.zoom.scale
+    flips = [_flip(model, inference, flip, scale) for flip in (None, *inference.flips)]
+    scaled = _scaled(preprocess, size, scale)
+    larger = (_View(views[0].index, _flipped(image, flip), flip, scaled, size, True, False, False) for flip in flips)
+    return _passes(model, larger, inference, batch_size, full_size=True)
+
+
+def _zoom(model: WSLModel, inference: Inference) -> Zoom | None:
+    """The model's closer look; scales of the inference take its place."""
+    return model.zoom if inference.scales is None else None
+
+
+def _flip(model: WSLModel, inference: Inference, flip: str | None, scale: float) -> str | None:
+    """How a view is flipped: at the model's other sizes as it says, beside `flip`."""
+    return MIRRORED[flip] if inference.scales is None and scale != 1 and model.evaluation_flip else flip
+
+
+def _flipped(image: Image.Image, flip: str | None) -> Image.Image:
+    return image if flip is None else image.transpose(FLIPS[flip])
+
+
+def _upright(views: list[_View]) -> Image.Image:
+    """The image as it is."""
+    return next(view.image for view in views if view.flip is None)
 
 
 def _scaled(preprocess: Preprocess, size: tuple[int, int], scale: float) -> Preprocess:
@@ -265,16 +300,17 @@ def _passes(
             options = inference.tile, inference.overlap, batch_size
             logits, view.mask = predict_tiled(model, view.image, view.preprocess, *options, classify=view.decides)
             view.probabilities = logits.softmax(dim=0)
-            yield _without_image(view, inference)
+            yield _without_image(model, view, inference)
         else:
-            batch.append((_without_image(view, inference), tensor))
+            batch.append((_without_image(model, view, inference), tensor))
     if batch:
         yield from _forward(model, batch, full_size, inference)
 
 
-def _without_image(view: _View, inference: Inference) -> _View:
-    """Images may be large: only a refinement needs them again."""
-    return view if inference.refine is not None else dataclasses.replace(view, image=None)
+def _without_image(model: WSLModel, view: _View, inference: Inference) -> _View:
+    """Images may be large: only a refinement, and a closer look by tiles, need them again."""
+    again = inference.refine is not None or (view.tiled and _zoom(model, inference) is not None)
+    return view if again else dataclasses.replace(view, image=None)
 
 
 def _needs_tiles(model: WSLModel, preprocess: Preprocess, size: tuple[int, int], inference: Inference) -> bool:
@@ -302,8 +338,11 @@ def _forward(
         yield view
 
 
-def _prediction(views: list[_View], refine: Refinement | None, model: WSLModel) -> Prediction:
-    """The views of one image as one prediction; one of them at least is not flipped."""
+def _prediction(
+    views: list[_View], inference: Inference, model: WSLModel, closer: Callable[[], Iterable[_View]]
+) -> Prediction:
+    """The views of one image as one prediction; one of them at least is not flipped. `closer` gives those of a closer
+    look by tiles."""
     probabilities = torch.stack([view.probabilities for view in views if view.decides]).mean(dim=0)
     probability, class_index = probabilities.max(dim=0)
     said = int(class_index), float(probability)
@@ -314,10 +353,18 @@ def _prediction(views: list[_View], refine: Refinement | None, model: WSLModel) 
     if len(views) == 1 and isinstance(views[0].mask, np.ndarray):
         mask = views[0].mask
     else:
-        mask = np.zeros(views[0].size, dtype=np.float32)
-        for view in views:
-            for rows, values in view.bands():
-                mask[rows] += values / len(views)
-    if refine is not None:
-        mask = refine_mask(refine, next(view.image for view in views if view.flip is None), mask)
+        mask = _mean_mask(views)
+        zoom = _zoom(model, inference)
+        if views[0].tiled and zoom is not None and mask.mean() < zoom.below:
+            mask += np.float32(zoom.share) * (_mean_mask(list(closer())) - mask)
+    if inference.refine is not None:
+        mask = refine_mask(inference.refine, _upright(views), mask)
     return Prediction(views[0].index, *said, mask, probabilities.numpy())
+
+
+def _mean_mask(views: list[_View]) -> np.ndarray:
+    mask = np.zeros(views[0].size, dtype=np.float32)
+    for view in views:
+        for rows, values in view.bands():
+            mask[rows] += values / len(views)
+    return mask

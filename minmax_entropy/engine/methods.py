@@ -21,6 +21,7 @@ EVALUATED_WITH = (
     "mask_refinement",
     "evaluation_scales",
     "evaluation_flip",
+    "evaluation_zoom",
     "empty_classes",
 )
 
@@ -72,7 +73,7 @@ class Method:
 _REFINEMENT = PRESETS["refined"]["mask_refinement"]
 _THRESHOLD, _REFINED = dict(mask_sigma=0.28), dict(mask_refinement=_REFINEMENT)
 _CAM_REFINED = dict(mask_refinement=dict(_REFINEMENT, compression=0.0))
-_SCALES = {name: PRESETS["refined"][name] for name in ("evaluation_scales", "evaluation_flip")}
+_SCALES = {name: PRESETS["refined"][name] for name in ("evaluation_scales", "evaluation_flip", "evaluation_zoom")}
 
 ALL_ONES = "all-ones"  # marks every pixel; nothing is trained
 
@@ -104,7 +105,7 @@ METHODS: dict[str, Method] = {
     "layer-cam-refined": Method(
         "LayerCAM, refined", trained_as="cam-avg", grad_cam="layer_cam", evaluated_with=_REFINED
     ),
-    # And at the scales of the preset, flipped as there.
+    # And at the scales of the preset, flipped and closer as there.
     "cam-scales": Method("CAM, average, three scales", trained_as="cam-avg", evaluated_with=_SCALES),
     "grad-cam-scales": Method(
         "Grad-CAM, three scales", trained_as="cam-avg", grad_cam="grad_cam", evaluated_with=_SCALES
