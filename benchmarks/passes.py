@@ -29,7 +29,10 @@ CLASSES = 100
 ROWS = {
     "bare backbone, forward": None,
     "localize": dict(call="localize"),
-    'localize, `preset="refined"`': dict(call="localize", preset="refined"),
+    'localize, `preset="refined"`, no image closer': dict(call="localize", preset="refined", evaluation_zoom=None),
+    'localize, `preset="refined"`, each image closer': dict(
+        call="localize", preset="refined", evaluation_zoom=dict(below=1.0)
+    ),
     'localize, `preset="refined"` at one scale': dict(call="localize", preset="refined", evaluation_scales=(1.0,)),
     "eval forward": dict(call="forward"),
     "eval forward with X-": dict(call="forward", background=True),

@@ -48,7 +48,7 @@ PRESETS: dict[str, dict] = {
         ),
         evaluation_scales=(0.75, 1.0, 1.5),
         evaluation_flip=True,
-        evaluation_zoom=dict(scale=2.0, below=0.15, share=0.5),
+        evaluation_zoom=dict(scale=2.0, below=0.15, share=0.4),
     ),
     # Class activation mapping as a baseline: average pooling, no classifier, mask from the predicted class's map.
     "cam": dict(localizer="average", classifier=None),

@@ -23,7 +23,7 @@ class Zoom:
 
     scale: float = 2.0
     below: float = 0.15
-    share: float = 0.5
+    share: float = 0.4
 
     def __post_init__(self) -> None:
         for name, (least, most) in dict(scale=(1, LARGEST_SCALE), below=(0, 1), share=(0, 1)).items():

@@ -77,7 +77,7 @@ def test_other_sizes_may_be_flipped():
     assert torch.equal(model(images).mask, one)
 
 
-ZOOM = dict(scale=2.0, below=0.3, share=0.4)
+ZOOM = dict(scale=2.0, below=0.3, share=0.3)
 
 
 def zoomed(**keywords):
@@ -102,7 +102,7 @@ def test_masks_that_mark_little_have_a_closer_look():
     seen = []
     model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
     output = model(images)
-    expected = torch.where(small[:, None, None, None], 0.6 * before + 0.4 * found, before)
+    expected = torch.where(small[:, None, None, None], 0.7 * before + 0.3 * found, before)
     torch.testing.assert_close(output.mask, expected)
     assert seen[-1] == (int(small.sum()), 3, 128, 192) and (expected - before).abs().max() > 0.05
     alone = torch.cat([model(image[None]).mask for image in images])
@@ -214,9 +214,9 @@ def test_saved_with_the_model(tmp_path):
     model.save_pretrained(tmp_path / "model")
     again = mme.create_model(f"local-dir:{tmp_path / 'model'}").eval()
     assert again.evaluation_scales == SCALES and torch.equal(again(images_of()).mask, model(images_of()).mask)
-    assert create(evaluation_zoom={}).evaluation_zoom == dict(scale=2.0, below=0.15, share=0.5)
+    assert create(evaluation_zoom={}).evaluation_zoom == dict(scale=2.0, below=0.15, share=0.4)
     again.evaluation_zoom = dict(below=0.2)
-    assert again.settings()["evaluation_zoom"] == dict(scale=2.0, below=0.2, share=0.5)
+    assert again.settings()["evaluation_zoom"] == dict(scale=2.0, below=0.2, share=0.4)
     again.evaluation_scales, again.evaluation_flip = (1.0,), True
     assert again.settings()["evaluation_flip"] is True and create().evaluation_flip is False
     with pytest.raises(TypeError, match="evaluation_flip"):
@@ -319,7 +319,7 @@ def test_tiles(flips, monkeypatch):
     ]
     assert mirrored.mask == pytest.approx(sum(views) / 3, abs=1e-5)
     assert mirrored.probabilities == pytest.approx(found.probabilities, abs=1e-5)
-    model.evaluation_zoom = dict(below=float(mirrored.mask.mean()) + 0.01)
+    model.evaluation_zoom = dict(below=float(mirrored.mask.mean()) + 0.01, share=0.5)
     _, closer, _ = predict(model, small, large, small, tile=32, flips=flips)
     turned = large.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     (view,) = predict(model, turned, tile=32, flips=flips, scales=(2.0,))
@@ -376,7 +376,7 @@ def test_grad_cam():
     torch.testing.assert_close(GradCAM(model, "grad_cam")(images).mask, sum(flipped) / 3)
     before = sum(flipped) / 3
     areas = before.mean(dim=(1, 2, 3))
-    model.evaluation_zoom = dict(below=float(areas.mean()))
+    model.evaluation_zoom = dict(below=float(areas.mean()), share=0.5)
     larger = torch.nn.functional.interpolate(images.flip(-1), (128, 192), mode="bilinear", antialias=True)
     closer = (before + model._mask(cam._region(larger, best).flip(-1), images)) / 2
     closer = torch.where((areas < areas.mean())[:, None, None, None], closer, before)
