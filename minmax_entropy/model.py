@@ -153,11 +153,13 @@ class WSLModel(TimmConventions, Shareable):
             mode, for a pass of the backbone each: up to 8 of 0.1 to 4. The mask is the mean of theirs, each made of
             maps that are weighted by the mean scores. Class, scores and maps are those of the image at its own size, 1,
             which must be among them. A backbone of one size sees that alone.
-        evaluation_zoom: a dictionary of options of `Zoom` ({} for its defaults): masks that mark little are made from a
-            closer look at the image as well, for one more pass of the backbone on such images (of all that are seen, in
-            compiled and exported programs). None, or no other `evaluation_scales` than 1: no closer look.
         evaluation_flip: whether the other sizes are seen flipped horizontally, and their maps flipped back. It costs
             nothing more. Not for classes that differ in left and right.
+        evaluation_zoom: a dictionary of options of `Zoom` ({} for its defaults): in evaluation mode, masks that mark
+            little are made from a closer look at the image as well, a pass of the backbone on an image `scale` times as
+            large, of `scale**2` times the cost. Compiled and exported programs, and models with a
+            `mask_normalization` over the batch, do it for every image. None: no closer look. A backbone of one size has
+            none.
         mask_normalization: range of the map per "image", or over the "batch" as in the authors' implementation.
         detach_mask: keep the classifier's gradient from the localizer's head; it flows through the mask otherwise, and
             without a size term the mask then grows to the whole image, a trivial optimum. By default True without
@@ -425,7 +427,7 @@ class WSLModel(TimmConventions, Shareable):
         views = [self._head(self.localizer, self._features(self.backbone, images, whole))]
         for other in self.at_other_sizes(images):
             scores, seen = views[0] if other is images else self._head(self.localizer, self.backbone(other))
-            views.append((scores, self.flipped(seen)))
+            views.append((scores, self._turned(seen)))
         logits, maps = views[0]
         with torch.no_grad() if self.detach_mask else contextlib.nullcontext():
             if classes is None:
@@ -445,43 +447,47 @@ class WSLModel(TimmConventions, Shareable):
                 return region(self._head(self.localizer, self.backbone(larger))[1], rows)
 
             mask = _mean([self._mask(region(each, slice(None)), images) for _, each in views])
-            return logits, maps, self.looked_closer(images, mask, closer)
+            return logits, maps, self._looked_closer(images, mask, closer)
 
-    def looked_closer(self, images: Tensor, mask: Tensor, region: Callable[[Tensor, Rows], Tensor]) -> Tensor:
-        """Masks `[B, N, H, W]` of images; those that mark little are made from a closer look as well
-        (`evaluation_zoom`).
-
-        Args:
-            images: `[B, C, H, W]`.
-            mask: theirs, of all `evaluation_scales`.
-            region: gives the maps `[B', N, h, w]` of larger images `[B', C, H', W']`, which are those rows of `images`.
-        """
-        zoom = None if self.training else self.zoom
+    def _looked_closer(self, images: Tensor, mask: Tensor, region: Callable[[Tensor, Rows], Tensor]) -> Tensor:
+        """Masks `[B, N, H, W]` of images `[B, C, H, W]`, where those that mark little are made from a closer look as
+        well; `region` gives the maps `[B', N, h, w]` of larger images, which are those rows of `images`."""
+        zoom = None if self.training else self.closer_look
         if zoom is None:
             return mask
         small = mask.mean(dim=(2, 3)) < zoom.below  # [B, N]
-        # A program for any image has the pass for all of them.
-        rows = slice(None) if torch.compiler.is_compiling() else small.any(dim=1).nonzero()[:, 0]
-        seen, before = images[rows], mask[rows]
-        if not isinstance(rows, slice) and not len(rows):
-            return mask
-        size = self.backbone.sizes.nearest(*(rounded_share(zoom.scale, side) for side in images.shape[-2:]))
-        found = self._mask(self.flipped(region(self.flipped(resample(seen, size)), rows)), seen)
-        after = torch.where(small[rows][:, :, None, None], torch.lerp(before, found, zoom.share), before)
-        return after if isinstance(rows, slice) else mask.index_copy(0, rows, after)
+        for rows in self._looked_at(small, zoom.scale):
+            seen, before = images[rows], mask[rows]
+            larger = self._turned(resample(seen, self._share(zoom.scale, images)))
+            found = self._mask(self._turned(region(larger, rows)), seen)
+            after = torch.where(small[rows][:, :, None, None], torch.lerp(before, found, zoom.share), before)
+            mask = after if isinstance(rows, slice) else mask.index_copy(0, rows, after)
+        return mask
+
+    def _looked_at(self, small: Tensor, scale: float) -> Sequence[Rows]:
+        """Rows of the images with a small mask, in parts of about as many pixels as the batch; all of them in a
+        program for any image, and where masks depend on the batch."""
+        if torch.compiler.is_compiling() or small.is_meta or self.mask_normalization == "batch":
+            return [slice(None)]
+        rows = small.any(dim=1).nonzero()[:, 0]
+        return rows.split(max(1, int(len(small) / scale**2))) if len(rows) else []
 
     def at_other_sizes(self, images: Tensor) -> Iterator[Tensor]:
-        """The images at the other `evaluation_scales`, in the nearest sizes that the backbone takes, `flipped`;
-        themselves where that is what they are. None in training, and for a backbone of one size."""
+        """The images at the other `evaluation_scales`, in the nearest sizes that the backbone takes, flipped
+        with `evaluation_flip`; themselves where that is what they are. None in training, and for a backbone of one
+        size."""
         if self.training or self.backbone.sizes.fixed is not None:
             return
         for scale in self.evaluation_scales:
             if scale != 1:
-                size = self.backbone.sizes.nearest(*(rounded_share(scale, side) for side in images.shape[-2:]))
-                yield self.flipped(resample(images, size))
+                yield self._turned(resample(images, self._share(scale, images)))
 
-    def flipped(self, tensor: Tensor) -> Tensor:
-        """Images or maps of other sizes, `[..., W]`, from left to right where `evaluation_flip` says so."""
+    def _share(self, scale: float, images: Tensor) -> tuple[int, int]:
+        """The nearest size that the backbone takes to a share of that of the images."""
+        return self.backbone.sizes.nearest(*(rounded_share(scale, side) for side in images.shape[-2:]))
+
+    def _turned(self, tensor: Tensor) -> Tensor:
+        """Images or maps of other sizes, `[..., W]`: flipped, or back, where `evaluation_flip` says so."""
         return tensor.flip(-1) if self.evaluation_flip else tensor
 
     def map_weights(self, logits: Tensor) -> Tensor:
@@ -632,9 +638,9 @@ class WSLModel(TimmConventions, Shareable):
         self._zoom = None if options is None else _from_options("evaluation_zoom", Zoom, options)
 
     @property
-    def zoom(self) -> Zoom | None:
-        """The closer look that is in force: none where images are seen at their own size alone."""
-        return None if self.backbone.sizes.fixed is not None or self.evaluation_scales == (1.0,) else self._zoom
+    def closer_look(self) -> Zoom | None:
+        """`evaluation_zoom` as it is in force: none for a backbone of one size."""
+        return None if self.backbone.sizes.fixed is not None else self._zoom
 
     @property
     def empty_classes(self) -> list[int]:
@@ -663,7 +669,8 @@ class WSLModel(TimmConventions, Shareable):
     def settings(self) -> dict:
         """Keywords that rebuild the model as it is: `config`, with what may have been set since."""
         changed = {key: value for key, value in self._live().items() if value != self._as_built[key]}
-        return {**self.config, **changed, "mask_refinement": self.mask_refinement}  # all of its options, as they are
+        options = {name: getattr(self, name) for name in ("mask_refinement", "evaluation_zoom")}  # all of them
+        return {**self.config, **changed, **options}
 
     def _live(self) -> dict:
         """What can be set on a model that is built."""
@@ -708,6 +715,7 @@ def _from_options(name: str, build: Callable, options: dict) -> object:
 
     Raises:
         TypeError: no dictionary, or an option that it does not have or that has a wrong type.
+        ValueError: an option out of its range.
     """
     if not isinstance(options, dict):
         raise TypeError(f"{name} must be a dictionary of options or None, got {options!r:.80}")
@@ -715,6 +723,8 @@ def _from_options(name: str, build: Callable, options: dict) -> object:
         return build(**options)
     except TypeError as error:
         raise TypeError(f"{name}: {error}; its options are {list(inspect.signature(build).parameters)}") from None
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:

@@ -35,8 +35,9 @@ PRESETS: dict[str, dict] = {
     "area": _AREA,
     # The same, with masks along the edges of the image, and the class by the localizer, which sees the whole image at
     # its full size, with BatchNorm statistics of whole images, which is what it meets in evaluation. There it looks
-    # three times, for four times the time (docs/results/passes.md); `evaluation_scales=(1.0,)` is one pass. Measured on
-    # photographs, embedded images and surfaces: docs/results/localization.md.
+    # three times, and once more where it marks little (docs/results/passes.md); `evaluation_scales=(1.0,),
+    # evaluation_zoom=None` is one pass. Measured on photographs, embedded images and surfaces:
+    # docs/results/localization.md.
     # `mask_sigma` is the training's. A `mask_refinement` given beside the preset replaces the whole dictionary. With
     # other heads and with erasing, whose maps are higher or larger, its `sigma` should be higher.
     "refined": dict(
@@ -48,7 +49,7 @@ PRESETS: dict[str, dict] = {
         ),
         evaluation_scales=(0.75, 1.0, 1.5),
         evaluation_flip=True,
-        evaluation_zoom=dict(scale=2.0, below=0.15, share=0.4),
+        evaluation_zoom=dict(scale=2.0, below=0.135, share=0.4),
     ),
     # Class activation mapping as a baseline: average pooling, no classifier, mask from the predicted class's map.
     "cam": dict(localizer="average", classifier=None),

@@ -85,7 +85,7 @@ def zoomed(**keywords):
     options = dict(evaluation_scales=SCALES, evaluation_flip=True, mask_sigma=0.6, mask_refinement={"iterations": 2})
     model = create(**options | keywords).eval()
     images = images_of(number=8)
-    before = model(images).mask
+    before = model(images).mask.detach()
     below = float(before.mean(dim=(1, 2, 3)).median()) + 1e-4
     model.evaluation_zoom = dict(ZOOM, below=below)
     small = before.mean(dim=(1, 2, 3)) < below
@@ -104,15 +104,44 @@ def test_masks_that_mark_little_have_a_closer_look():
     output = model(images)
     expected = torch.where(small[:, None, None, None], 0.7 * before + 0.3 * found, before)
     torch.testing.assert_close(output.mask, expected)
-    assert seen[-1] == (int(small.sum()), 3, 128, 192) and (expected - before).abs().max() > 0.05
+    # No pass is of more pixels than the batch.
+    assert seen[3:] == [(2, 3, 128, 192)] * (int(small.sum()) // 2) and (expected - before).abs().max() > 0.05
     alone = torch.cat([model(image[None]).mask for image in images])
     torch.testing.assert_close(alone, expected, atol=1e-5, rtol=0)
     model.evaluation_zoom = dict(ZOOM, below=1e-6)
     assert torch.equal(model(images).mask, before)
-    model.evaluation_zoom, model.evaluation_scales = ZOOM, (1.0,)
-    once = model(images).mask
+    model.evaluation_zoom, model.evaluation_scales = dict(ZOOM, below=1.0), (1.0,)
+    both = model(images).mask
     model.evaluation_zoom = None
-    assert torch.equal(model(images).mask, once)  # own size alone is that
+    assert (model(images).mask - both).abs().max() > 0.01
+    model.evaluation_zoom = dict(ZOOM, below=1.0)
+    model.backbone.sizes = ImageSizes(8, fixed=(64, 96))
+    assert torch.equal(model(images).mask, model.localize(images).mask) and model.closer_look is None
+
+
+def test_a_closer_look_where_masks_depend_on_the_batch():
+    """At all images, as a program does."""
+    model, images, *_ = zoomed(mask_normalization="batch")
+    expected = model(images).mask
+    program = torch.export.export(model, (images,)).module()
+    torch.testing.assert_close(program(images).mask, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_closer_look_in_other_precision(dtype):
+    model, images, *_ = zoomed()
+    model.evaluation_zoom = dict(ZOOM, below=1.0)
+    expected, tolerance = model(images).mask, 0.1 if dtype is torch.bfloat16 else 1e-4
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(images).mask, expected, atol=0.1, rtol=0)
+    found = model.to(dtype)(images.to(dtype)).mask
+    torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=0)
+
+
+def test_gradients_through_a_closer_look():
+    model, images, *_ = zoomed(detach_mask=False)
+    model(images).mask.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.localizer.parameters())
 
 
 def test_a_closer_look_for_each_class():
@@ -121,7 +150,7 @@ def test_a_closer_look_for_each_class():
     before = model.localize(images, classes="all").mask
     model.evaluation_zoom = dict(ZOOM, below=float(before.mean(dim=(2, 3)).median()))
     found = model.localize(images, classes="all").mask
-    small = before.mean(dim=(2, 3)) < model.zoom.below
+    small = before.mean(dim=(2, 3)) < model.closer_look.below
     changed = (found - before).abs().amax(dim=(2, 3)) > 1e-6
     assert torch.equal(changed, small) and 0 < small.sum() < small.numel()
     alone = [model.localize(images, classes=[index]).mask for index in range(3)]
@@ -209,12 +238,13 @@ def test_sizes_that_the_backbone_takes(sizes, scales, expected):
 
 
 def test_saved_with_the_model(tmp_path):
-    model = create(evaluation_scales=[0.75, 1, 1.5]).eval()
+    model = create(evaluation_scales=[0.75, 1, 1.5], evaluation_flip=True, evaluation_zoom=dict(below=0.9)).eval()
     assert model.evaluation_scales == SCALES
     model.save_pretrained(tmp_path / "model")
     again = mme.create_model(f"local-dir:{tmp_path / 'model'}").eval()
-    assert again.evaluation_scales == SCALES and torch.equal(again(images_of()).mask, model(images_of()).mask)
-    assert create(evaluation_zoom={}).evaluation_zoom == dict(scale=2.0, below=0.15, share=0.4)
+    assert again.evaluation_scales == SCALES and again.evaluation_flip and again.evaluation_zoom["below"] == 0.9
+    assert torch.equal(again(images_of()).mask, model(images_of()).mask)
+    assert create(evaluation_zoom={}).settings()["evaluation_zoom"] == dict(scale=2.0, below=0.135, share=0.4)
     again.evaluation_zoom = dict(below=0.2)
     assert again.settings()["evaluation_zoom"] == dict(scale=2.0, below=0.2, share=0.4)
     again.evaluation_scales, again.evaluation_flip = (1.0,), True
@@ -249,14 +279,16 @@ def test_scales_that_can_not_be(scales, error, message):
 
 
 def test_scales_of_the_prediction_take_their_place():
-    model, image = create(evaluation_scales=SCALES), picture()
+    model, image = create(evaluation_scales=SCALES, evaluation_zoom=dict(below=1.0)), picture()
     (own,), (one,) = predict(model, image), predict(model, image, scales=(1.0,))
     assert model.evaluation_scales == SCALES
-    model.evaluation_scales = (1.0,)
+    assert model.closer_look.below == 1
+    model.evaluation_scales, model.evaluation_zoom = (1.0,), None
     (plain,) = predict(model, image)
     assert np.array_equal(one.mask, plain.mask) and np.array_equal(one.probabilities, plain.probabilities)
     assert np.abs(own.mask - plain.mask).max() > 0.02 and np.array_equal(own.probabilities, plain.probabilities)
-    (views,) = predict(model, image, scales=SCALES)
+    model.evaluation_scales = SCALES
+    (own,), (views,) = predict(model, image), predict(model, image, scales=SCALES)
     # Pictures are resized there, tensors here.
     assert np.corrcoef(own.mask.ravel(), views.mask.ravel())[0, 1] > 0.95
 
@@ -335,6 +367,17 @@ def test_tiles(flips, monkeypatch):
     monkeypatch.setattr(mme.engine.tiles, "TILE", 32)
     square = picture(64, 64)
     (by_tiles,) = predict(model, square)
+    # Or a closer look, whether there will be one or not.
+    for module in (mme.engine.inference, mme.engine.tiles):
+        monkeypatch.setattr(module, "MAX_WHOLE", 96 * 96)
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[-2:])))
+    predict(model, square)
+    whole = list(seen)
+    model.evaluation_zoom = dict(below=1e-6)
+    predict(model, square)
+    assert (64, 64) in whole and set(seen[len(whole) :]) == {(32, 32)}
+    model.evaluation_zoom = None
     monkeypatch.undo()
     assert by_tiles.mask == pytest.approx(predict(model, square, tile=32, scales=SCALES)[0].mask, abs=1e-5)
 
@@ -363,7 +406,7 @@ def test_grad_cam():
     found = GradCAM(model, "grad_cam")(images)
     one = found.mask
     assert torch.equal(found.logits, model(images).logits)
-    best = found.localizer_logits.argmax(dim=1).tolist()
+    best = found.localizer_logits.argmax(dim=1)
     cam, masks = GradCAM(model, "grad_cam"), []
     for view in (images, *model.at_other_sizes(images)):
         masks.append(model._mask(cam._region(view, best), images))

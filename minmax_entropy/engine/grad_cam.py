@@ -18,6 +18,10 @@ METHODS = {
 }
 
 
+def _of_the_model(name: str) -> property:
+    return property(lambda self: getattr(self.model, name), lambda self, value: setattr(self.model, name, value))
+
+
 class GradCAM(nn.Module):
     """A model whose mask is a gradient-weighted activation map of its localizer; the class stays the model's own.
 
@@ -52,37 +56,30 @@ class GradCAM(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("model"), name)
 
-    @property
-    def evaluation_scales(self) -> tuple[float, ...]:
-        """Those of the model."""
-        return self.model.evaluation_scales
-
-    @evaluation_scales.setter
-    def evaluation_scales(self, scales: tuple[float, ...]) -> None:
-        self.model.evaluation_scales = scales
+    evaluation_scales, evaluation_flip, evaluation_zoom = map(
+        _of_the_model, ("evaluation_scales", "evaluation_flip", "evaluation_zoom")
+    )
 
     def forward(self, images: Tensor) -> WSLOutput:
         """Logits `[B, K]` of the model and the mask `[B, 1, H, W]` in [0, 1]; its weights get no gradients."""
         localizer_logits, _ = self.model.class_maps(images)
         logits = self.model(images, background=False).logits if self.model.classifier_decides else localizer_logits
-        chosen = self.model.without_empty(localizer_logits).argmax(dim=1).tolist()
-        others = (self.model.flipped(self._region(view, chosen)) for view in self.model.at_other_sizes(images))
+        chosen = self.model.without_empty(localizer_logits).argmax(dim=1)
+        others = (self.model._turned(self._region(view, chosen)) for view in self.model.at_other_sizes(images))
         masks = [self.model._mask(region, images) for region in (self._region(images, chosen), *others)]
-
-        def closer(larger: Tensor, rows: Tensor) -> Tensor:
-            return self._region(larger, [chosen[row] for row in rows.tolist()])
-
-        mask = self.model.looked_closer(images, torch.stack(masks).mean(dim=0), closer)
+        mask = self.model._looked_closer(
+            images, torch.stack(masks).mean(dim=0), lambda larger, rows: self._region(larger, chosen[rows])
+        )
         return WSLOutput(logits=logits, mask=mask, localizer_logits=localizer_logits)
 
-    def _region(self, images: Tensor, classes: list[int]) -> Tensor:
-        """Maps `[B, 1, h, w]` in [0, 1] of a class for each image, at the size of the features for a refinement."""
+    def _region(self, images: Tensor, classes: Tensor) -> Tensor:
+        """Maps `[B, 1, h, w]` in [0, 1] of classes `[B]` of images, at the size of the features for a refinement."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         try:
             for parameter in trained:
                 parameter.requires_grad_(False)
             with torch.inference_mode(False), torch.enable_grad(), self._cam(self.scores, [self.model.backbone]) as cam:
-                targets = [self._target(index) for index in classes]
+                targets = [self._target(index) for index in classes.tolist()]
                 region = cam(images.clone().requires_grad_(), targets=targets)  # [B, H, W], each image's in [0, 1]
         finally:
             for parameter in trained:

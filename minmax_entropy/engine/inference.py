@@ -18,7 +18,7 @@ from minmax_entropy.engine.bands import RegionMask
 from minmax_entropy.engine.refine import Refinement, refine_mask
 from minmax_entropy.engine.tiles import MAX_WHOLE, check_tile, obstacle, predict_tiled
 from minmax_entropy.model import WSLModel
-from minmax_entropy.modes import in_evaluation
+from minmax_entropy.modes import ONE_LOOK, in_evaluation, with_settings
 from minmax_entropy.zoom import Zoom
 
 # Flip -> what brings a picture there, and a mask back.
@@ -215,16 +215,6 @@ def check_inference(model: WSLModel, inference: Inference) -> None:
             raise ValueError(f"this model can't work by tiles: {reason}")
 
 
-@contextlib.contextmanager
-def _one_scale(model: WSLModel) -> Iterator[None]:
-    """The model without its own `evaluation_scales`, and so without a closer look."""
-    own, model.evaluation_scales = model.evaluation_scales, (1.0,)
-    try:
-        yield
-    finally:
-        model.evaluation_scales = own
-
-
 def _views(
     model: WSLModel, images: Iterable[tuple[int, Image.Image]], preprocess: Preprocess, inference: Inference
 ) -> Iterator[_View]:
@@ -251,7 +241,7 @@ def _closer_look(
     model: WSLModel, views: list[_View], preprocess: Preprocess, inference: Inference, batch_size: int
 ) -> Iterator[_View]:
     """An image that goes by tiles once more, at the scale of the model's closer look."""
-    image, size, scale = _upright(views), views[0].size, model.zoom.scale
+    image, size, scale = _upright(views), views[0].size, model.closer_look.scale
     flips = [_flip(model, inference, flip, scale) for flip in (None, *inference.flips)]
     scaled = _scaled(preprocess, size, scale)
     larger = (_View(views[0].index, _flipped(image, flip), flip, scaled, size, True, False, False) for flip in flips)
@@ -260,7 +250,7 @@ def _closer_look(
 
 def _zoom(model: WSLModel, inference: Inference) -> Zoom | None:
     """The model's closer look; scales of the inference take its place."""
-    return model.zoom if inference.scales is None else None
+    return model.closer_look if inference.scales is None else None
 
 
 def _flip(model: WSLModel, inference: Inference, flip: str | None, scale: float) -> str | None:
@@ -310,7 +300,7 @@ def _passes(
 def _without_image(model: WSLModel, view: _View, inference: Inference) -> _View:
     """Images may be large: only a refinement, and a closer look by tiles, need them again."""
     again = inference.refine is not None or (view.tiled and _zoom(model, inference) is not None)
-    return view if again else dataclasses.replace(view, image=None)
+    return view if again and view.flip is None else dataclasses.replace(view, image=None)
 
 
 def _needs_tiles(model: WSLModel, preprocess: Preprocess, size: tuple[int, int], inference: Inference) -> bool:
@@ -330,7 +320,7 @@ def _forward(
 ) -> Iterator[_View]:
     """Whole images of one network size."""
     device = next(model.parameters()).device
-    with _one_scale(model) if inference.scales else contextlib.nullcontext():
+    with with_settings(model, **ONE_LOOK) if inference.scales else contextlib.nullcontext():
         output = model(torch.stack([tensor for _, tensor in batch]).to(device))
     probabilities = output.logits.softmax(dim=1).float().cpu()
     for (view, _), view.probabilities, mask in zip(batch, probabilities, output.mask.float().cpu(), strict=True):

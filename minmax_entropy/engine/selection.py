@@ -14,6 +14,7 @@ from minmax_entropy.engine.evaluate import Evaluation, evaluate, length_of
 from minmax_entropy.engine.run import gather_objects
 from minmax_entropy.hub import check_target
 from minmax_entropy.model import WSLModel
+from minmax_entropy.modes import ONE_LOOK, with_settings
 from minmax_entropy.weights import SavedWeights, weight_files
 
 if TYPE_CHECKING:
@@ -121,10 +122,5 @@ class Selection:
 def _as_validated(model: WSLModel, refined: bool) -> Iterator[None]:
     """No image is below `min_probability`; and no refinement and no other scales, which may take most of the time,
     unless they are needed."""
-    refinement, scales, least = model.refinement, model.evaluation_scales, model.min_probability
-    model.min_probability = 0.0
-    model.refinement, model.evaluation_scales = (refinement, scales) if refined else (None, (1.0,))
-    try:
+    with with_settings(model, min_probability=0.0, **({} if refined else dict(refinement=None, **ONE_LOOK))):
         yield
-    finally:
-        model.refinement, model.evaluation_scales, model.min_probability = refinement, scales, least
