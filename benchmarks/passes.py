@@ -23,6 +23,7 @@ import timm
 import torch
 
 import minmax_entropy as mme
+from minmax_entropy.modes import ONE_LOOK
 
 CLASSES = 100
 # What each row runs; None is the bare timm model with its own head.
@@ -33,7 +34,7 @@ ROWS = {
     'localize, `preset="refined"`, each image closer': dict(
         call="localize", preset="refined", evaluation_zoom=dict(below=1.0)
     ),
-    'localize, `preset="refined"` at one scale': dict(call="localize", preset="refined", evaluation_scales=(1.0,)),
+    'localize, `preset="refined"`, one look': dict(call="localize", preset="refined", **ONE_LOOK),
     "eval forward": dict(call="forward"),
     "eval forward with X-": dict(call="forward", background=True),
     "bare backbone, training step": None,

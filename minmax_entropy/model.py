@@ -390,7 +390,8 @@ class WSLModel(TimmConventions, Shareable):
 
     def localize(self, images: Tensor, classes: str | Sequence[int | str] | Tensor | None = None) -> WSLOutput:
         """Mask, localizer scores and maps, for one pass of the backbone (in evaluation mode one for each of
-        `evaluation_scales`; scores and maps are those of the images at their own size). The classifier does not run.
+        `evaluation_scales`, and one for a closer look where `evaluation_zoom` asks for it; scores and maps are those of
+        the images at their own size). The classifier does not run.
 
         Args:
             images: `[B, C, H, W]`, normalized with `data_config`'s mean and std.

@@ -89,7 +89,7 @@ def main() -> None:
     for path in args.models:
         name = path.parts[-3]
         model = mme.create_model(f"local-dir:{path}").eval()
-        model.evaluation_scales = (1.0,)
+        model.evaluation_scales, model.evaluation_zoom = (1.0,), None
         found, nothing, known = (answers(model, each) for each in (data, empty, valid))
         scale = known.maps.min(axis=(1, 2)).mean(), known.maps.max(axis=(1, 2)).mean(), model
         for row, masks, marked in (

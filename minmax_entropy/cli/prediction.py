@@ -45,7 +45,9 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
     saved.add_argument("--tile", type=positive, metavar="PIXELS", help="take larger images by tiles of this side")
     saved.add_argument("--overlap", type=positive, metavar="PIXELS", help="of neighbouring tiles (256, or a quarter)")
     saved.add_argument("--flips", type=flips, default=(), help="average with flipped images: horizontal,vertical,both")
-    saved.add_argument("--scales", type=scales, help="average over sizes: 0.75,1,1.25, instead of the model's own")
+    saved.add_argument(
+        "--scales", type=scales, help="average over sizes: 0.75,1,1.25, instead of the model's own looks"
+    )
     saved.add_argument("--refine", metavar="NAME", help=f"filter of the masks: {', '.join(list_refinements())}")
     saved.add_argument(
         "--refine-set", type=setting, action="append", default=[], metavar="NAME=VALUE", help="an option of --refine"

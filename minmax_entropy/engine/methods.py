@@ -7,6 +7,7 @@ import dataclasses
 from minmax_entropy.engine.grad_cam import METHODS as GRAD_CAMS
 from minmax_entropy.engine.inference import Inference
 from minmax_entropy.engine.recipes import Recipe
+from minmax_entropy.modes import ONE_LOOK
 from minmax_entropy.presets import PRESETS
 from minmax_entropy.registry import unknown_name
 
@@ -73,7 +74,7 @@ class Method:
 _REFINEMENT = PRESETS["refined"]["mask_refinement"]
 _THRESHOLD, _REFINED = dict(mask_sigma=0.28), dict(mask_refinement=_REFINEMENT)
 _CAM_REFINED = dict(mask_refinement=dict(_REFINEMENT, compression=0.0))
-_SCALES = {name: PRESETS["refined"][name] for name in ("evaluation_scales", "evaluation_flip", "evaluation_zoom")}
+_LOOKS = {name: PRESETS["refined"][name] for name in ("evaluation_scales", "evaluation_flip", "evaluation_zoom")}
 
 ALL_ONES = "all-ones"  # marks every pixel; nothing is trained
 
@@ -105,28 +106,26 @@ METHODS: dict[str, Method] = {
     "layer-cam-refined": Method(
         "LayerCAM, refined", trained_as="cam-avg", grad_cam="layer_cam", evaluated_with=_REFINED
     ),
-    # And at the scales of the preset, flipped and closer as there.
-    "cam-scales": Method("CAM, average, three scales", trained_as="cam-avg", evaluated_with=_SCALES),
-    "grad-cam-scales": Method(
-        "Grad-CAM, three scales", trained_as="cam-avg", grad_cam="grad_cam", evaluated_with=_SCALES
-    ),
+    # And with all the looks that the preset takes: other sizes, flipped, and closer where little is marked.
+    "cam-scales": Method("CAM, average, all looks", trained_as="cam-avg", evaluated_with=_LOOKS),
+    "grad-cam-scales": Method("Grad-CAM, all looks", trained_as="cam-avg", grad_cam="grad_cam", evaluated_with=_LOOKS),
     "layer-cam-0.28-scales": Method(
-        "LayerCAM, threshold 0.28, three scales",
+        "LayerCAM, threshold 0.28, all looks",
         trained_as="cam-avg",
         grad_cam="layer_cam",
-        evaluated_with=_THRESHOLD | _SCALES,
+        evaluated_with=_THRESHOLD | _LOOKS,
     ),
     "cam-refined-scales": Method(
-        "CAM, average, refined, three scales", trained_as="cam-avg", evaluated_with=_CAM_REFINED | _SCALES
+        "CAM, average, refined, all looks", trained_as="cam-avg", evaluated_with=_CAM_REFINED | _LOOKS
     ),
     "grad-cam-refined-scales": Method(
-        "Grad-CAM, refined, three scales", trained_as="cam-avg", grad_cam="grad_cam", evaluated_with=_REFINED | _SCALES
+        "Grad-CAM, refined, all looks", trained_as="cam-avg", grad_cam="grad_cam", evaluated_with=_REFINED | _LOOKS
     ),
     "layer-cam-refined-scales": Method(
-        "LayerCAM, refined, three scales",
+        "LayerCAM, refined, all looks",
         trained_as="cam-avg",
         grad_cam="layer_cam",
-        evaluated_with=_REFINED | _SCALES,
+        evaluated_with=_REFINED | _LOOKS,
     ),
     # arXiv 1907.12934 with a detached mask; the size constraint of the follow-up paper, IEEE TMI 2022; an area price.
     "minmax": Method("min-max entropy"),
@@ -139,9 +138,9 @@ METHODS: dict[str, Method] = {
     # Trained anew, and not as "area": the localizer's error chooses the epoch.
     "refined": Method("min-max entropy, area price, refined", dict(preset="refined")),
     "refined-one-scale": Method(
-        "min-max entropy, area price, refined, one scale",
+        "min-max entropy, area price, refined, one look",
         trained_as="refined",
-        evaluated_with=dict(evaluation_scales=(1.0,)),
+        evaluated_with=ONE_LOOK,
     ),
     "area-erasing": Method("min-max entropy, area price + erasing", dict(preset="area"), recipe=ERASING),
 }
