@@ -170,7 +170,7 @@ class WSLModel(TimmConventions, Shareable):
             `RecursiveErasing`; `model.erasing.steps` may be set between epochs.
         checkpoint_passes: keep the features of no pass for the backward, compute them again there: with U erasing
             steps one pass is in memory instead of U + 2, with the same gradients and BatchNorm statistics. Measured for
-            resnet18 with U = 4: 0.43 of the peak memory for 1.29 of the time (docs/results/passes.md).
+            resnet18 with U = 4: 0.45 of the peak memory for 1.34 of the time (docs/results/passes.md).
 
     Attributes:
         config: the keywords it was built with; `settings()` has them with what was changed since.
