@@ -427,8 +427,8 @@ class WSLModel(TimmConventions, Shareable):
         `classes` the mask is `[B, N, H, W]`."""
         views = [self._head(self.localizer, self._features(self.backbone, images, whole))]
         for other in self.at_other_sizes(images):
-            scores, seen = views[0] if other is images else self._head(self.localizer, self.backbone(other))
-            views.append((scores, self._turned(seen)))
+            scores, maps = views[0] if other is images else self._head(self.localizer, self.backbone(other))
+            views.append((scores, self._turned(maps)))
         logits, maps = views[0]
         with torch.no_grad() if self.detach_mask else contextlib.nullcontext():
             if classes is None:
