@@ -6,8 +6,8 @@ A first table: F1+ by the number of objects, and the share of the objects that a
 then the same with maps on a fixed scale, the mean lowest and highest value on validation images, in the place of each
 image's own range, which has a highest place in every image. A second table: how well a score tells images with objects
 from those of the clutter alone, as the area under the ROC curve, and the share of the empty images below the score that
-95 % of the other images reach. Each is the mean over the models of a folder's name (`cam-avg`, `refined`), which see
-images at their own size alone.
+95 % of the other images reach. Each is the mean over the models of a folder's name (`cam-avg`, `refined`). Masks are
+those of all looks that a model takes; maps on a fixed scale, and scores, are of images at their own size.
 """
 
 from __future__ import annotations
@@ -89,7 +89,6 @@ def main() -> None:
     for path in args.models:
         name = path.parts[-3]
         model = mme.create_model(f"local-dir:{path}").eval()
-        model.evaluation_scales, model.evaluation_zoom = (1.0,), None
         found, nothing, known = (answers(model, each) for each in (data, empty, valid))
         scale = known.maps.min(axis=(1, 2)).mean(), known.maps.max(axis=(1, 2)).mean(), model
         for row, masks, marked in (
