@@ -142,6 +142,11 @@ METHODS: dict[str, Method] = {
         trained_as="refined",
         evaluated_with=ONE_LOOK,
     ),
+    "refined-no-zoom": Method(
+        "min-max entropy, area price, refined, no closer look",
+        trained_as="refined",
+        evaluated_with=dict(evaluation_zoom=None),
+    ),
     "area-erasing": Method("min-max entropy, area price + erasing", dict(preset="area"), recipe=ERASING),
 }
 

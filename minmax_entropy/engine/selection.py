@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,9 +117,7 @@ class Selection:
             model.load_state_dict(latest.state_dict())
 
 
-@contextlib.contextmanager
-def _as_validated(model: WSLModel, refined: bool) -> Iterator[None]:
-    """No image is below `min_probability`; and no refinement and no other scales, which may take most of the time,
-    unless they are needed."""
-    with with_settings(model, min_probability=0.0, **({} if refined else dict(refinement=None, **ONE_LOOK))):
-        yield
+def _as_validated(model: WSLModel, refined: bool) -> contextlib.AbstractContextManager:
+    """No image is below `min_probability`; and no refinement and one look, as more may take most of the time, unless
+    they are needed."""
+    return with_settings(model, min_probability=0.0, **({} if refined else dict(refinement=None, **ONE_LOOK)))
