@@ -153,6 +153,9 @@ def test_levels_of_every_family(name, options):
 FEATURES = {
     "test_resnet": {},
     "test_convnext": {},
+    "test_efficientnet": {},  # a convolution follows the deepest level, as in the next two
+    "hrnet_w18_small": {},
+    "rexnet_100": {},
     "test_mambaout": {},
     SWIN_NAME: dict(SWIN, img_size=64),
     "test_vit": {},
@@ -183,7 +186,7 @@ def test_features_equal_timms(name):
         features = backbone(images)
         expected = timms_map(net, images, height, width)
     assert features.shape == (2, backbone.num_features, height, width) and backbone.num_features == net.num_features
-    assert expected.std() > 0.1
+    assert expected.std() > 0.05
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -213,6 +216,17 @@ def test_intermediate_features_equal_timms():
         expected = net.layer2(net.layer1(net.maxpool(net.act1(net.bn1(net.conv1(images))))))
         torch.testing.assert_close(backbone(images), expected)
         assert expected.shape == (2, backbone.num_features, 96 // backbone.reduction, 64 // backbone.reduction)
+
+
+def test_a_level_is_without_what_follows_it():
+    """`out_index` is timm's level; by default the classifier's map, of the same size, is taken."""
+    backbone, level = mme.create_backbone("test_efficientnet"), mme.create_backbone("test_efficientnet", out_index=-1)
+    assert (backbone.num_features, level.num_features) == (256, level.feature_info[-1]["num_chs"]) == (256, 64)
+    images = torch.randn(1, 3, 96, 64)
+    assert backbone(images).shape == (1, 256, 3, 2) and level(images).shape == (1, 64, 3, 2)
+    assert any("conv_head" in name for name, _ in backbone.named_parameters())
+    assert not any("conv_head" in name for name, _ in level.named_parameters())
+    assert mme.create_backbone("test_efficientnet", neck="fpn").feature_info == level.feature_info
 
 
 # Attributes
@@ -270,7 +284,8 @@ def frozen(module):
 @pytest.mark.parametrize(
     ("name", "size", "count", "kwargs"),
     [
-        ("hrnet_w18_small", (64, 64), 66, {}),
+        ("hrnet_w18_small", (64, 64), 0, {}),
+        ("hrnet_w18_small", (64, 64), 66, dict(out_index=-1)),
         ("hrnet_w18_small", (64, 64), None, dict(out_index=1)),
         ("crossvit_tiny_240", (240, 240), 20, {}),
         ("coat_lite_tiny", (224, 224), 0, {}),

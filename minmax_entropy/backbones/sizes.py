@@ -26,8 +26,8 @@ WHOLE_STRIDES = frozenset(
 )
 # The image is cut into blocks first: a discrete cosine transform, or space to depth.
 BLOCKS = {"csatv2": 8, "tresnet": 4}
-# Convolutions without padding: what is smaller leaves no position.
-SMALLEST = {"inception_v3": 75, "inception_v4": 75, "inception_resnet_v2": 75}
+# Convolutions without padding, or a pooling of the deepest map (GhostNetV2): what is smaller leaves no position.
+SMALLEST = {"inception_v3": 75, "inception_v4": 75, "inception_resnet_v2": 75, "ghostnet": 33}
 
 
 def as_pair(size: int | Size) -> Size:

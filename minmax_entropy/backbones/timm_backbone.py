@@ -28,7 +28,9 @@ class TimmBackbone(nn.Module):
         pretrained: load timm's weights from the Hugging Face Hub.
         in_chans: channels of the images; timm adapts the pretrained first convolution.
         img_size: size the architecture is built for, `(height, width)` or a number, where it takes one (transformers).
-        out_index: feature level, an index into timm's `feature_info`; with a neck the finest of its levels.
+        out_index: feature level, an index into timm's `feature_info`; with a neck the finest of its levels. By default
+            the deepest, with what follows it in the network of some families (efficientnet, rexnet, hrnet, ...): the
+            map that timm's own classifier pools.
         neck: None, or "fpn" (a name or a dictionary of options with its `name`): a light top-down feature pyramid over
             the levels from `out_index` (by default the first of stride 8 or more) to the deepest; of a model whose
             levels are all of one stride it merges four, evenly spaced in depth.
@@ -79,13 +81,17 @@ class TimmBackbone(nn.Module):
         self.levels = choose_levels(self.name, [level["reduction"] for level in self.feature_info], out_index, neck)
         used = [self.feature_info[level] for level in self.levels]
         has_last = self.levels[-1] == len(self.feature_info) - 1
-        if hasattr(self.net, "prune_intermediate_layers"):
-            self.net.prune_intermediate_layers(list(self.levels), prune_norm=not has_last, prune_head=True)
         self._norm = {"norm": True} if has_last else {}  # the final norm fits the last level's channels
         self.reduction = used[0]["reduction"]
         self.sizes = sizes_of(self.net, max(level["reduction"] for level in used), built_for)
         self._require(size)
         built_for = self.sizes.nearest(*built_for)  # some cards say 384 for patches of 14
+
+        self._goes_on = out_index is None and neck is None and self._has_more(built_for)
+        if self._goes_on:
+            self.net.reset_classifier(0)
+        elif hasattr(self.net, "prune_intermediate_layers"):
+            self.net.prune_intermediate_layers(list(self.levels), prune_norm=not has_last, prune_head=True)
 
         channels = [level["num_chs"] for level in used]
         if has_last:
@@ -139,14 +145,34 @@ class TimmBackbone(nn.Module):
             ) from error
 
     def _features(self, images: Tensor) -> Tensor:
-        options = dict(indices=list(self.levels), output_fmt="NCHW", intermediates_only=True)
-        levels = self.net.forward_intermediates(images, **options, **self._norm)  # [B, D_i, h_i, w_i] each
+        if self._goes_on:
+            return self.net.forward_features(images)
+        levels = self._read(images)
         return levels[0] if self.neck is None else self.neck(levels)
+
+    def _read(self, images: Tensor) -> list[Tensor]:
+        """The levels `[B, D_i, h_i, w_i]`."""
+        options = dict(indices=list(self.levels), output_fmt="NCHW", intermediates_only=True)
+        return self.net.forward_intermediates(images, **options, **self._norm)
+
+    def _has_more(self, built_for: Size) -> bool:
+        """Whether timm's classifier gets a map of the deepest level's size with other channels."""
+        arguments = (self.net, self.in_chans, self._probe_size(built_for))
+        try:
+            (level,), _ = unused_parameters(*arguments, self._read)
+            whole, _ = unused_parameters(*arguments, self.net.forward_features)
+        except SIZE_ERRORS:  # hiera refuses to normalize, coat can't be run on the meta device
+            return False
+        if not isinstance(whole, Tensor) or whole.ndim != 4 or whole.shape[-2:] != level.shape[-2:]:
+            return False  # tokens, channels-last, another stride
+        return whole.shape[1] != level.shape[1]
+
+    def _probe_size(self, built_for: Size) -> Size:
+        return built_for if self.sizes.fixed else self.sizes.nearest(*(min(side, PROBE_SIDE) for side in built_for))
 
     def _probe(self, built_for: Size) -> None:
         """Find out, and freeze, what takes no part in the result; the channels; whether the family can normalize."""
-        size = built_for if self.sizes.fixed else self.sizes.nearest(*(min(side, PROBE_SIDE) for side in built_for))
-        arguments = (self, self.in_chans, size, self._features)
+        arguments = (self, self.in_chans, self._probe_size(built_for), self._features)
         try:
             features, unused = unused_parameters(*arguments)
         except RuntimeError:
