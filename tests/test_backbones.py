@@ -153,7 +153,7 @@ def test_levels_of_every_family(name, options):
 FEATURES = {
     "test_resnet": {},
     "test_convnext": {},
-    "test_efficientnet": {},  # a convolution follows the deepest level, as in the next two
+    "tf_efficientnet_lite0": {},  # a convolution follows the deepest level, as in the next two
     "hrnet_w18_small": {},
     "rexnet_100": {},
     "test_mambaout": {},
@@ -186,7 +186,7 @@ def test_features_equal_timms(name):
         features = backbone(images)
         expected = timms_map(net, images, height, width)
     assert features.shape == (2, backbone.num_features, height, width) and backbone.num_features == net.num_features
-    assert expected.std() > 0.05
+    assert expected.std() > 0.1
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
 
 
