@@ -249,28 +249,51 @@ def same(first, second):
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_best_epoch_is_the_first_of_equals(shapes, monkeypatch):
-    errors, seen = iter([0.5, 0.25, 0.25, 0.75]), []
+def validate_with(monkeypatch, errors, images=100):
+    """Let validations say that so many images had these errors; the states that they saw."""
+    remaining, seen = iter(errors), []
 
     def fake(model, *args, **kwargs):
         seen.append(state(model))
-        return SimpleNamespace(metrics={"error": next(errors), "mask_area": 0.5}, damaged=[])
+        return SimpleNamespace(metrics={"error": next(remaining), "mask_area": 0.5}, damaged=[], rows=[{}] * images)
 
     monkeypatch.setattr(selection, "evaluate", fake)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("errors", "images", "tolerance", "kept"),
+    [
+        ([0.5, 0.25, 0.25, 0.75], 100, 1, 2),
+        ([0.5, 0.25, 0.29, 0.30], 100, 1, 2),  # the standard error of a quarter of 100 is 0.0433
+        ([0.5, 0.25, 0.29, 0.30], 100, 2, 3),
+        ([0.5, 0.25, 0.27, 0.30], 1000, 1, 1),  # and 0.0137 of 1000
+        ([0.25, 0.5, 0.25, 0.29], 100, 0, 2),
+        ([0.29, 0.25, 0.3, 0.2], 100, 1, 3),
+        ([0.31, 0.28, 0.25, 0.3], 100, 1, 2),  # compared with the lowest, and not with the one kept before
+        ([0.25, 0.29, 0.32, 0.5], 100, 1, 1),
+        ([0.01, 0.0, 0.0, 0.01], 100, 1, 2),
+        ([1.0, 1.0, 1.0, 1.0], 100, 1, 3),
+    ],
+)
+def test_the_latest_epoch_within_the_tolerance_is_kept(shapes, monkeypatch, errors, images, tolerance, kept):
+    seen = validate_with(monkeypatch, errors, images)
     model = create()
-    result = run(model, shapes, epochs=4, valid=shapes)
-    assert result.best_epoch == 1 and [row["valid_error"] for row in result.log] == [0.5, 0.25, 0.25, 0.75]
-    assert same(seen[1], state(model)) and not same(seen[1], seen[2])
+    recipe = Recipe(lr=1e-3, batch_size=8, selection_tolerance=tolerance)
+    result = run(model, shapes, recipe, epochs=4, valid=shapes)
+    assert result.best_epoch == kept and [row["valid_error"] for row in result.log] == errors
+    assert [same(states, state(model)) for states in seen] == [epoch == kept for epoch in range(4)]
+
+
+def test_selection_of_the_recipes(shapes):
+    assert get_recipe("reference").selection_tolerance == 0  # the last of those with the lowest error
+    assert get_recipe("finetune").selection_tolerance == get_recipe("scratch").selection_tolerance == 1
+    with pytest.raises(ValueError, match="selection_tolerance must be 0 or more, got -1"):
+        Recipe(selection_tolerance=-1)
 
 
 def test_last_epoch_is_kept_on_request(shapes, monkeypatch):
-    errors, seen = iter([0.25, 0.5]), []
-
-    def fake(model, *args, **kwargs):
-        seen.append(state(model))
-        return SimpleNamespace(metrics={"error": next(errors), "mask_area": 0.5}, damaged=[])
-
-    monkeypatch.setattr(selection, "evaluate", fake)
+    seen = validate_with(monkeypatch, [0.25, 0.5])
     model = create()
     result = run(model, shapes, epochs=2, valid=shapes, keep_best=False)
     assert result.best_epoch == 1 and same(seen[1], state(model))
@@ -291,7 +314,7 @@ def test_loss_that_is_not_finite_names_the_epoch(shapes, monkeypatch, epoch):
 
     def poison(*args, **kwargs):
         model.localizer.get_parameter(next(name for name, _ in model.localizer.named_parameters())).data.fill_(math.nan)
-        return SimpleNamespace(metrics={"error": 0.5, "mask_area": 0.5}, damaged=[])
+        return SimpleNamespace(metrics={"error": 0.5, "mask_area": 0.5}, damaged=[], rows=[{}])
 
     if epoch == 0:
         poison()
@@ -423,14 +446,9 @@ def test_the_validation_takes_every_image_for_one_with_an_object(shapes):
 
 
 def test_early_stopping(shapes, monkeypatch):
-    errors = iter([0.5, 0.25, 0.25, 0.75, 0.1])
-    monkeypatch.setattr(
-        selection,
-        "evaluate",
-        lambda *args, **kwargs: SimpleNamespace(metrics={"error": next(errors), "mask_area": 0.5}, damaged=[]),
-    )
+    validate_with(monkeypatch, [0.5, 0.25, 0.25, 0.75, 0.1])
     result = run(create(), shapes, Recipe(lr=1e-4, batch_size=8, patience=2), epochs=5, valid=shapes)
-    assert [row["epoch"] for row in result.log] == [0, 1, 2, 3] and result.best_epoch == 1
+    assert [row["epoch"] for row in result.log] == [0, 1, 2, 3] and result.best_epoch == 2  # 1 is the first of equals
 
 
 def test_learning_rates_in_training(shapes, monkeypatch):

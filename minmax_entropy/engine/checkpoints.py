@@ -32,7 +32,8 @@ class Progress:
         epoch, step: what comes next; the step counts from the start of the epoch.
         sums: of the figures of the running epoch, a number for each process.
         log: a row per epoch.
-        best: of each criterion the best value and its epoch.
+        best: of each criterion the best value and its epoch, the first of equals.
+        kept: folder of a model, and the epoch whose weights it has.
         damaged: files that could not be read.
         seconds: of training so far.
         position: in a stream of images, see `TrainingStream`.
@@ -43,6 +44,7 @@ class Progress:
         self.sums: dict[str, list[float]] = {}
         self.log: list[dict] = []
         self.best: dict[str, tuple[float, int]] = {}
+        self.kept: dict[str, int] = {}
         self.damaged: list[str] = []
         self.seconds = 0.0
         self.position: tuple[int, int] = (0, 0)

@@ -72,6 +72,8 @@ class Recipe:
         class_weights: None, or "balanced": factors of the cross-entropies against class imbalance.
         ema_decay: decay of an exponential moving average of the weights, which is then what is evaluated and kept; or
             None.
+        selection_tolerance: the epoch that is kept is the latest one whose validation error is at most so many
+            standard errors over the lowest; 0 is the last of those with the lowest.
         patience: epochs without a lower validation error after which the training ends; None trains all of them.
         erasing_steps: passes of recursive erasing, 0 for none; None leaves it to the model (`model.erasing.steps`).
         erasing_from_epoch: first epoch with erasing, counted from 0.
@@ -95,6 +97,7 @@ class Recipe:
     sampling: str = "shuffle"
     class_weights: str | None = None
     ema_decay: float | None = None
+    selection_tolerance: float = 1.0
     patience: int | None = None
     erasing_steps: int | None = None
     erasing_from_epoch: int = 1
@@ -115,6 +118,8 @@ class Recipe:
             raise ValueError(f"size_warmup must be in [0, 1], got {self.size_warmup!r}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in (0, 1), got {self.ema_decay!r}")
+        if not 0 <= self.selection_tolerance < float("inf"):
+            raise ValueError(f"selection_tolerance must be 0 or more, got {self.selection_tolerance!r}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be 1 or more, got {self.patience!r}")
 
@@ -173,6 +178,7 @@ RECIPES: dict[str, Recipe] = {
         step_delay=1,
         batch_size=8,
         augmentation="paper",
+        selection_tolerance=0.0,
         erasing_steps=4,
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from minmax_entropy.weights import SavedWeights, weight_files
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from minmax_entropy.engine.checkpoints import Progress
+
 # Figure of the validation -> folder of the model that is best by it, and whether higher is better.
 ERROR, F1 = "valid_error", "valid_f1_foreground"
 BEST = {ERROR: ("model", False), F1: ("model_best_f1", True)}
@@ -26,14 +29,19 @@ FOLDERS = tuple(folder for folder, _ in BEST.values())
 
 
 class Selection:
-    """Which epochs of a training are kept: in folders of `output`, or the one of the lowest error in memory.
+    """Which epochs of a training are kept: in folders of `output`, or the one that the error chooses in memory.
+
+    By the error it is the latest epoch within `tolerance` standard errors of the lowest one (with 1 the one-standard-
+    error rule of Breiman et al., "Classification and Regression Trees", 1984). What is within that is chance, and a
+    mask goes on getting better when the classes are learned (docs/results/localization.md).
 
     Args:
         accelerator: of the training; each process evaluates its share of the images.
         valid: labelled images, or None: the latest epoch is the best one then.
         output: folder of the run, or None.
         preprocess, with_masks, skip_damaged: as for `evaluate`.
-        keep_best: False takes the latest epoch for the one of the lowest error.
+        keep_best: False takes the latest epoch, whatever its error.
+        tolerance: `Recipe.selection_tolerance`.
 
     Raises:
         FileExistsError: something else than a model is in the place of one.
@@ -49,11 +57,14 @@ class Selection:
         with_masks: bool,
         skip_damaged: bool,
         keep_best: bool,
+        tolerance: float,
     ) -> None:
         self.accelerator, self.valid, self.output = accelerator, valid, output
         self.preprocess, self.skip_damaged = preprocess, skip_damaged
         self.with_masks = with_masks and valid is not None and valid.has_masks
         self.by_error = keep_best and valid is not None
+        self.tolerance = tolerance
+        self._images = 0  # that the latest validation saw
         self._weights: dict[str, Tensor] = {}
         for folder in () if output is None else FOLDERS:  # before the training, not after it
             check_target(output / folder)
@@ -80,25 +91,29 @@ class Selection:
                     share=share,
                 )
         result = Evaluation.merged([part for part in gather_objects(self.accelerator, part) if part is not None])
+        self._images = len(result.rows)
         return {f"valid_{name}": float(value) for name, value in result.metrics.items()}, result.damaged
 
-    def keep(self, model: WSLModel, row: dict, best: dict[str, tuple[float, int]]) -> None:
-        """Keep the weights where a figure is better than in every epoch before, the first of equals.
+    def keep(self, model: WSLModel, row: dict, progress: Progress) -> None:
+        """Keep the weights where a figure is better than in every epoch before, or the error within its tolerance.
 
         Args:
             model: as the epoch leaves it.
             row: of the log, with its `epoch` and the figures of `validate`.
-            best: by figure, the best value so far and its epoch; brought up to date.
+            progress: its `best` and `kept` are brought up to date.
         """
+        best = progress.best
         for key, (folder, higher) in BEST.items():
             value = row.get(key)
             if key == ERROR and not self.by_error:
                 value = -float(row["epoch"])  # each epoch is better than those before
             if value is None or value != value:
                 continue
-            if key in best and not (value > best[key][0] if higher else value < best[key][0]):
+            if key not in best or (value > best[key][0] if higher else value < best[key][0]):
+                best[key] = value, row["epoch"]
+            elif key == F1 or value > best[key][0] + self.tolerance * standard_error(best[key][0], self._images):
                 continue
-            best[key] = value, row["epoch"]
+            progress.kept[folder] = row["epoch"]
             if self.output is None:
                 if key == ERROR and self.by_error:
                     self._weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -107,7 +122,7 @@ class Selection:
                 model.save_pretrained(self.output / folder, metrics={**figures, "epoch": row["epoch"]})
 
     def restore(self, model: WSLModel, latest: WSLModel) -> None:
-        """Give `model` the weights of the lowest error, or those of `latest` where nothing was kept."""
+        """Give `model` the weights that the error chose, or those of `latest` where nothing was kept."""
         self.accelerator.wait_for_everyone()
         if self.output is not None:
             model.load_state_dict(dict(SavedWeights(weight_files(self.output / BEST[ERROR][0])).items()))
@@ -115,6 +130,11 @@ class Selection:
             model.load_state_dict(self._weights)
         elif latest is not model:
             model.load_state_dict(latest.state_dict())
+
+
+def standard_error(share: float, images: int) -> float:
+    """Of a share of so many images."""
+    return math.sqrt(share * (1 - share) / images)
 
 
 def _as_validated(model: WSLModel, refined: bool) -> contextlib.AbstractContextManager:

@@ -38,7 +38,7 @@ from minmax_entropy.engine.log import write_curves
 from minmax_entropy.engine.progress import progress_bar
 from minmax_entropy.engine.recipes import Recipe
 from minmax_entropy.engine.run import MACHINE, Run, create_accelerator, gather_objects, own_state, share_buffers
-from minmax_entropy.engine.selection import ERROR, F1, FOLDERS, Selection
+from minmax_entropy.engine.selection import BEST, ERROR, F1, FOLDERS, Selection
 from minmax_entropy.model import WSLModel
 
 _logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class TrainingResult:
 
     Attributes:
         log: a row per epoch.
-        best_epoch: whose weights the model has, the lowest validation error; the last one without validation.
+        best_epoch: whose weights the model has, as the validation error chose it; the last one without validation.
         best_f1_epoch: of the highest F1+ on the validation masks, or None without masks.
         damaged: files that were skipped.
         seconds: validation included.
@@ -95,8 +95,9 @@ def fit(
 ) -> TrainingResult:
     """Train with class labels alone.
 
-    The model of the epoch with the lowest classification error on `valid` is kept, the first of equals. Masks of
-    `valid` are never trained on and do not choose the model: the best by F1+ is written beside it.
+    The model of the latest epoch whose classification error on `valid` is the lowest, or within its standard error
+    (`Recipe.selection_tolerance`), is kept. Masks of `valid` are never trained on and do not choose the model: the best
+    by F1+ is written beside it.
 
     Under `accelerate launch` or `torchrun` every process runs this; `Recipe.batch_size` images a step are shared among
     them, and the gradients are those of one process with all of them (BatchNorm aside, unless it is frozen or
@@ -108,7 +109,7 @@ def fit(
         recipe: what is learned and how.
         epochs: passes over the images.
         valid: labelled images for the choice of the epoch; without it the last epoch is kept.
-        output: folder for `log.csv`, `curves.png`, `model/` (the best one so far), `model_best_f1/` (where `valid` has
+        output: folder for `log.csv`, `curves.png`, `model/` (what is kept so far), `model_best_f1/` (where `valid` has
             masks), `run.json` and checkpoints; None writes nothing.
         resume: go on with the run in `output`, or start it where there is none yet. It ends with the weights and
             figures that it would have had without the interruption.
@@ -194,6 +195,7 @@ class _Training:
             with_masks=settings["valid_masks"],
             skip_damaged=options.skip_damaged,
             keep_best=settings["keep_best"],
+            tolerance=recipe.selection_tolerance,
         )
         self.checkpoints = None
         if self.output is not None:
@@ -391,7 +393,7 @@ class _Training:
         figures, damaged = self.selection.validate(self._evaluated())
         self._note_damaged(damaged)
         row.update(figures)
-        self.selection.keep(self._evaluated(), row, self.progress.best)
+        self.selection.keep(self._evaluated(), row, self.progress)
 
     def _evaluated(self) -> WSLModel:
         return self.model if self.ema is None else self.ema.module
@@ -452,12 +454,11 @@ class _Training:
         self.model.criterion.class_weights = self.own_weights
 
     def _result(self) -> TrainingResult:
-        best = {key: epoch for key, (_, epoch) in self.progress.best.items()}
         progress = self.progress
         return TrainingResult(
             progress.log,
-            best[ERROR],
-            best.get(F1),
+            progress.kept[BEST[ERROR][0]],
+            progress.kept.get(BEST[F1][0]),
             progress.damaged,
             progress.log[-1]["seconds"],
             self.is_main,
