@@ -158,14 +158,17 @@ class TimmBackbone(nn.Module):
     def _has_more(self, built_for: Size) -> bool:
         """Whether timm's classifier gets a map of the deepest level's size with other channels."""
         arguments = (self.net, self.in_chans, self._probe_size(built_for))
+        deepest = self.feature_info[-1]
         try:
-            (level,), _ = unused_parameters(*arguments, self._read)
             whole, _ = unused_parameters(*arguments, self.net.forward_features)
+            if not isinstance(whole, Tensor) or whole.ndim != 4:
+                return False  # tokens
+            if whole.shape[1] in (deepest["num_chs"], deepest.get("num_chs_norm")):
+                return False  # the level itself, without a pass to see it
+            (level,), _ = unused_parameters(*arguments, self._read)
         except SIZE_ERRORS:  # hiera refuses to normalize, coat can't be run on the meta device
             return False
-        if not isinstance(whole, Tensor) or whole.ndim != 4 or whole.shape[-2:] != level.shape[-2:]:
-            return False  # tokens, channels-last, another stride
-        return whole.shape[1] != level.shape[1]
+        return whole.shape[-2:] == level.shape[-2:]  # and neither channels-last nor of another stride
 
     def _probe_size(self, built_for: Size) -> Size:
         return built_for if self.sizes.fixed else self.sizes.nearest(*(min(side, PROBE_SIDE) for side in built_for))
