@@ -181,7 +181,8 @@ def build_model(backbone: str, pretrained: bool = False, *, tag: str = "", **kwa
             f"{unknown_name('keyword', unknown[0], known)}; neither WSLModel nor the backbone {name} takes it"
         ) from error
     if pretrained:
-        _logger.info("%s: backbone weights of %s, heads start afresh", PREFIX + backbone, name)
+        kept = ", BatchNorm stays as it is (freeze_bn)" if model.freeze_bn else ""
+        _logger.info("%s: backbone weights of %s%s, heads start afresh", PREFIX + backbone, name, kept)
     return model
 
 

@@ -116,8 +116,10 @@ class WSLModel(TimmConventions, Shareable):
         shared_backbone: localizer and classifier share one backbone; False gives the classifier one of its own.
         freeze_backbone: keep the backbone as it is, in evaluation mode and without gradients for its parameters; a neck
             and the heads are trained.
-        freeze_bn: keep the BatchNorm layers of the backbone as they are: their statistics, scale and shift. Meant for
-            pretrained weights: in a fresh ResNet of timm's the scale of each residual branch is 0, which would stay.
+        freeze_bn: keep the BatchNorm layers of the backbone as they are: their statistics, scale and shift. By default
+            ("pretrained") where `pretrained` loads their weights, which gives lower errors and better masks
+            (docs/results/localization.md), and not elsewhere: in a fresh ResNet of timm's the scale of each residual
+            branch is 0, which would stay. The configuration has what it came to, True or False.
         bn_statistics: the running statistics of the localizer's BatchNorm layers are of all "passes", over images,
             erased images, X+ and X-, as in the authors' implementation, or of the "images" alone, which is what the
             localizer meets in evaluation: for `decision="localizer"`. A classifier that shares the backbone is then
@@ -197,7 +199,7 @@ class WSLModel(TimmConventions, Shareable):
         backbone_init: str | None = None,
         shared_backbone: bool = True,
         freeze_backbone: bool = False,
-        freeze_bn: bool = False,
+        freeze_bn: bool | str = "pretrained",
         bn_statistics: str = "passes",
         data_config: dict | None = None,
         localizer: str | dict | nn.Module = "wildcat",
@@ -235,6 +237,8 @@ class WSLModel(TimmConventions, Shareable):
         num_classes, in_chans = check_count("num_classes", num_classes), check_count("in_chans", in_chans)
         if in_chans > MAX_CHANNELS:
             raise ValueError(f"in_chans must be at most {MAX_CHANNELS}, got {in_chans}")
+        if freeze_bn == "pretrained":
+            freeze_bn = bool(pretrained)
         config = {name: value for name, value in locals().items() if name in _MODEL_KEYWORDS}
         config.update({name: copy.deepcopy(value) for name, value in config.items() if isinstance(value, (dict, list))})
         super().__init__()

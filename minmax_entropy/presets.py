@@ -15,6 +15,7 @@ PRESETS: dict[str, dict] = {
         classifier=_REFERENCE_HEAD,
         classifier_scale=0.5,
         shared_backbone=True,
+        freeze_bn=False,
         bn_statistics="passes",
         backbone_init="he_fan_out",
         data_config=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear"),

@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.layers import DropPath
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
@@ -127,10 +128,31 @@ def test_modes(kind, flag):
         assert {layer.training for layer in set(model.modules()) - frozen} == {model.training}
 
 
-def test_flags_are_off_by_default():
+def test_nothing_is_frozen_by_default_without_weights():
     model = create()
     assert not model.freeze_backbone and not model.freeze_bn
     assert all(layer.training for layer in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("settings", "frozen"),
+    [({}, True), ({"preset": "refined"}, True), ({"freeze_bn": False}, False), ({"preset": "reference"}, False)],
+)
+def test_pretrained_batch_norm_is_frozen(tmp_path, images, target, settings, frozen):
+    """By default, and in the model that is saved as well; the weights are there, and the rest of them is trained."""
+    torch.manual_seed(1)
+    weights = timm.create_model("test_resnet", zero_init_last=False).state_dict()
+    save_file(weights, tmp_path / "weights.safetensors")
+    overlay = dict(file=str(tmp_path / "weights.safetensors"), hf_hub_id=None)
+    model = mme.create_model(
+        "wsl_test_resnet", pretrained=True, num_classes=3, img_size=32, pretrained_cfg_overlay=overlay, **settings
+    )
+    assert model.freeze_bn is frozen and model.config["freeze_bn"] is frozen
+    assert torch.equal(model.backbone.net.conv1[0].weight, weights["conv1.0.weight"])
+    changed = train_steps(model, images, target)
+    assert any("running_mean" in name for name in changed) != frozen and any(".conv2." in name for name in changed)
+    model.save_pretrained(tmp_path / "model")
+    assert mme.create_model(f"local-dir:{tmp_path / 'model'}").freeze_bn is frozen
 
 
 @pytest.mark.parametrize("kind", ["resnet", "vit", "module"])
