@@ -150,7 +150,7 @@ class WSLModel(TimmConventions, Shareable):
             is exported, leave that to the caller. The training is the same (docs/results/localization.md).
         mask_refinement: a dictionary of options of `AffinityRefinement` ({} for its defaults), which in evaluation mode
             brings the map to the image's edges, and may have a `sigma` of its own for it; None leaves the map as it is.
-            Training through it costs more and gave the same (docs/results/localization.md).
+            Training through it costs more and gave the same (docs/results/localization_trials.md).
         evaluation_scales: sizes, as shares of the image's own, at which the localizer sees each image in evaluation
             mode, for a pass of the backbone each: up to 8 of 0.1 to 4. The mask is the mean of theirs, each made of
             maps that are weighted by the mean scores. Class, scores and maps are those of the image at its own size, 1,

@@ -339,7 +339,7 @@ def _write_pictures(benchmark: Benchmark, model: str) -> None:
     if all(path.is_file() for path in (*paths.values(), *([together] if len(runs) > 1 else []))):
         return
     chosen = _readable(benchmark.test, max(len(benchmark.test) // PICTURES, 1))
-    found = {method: _saved(benchmark, run) for method, run in runs.items()}
+    found = {method: saved_model(benchmark, run) for method, run in runs.items()}
     grids = {path: {get_method(method).title: found[method]} for method, path in paths.items()}
     if len(found) > 1:
         grids[together] = {get_method(method).title: one for method, one in found.items()}
@@ -358,7 +358,8 @@ def _readable(dataset: LabelledImages, step: int) -> list[int]:
     return chosen[:PICTURES]
 
 
-def _saved(benchmark: Benchmark, combination: Combination) -> nn.Module:
+def saved_model(benchmark: Benchmark, combination: Combination) -> WSLModel | GradCAM:
+    """What `run_benchmark` trained and evaluated for a combination."""
     method = get_method(combination.method)
     folder = _trained_as(combination).folder(benchmark.output) / "model"
     return _with_mask(create_model(f"local-dir:{folder}"), method)

@@ -92,7 +92,7 @@ METHODS: dict[str, Method] = {
     "grad-cam++": Method("Grad-CAM++", trained_as="cam-avg", grad_cam="grad_cam++"),
     "layer-cam": Method("LayerCAM", trained_as="cam-avg", grad_cam="layer_cam"),
     # Their masks at another threshold, and refined. The maps of the package are in [0, 1], where the compression does
-    # next to nothing; the CAM has none. With more of it they do worse (docs/results/localization.md).
+    # next to nothing; the CAM has none. With more of it they do worse (docs/results/localization_trials.md).
     "cam-0.42": Method("CAM, average, threshold 0.42", trained_as="cam-avg", evaluated_with=dict(mask_sigma=0.42)),
     "wildcat-0.28": Method("WILDCAT, threshold 0.28", trained_as="wildcat", evaluated_with=_THRESHOLD),
     "grad-cam-0.28": Method(
