@@ -23,10 +23,13 @@ class Detached(WSLModel):
     first, last, _steps = 0, 0, 0
 
     def forward(self, *args, **kwargs) -> WSLOutput:
-        if self.training:
-            self.detach_mask = self.first <= self._steps < self.last
-            self._steps += 1
-        return super().forward(*args, **kwargs)
+        if not self.training:
+            return super().forward(*args, **kwargs)
+        self.detach_mask = self.first <= self._steps < self.last
+        self._steps += 1
+        output = super().forward(*args, **kwargs)
+        self.detach_mask = False  # what is saved must load
+        return output
 
 
 class Top(WSLModel):
