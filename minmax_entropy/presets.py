@@ -1,4 +1,24 @@
-"""Named settings of a model, as data. A keyword given beside a preset wins over it."""
+"""Named settings of a model, as data. A keyword given beside a preset wins over it.
+
+`refined`
+    What measured best: gradient through the mask with a price on the area, masks along the edges of the image, and the
+    class by the localizer, which sees the whole image at its full size, with BatchNorm statistics of whole images,
+    which is what it meets in evaluation. There it looks three times, and once more where it marks little
+    (docs/results/passes.md); `evaluation_scales=(1.0,), evaluation_zoom=None` is one look. Measured with three seeds
+    against CAM, Grad-CAM and LayerCAM of the same backbone in docs/results/localization.md: "Photographs", "Twenty
+    classes", "Embedded images", "Surfaces", "Another backbone"; with one setting changed at a time in "Questions"; how
+    its figures were found in docs/results/localization_trials.md. `mask_sigma` is the training's. A `mask_refinement`
+    given beside the preset replaces the whole dictionary; with other heads and with erasing, whose maps are higher or
+    larger, its `sigma` should be higher.
+`area`
+    The same objective, with the class by the classifier and a threshold in the place of the refinement and the looks.
+`reference`
+    The authors' released implementation, with its quirks. Erasing is switched on between epochs (steps 4, from epoch
+    1), the optimizer and the schedule are the recipe of the same name. Exactness: tests/test_golden.py.
+`cam`
+    Class activation mapping as a baseline (Zhou et al., CVPR 2016): average pooling, no classifier, the mask from the
+    predicted class's map.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +28,6 @@ _AREA = dict(mask_sigma=0.28, detach_mask=False, size_loss="area", size_weight=1
 _REFERENCE_HEAD = dict(name="wildcat", modalities=5, kmax=0.09, kmin=0.09, alpha=0.0, dropout=0.0)
 
 PRESETS: dict[str, dict] = {
-    # The authors' released implementation, with its quirks. Erasing is switched on between epochs (steps 4, from
-    # epoch 1), the optimizer and the schedule are the recipe of the same name. Exactness: tests/test_golden.py.
     "reference": dict(
         localizer=_REFERENCE_HEAD,
         classifier=_REFERENCE_HEAD,
@@ -32,15 +50,7 @@ PRESETS: dict[str, dict] = {
         erasing_fallback="blank",
         erasing_normalize_trust=False,
     ),
-    # Gradient through the mask, a calibrated threshold, and a price on the area against the trivial optimum M+ = 1.
     "area": _AREA,
-    # The same, with masks along the edges of the image, and the class by the localizer, which sees the whole image at
-    # its full size, with BatchNorm statistics of whole images, which is what it meets in evaluation. There it looks
-    # three times, and once more where it marks little (docs/results/passes.md); `evaluation_scales=(1.0,),
-    # evaluation_zoom=None` is one pass. Measured on photographs, embedded images and surfaces:
-    # docs/results/localization.md.
-    # `mask_sigma` is the training's. A `mask_refinement` given beside the preset replaces the whole dictionary. With
-    # other heads and with erasing, whose maps are higher or larger, its `sigma` should be higher.
     "refined": dict(
         **_AREA,
         decision="localizer",
@@ -52,7 +62,6 @@ PRESETS: dict[str, dict] = {
         evaluation_flip=True,
         evaluation_zoom=dict(scale=2.0, below=0.135, share=0.4),
     ),
-    # Class activation mapping as a baseline: average pooling, no classifier, mask from the predicted class's map.
     "cam": dict(localizer="average", classifier=None),
 }
 
