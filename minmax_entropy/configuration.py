@@ -77,10 +77,14 @@ class SavedConfig:
         """Keywords of `WSLModel`: the saved ones, replaced by `overrides`; unknown ones are the backbone's."""
         known = WSLModel.config_keywords()
         given = {key: value for key, value in overrides.items() if key in known}
+        if given.get("freeze_bn") == "pretrained":
+            del given["freeze_bn"]  # as it was trained
         backbone = {key: value for key, value in overrides.items() if key not in known}
         options = {**self.model, **given}
         if options["num_classes"] != self.model["num_classes"]:  # what was said of the old heads
             options.update({"class_weights": None, "min_probability": 0.0, "empty_classes": (), **given})
+        if options["in_chans"] != self.model["in_chans"]:  # the layers after a fresh convolution have to follow it
+            options.update({"freeze_bn": False, **given})
         options["data_config"] = {**self.data_config, **(given.get("data_config") or {})}
         options["backbone_kwargs"] = {**(options.get("backbone_kwargs") or {}), **backbone}
         return options

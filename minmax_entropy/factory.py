@@ -10,6 +10,7 @@ from pathlib import Path
 import timm
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from minmax_entropy import hub
 from minmax_entropy.backbones import is_backbone, list_backbones
@@ -181,7 +182,8 @@ def build_model(backbone: str, pretrained: bool = False, *, tag: str = "", **kwa
             f"{unknown_name('keyword', unknown[0], known)}; neither WSLModel nor the backbone {name} takes it"
         ) from error
     if pretrained:
-        kept = ", BatchNorm stays as it is (freeze_bn)" if model.freeze_bn else ""
+        frozen = model.freeze_bn and any(isinstance(layer, _BatchNorm) for layer in model.backbone.net.modules())
+        kept = ", BatchNorm stays as it is (freeze_bn)" if frozen else ""
         _logger.info("%s: backbone weights of %s%s, heads start afresh", PREFIX + backbone, name, kept)
     return model
 

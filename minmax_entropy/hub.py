@@ -249,12 +249,13 @@ def load_model(
 
     Args:
         source: where the model is.
-        weights: load them; False gives the architecture alone.
+        weights: load them; False gives the architecture alone, to train from scratch: nothing is frozen of BatchNorm.
         revision: in place of @REVISION.
         cache_dir, token, force_download, local_files_only: as in `huggingface_hub.hf_hub_download`.
         overrides: keywords of `WSLModel` (and those of a `preset`) that replace the saved ones; all others are the
-            backbone's. Another `num_classes` gives fresh heads, another `in_chans` a fresh first convolution, said in
-            one log line; `img_size` resamples position embeddings; whatever else changes a shape is an error.
+            backbone's. Another `num_classes` gives fresh heads, another `in_chans` a fresh first convolution (and
+            BatchNorm layers that are trained), said in one log line; `img_size` resamples position embeddings; whatever
+            else changes a shape is an error.
 
     Raises:
         FileNotFoundError: no such model, revision or file, or not in the cache while offline.
@@ -269,6 +270,8 @@ def load_model(
     img_size = overrides.pop("img_size", None)
     overrides = resolve_preset(overrides.pop("preset", None), overrides)
     options = config.with_overrides(overrides)
+    if not weights:
+        options["freeze_bn"] = overrides.get("freeze_bn", False)
     with _blaming(config):
         shapes = build_without_memory(config.with_overrides({}))
     if overrides:  # what fails from here on may be the caller's

@@ -117,14 +117,15 @@ class WSLModel(TimmConventions, Shareable):
         freeze_backbone: keep the backbone as it is, in evaluation mode and without gradients for its parameters; a neck
             and the heads are trained.
         freeze_bn: keep the BatchNorm layers of the backbone as they are: their statistics, scale and shift. By default
-            ("pretrained") where `pretrained` loads their weights, which gives lower errors and better masks
+            ("pretrained") where `pretrained` loads their weights, which gave lower errors and better masks
             (docs/results/localization.md), and not elsewhere: in a fresh ResNet of timm's the scale of each residual
-            branch is 0, which would stay. The configuration has what it came to, True or False.
-        bn_statistics: the running statistics of the localizer's BatchNorm layers are of all "passes", over images,
-            erased images, X+ and X-, as in the authors' implementation, or of the "images" alone, which is what the
-            localizer meets in evaluation: for `decision="localizer"`. A classifier that shares the backbone is then
-            less exact in evaluation mode, where X+ and X- meet statistics of images. In training each pass is
-            normalized by its own batch either way.
+            branch is 0, which would stay. The configuration has what it came to, True or False. Give True for a module
+            with weights of its own, and where `checkpoint_path` goes on with such a model.
+        bn_statistics: the running statistics of the localizer's BatchNorm layers, where they are trained, are of all
+            "passes", over images, erased images, X+ and X-, as in the authors' implementation, or of the "images"
+            alone, which is what the localizer meets in evaluation: for `decision="localizer"`. A classifier that shares
+            the backbone is then less exact in evaluation mode, where X+ and X- meet statistics of images. In training
+            each pass is normalized by its own batch either way.
         data_config: `mean`, `std`, ... that replace the backbone's own.
         localizer: head of the localizer: a name, a dictionary of options with its `name`, or a module.
         classifier: head of the classifier, likewise; None leaves the classifier out, and every term but
@@ -238,7 +239,7 @@ class WSLModel(TimmConventions, Shareable):
         if in_chans > MAX_CHANNELS:
             raise ValueError(f"in_chans must be at most {MAX_CHANNELS}, got {in_chans}")
         if freeze_bn == "pretrained":
-            freeze_bn = bool(pretrained)
+            freeze_bn = bool(pretrained) and isinstance(backbone, str)  # a module comes with its weights, or without
         config = {name: value for name, value in locals().items() if name in _MODEL_KEYWORDS}
         config.update({name: copy.deepcopy(value) for name, value in config.items() if isinstance(value, (dict, list))})
         super().__init__()

@@ -151,8 +151,21 @@ def test_pretrained_batch_norm_is_frozen(tmp_path, images, target, settings, fro
     assert torch.equal(model.backbone.net.conv1[0].weight, weights["conv1.0.weight"])
     changed = train_steps(model, images, target)
     assert any("running_mean" in name for name in changed) != frozen and any(".conv2." in name for name in changed)
+    assert any("conv1.1.weight" in name for name in changed) != frozen
     model.save_pretrained(tmp_path / "model")
-    assert mme.create_model(f"local-dir:{tmp_path / 'model'}").freeze_bn is frozen
+    source = f"local-dir:{tmp_path / 'model'}"
+    assert mme.create_model(source).freeze_bn is frozen
+    assert mme.create_model(source, freeze_bn="pretrained").freeze_bn is frozen
+    assert mme.create_model(source, freeze_bn=not frozen).freeze_bn is not frozen
+    assert mme.create_model(source, in_chans=1).freeze_bn is False  # its first convolution is a fresh one
+    assert mme.create_model(source, in_chans=1, freeze_bn=True).freeze_bn is True
+    assert mme.create_model(source, pretrained=False).freeze_bn is False  # all of it is
+
+
+def test_batch_norm_of_a_module_is_trained_by_default():
+    """Nothing says whether its weights are fresh."""
+    assert mme.WSLModel(Net(), K, pretrained=True).freeze_bn is False
+    assert mme.WSLModel(Net(), K, freeze_bn=True).freeze_bn is True
 
 
 @pytest.mark.parametrize("kind", ["resnet", "vit", "module"])

@@ -270,8 +270,8 @@ def validate_with(monkeypatch, errors, images=100):
         ([0.5, 0.25, 0.27, 0.30], 1000, 1, 1),  # and 0.0137 of 1000
         ([0.25, 0.5, 0.25, 0.29], 100, 0, 2),
         ([0.29, 0.25, 0.3, 0.2], 100, 1, 3),
-        ([0.31, 0.28, 0.25, 0.3], 100, 1, 2),  # compared with the lowest, and not with the one kept before
-        ([0.25, 0.29, 0.32, 0.5], 100, 1, 1),
+        ([0.31, 0.28, 0.25, 0.3], 100, 1, 2),
+        ([0.25, 0.29, 0.32, 0.5], 100, 1, 1),  # compared with the lowest, and not with the one kept before
         ([0.01, 0.0, 0.0, 0.01], 100, 1, 2),
         ([1.0, 1.0, 1.0, 1.0], 100, 1, 3),
     ],
@@ -285,10 +285,26 @@ def test_the_latest_epoch_within_the_tolerance_is_kept(shapes, monkeypatch, erro
     assert [same(states, state(model)) for states in seen] == [epoch == kept for epoch in range(4)]
 
 
+def test_what_is_kept_survives_an_interruption(shapes, monkeypatch, tmp_path):
+    """An epoch within the tolerance of the lowest error, in its folder and in what a resumed training knows."""
+    recipe = Recipe(lr=1e-3, batch_size=8)
+    seen = validate_with(monkeypatch, [0.25, 0.29])
+    with pytest.raises(StopIteration):  # the third validation
+        run(create(), shapes, recipe, epochs=3, valid=shapes, output=tmp_path)
+    validate_with(monkeypatch, [0.3])
+    model = create()
+    result = run(model, shapes, recipe, epochs=3, valid=shapes, output=tmp_path, resume=True)
+    assert result.best_epoch == 1 and same(seen[1], state(model)) and not same(seen[0], state(model))
+    saved = mme.create_model(f"local-dir:{tmp_path / 'model'}")
+    assert same(seen[1], state(saved)) and saved.info["metrics"]["epoch"] == 1
+    again = run(create(), shapes, recipe, epochs=3, valid=shapes, output=tmp_path, resume=True)  # it is over
+    assert again.best_epoch == 1
+
+
 def test_selection_of_the_recipes(shapes):
     assert get_recipe("reference").selection_tolerance == 0  # the last of those with the lowest error
     assert get_recipe("finetune").selection_tolerance == get_recipe("scratch").selection_tolerance == 1
-    with pytest.raises(ValueError, match="selection_tolerance must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="selection_tolerance must be a number of 0 or more, got -1"):
         Recipe(selection_tolerance=-1)
 
 

@@ -15,7 +15,8 @@ from run import create_benchmark, read_config
 
 from minmax_entropy.engine import choose_threshold, preprocess_for
 from minmax_entropy.engine.benchmark import Combination, saved_model
-from minmax_entropy.engine.methods import get_method
+from minmax_entropy.engine.inference import Inference
+from minmax_entropy.engine.methods import ALL_ONES, get_method
 
 
 def main() -> None:
@@ -30,13 +31,14 @@ def main() -> None:
     print("| method | seeds | F1+ % at its own threshold | F1+ % at the chosen one | thresholds of the mask |")
     print("| --- | ---: | ---: | ---: | --- |")
     for model in benchmark.models:
-        for method in args.methods or benchmark.methods:
+        for method in args.methods or [method for method in benchmark.methods if method != ALL_ONES]:
             own, chosen, thresholds = [], [], []
+            inference = Inference(**get_method(method).inference)
             for seed in benchmark.seeds:
                 trained = saved_model(benchmark, Combination(model, method, seed)).eval()
                 preprocess = preprocess_for(trained, benchmark.size)
-                threshold = choose_threshold(trained, benchmark.valid, preprocess).threshold
-                test = choose_threshold(trained, benchmark.test, preprocess)
+                threshold = choose_threshold(trained, benchmark.valid, preprocess, inference=inference).threshold
+                test = choose_threshold(trained, benchmark.test, preprocess, inference=inference)
                 thresholds.append(threshold)
                 own.append(test.f1_foreground_before)
                 chosen.append(test.curve[threshold])

@@ -2,7 +2,9 @@
 
     create_model("wsl_trial", backbone="test_resnet", trial=dict(name="top", classes=2), preset="refined", ...)
 
-Trainings of it save a model without the variant, which is a matter of training and evaluation here alone.
+Trainings of it save a model without the variant, which is a matter of training and evaluation here alone: pictures and
+`thresholds.py` do not show it. `first` and `last` count training steps from the start of the process: a training with
+"detached" that was interrupted has to be done anew.
 """
 
 from __future__ import annotations
@@ -99,13 +101,13 @@ def prior(mask: Tensor, share: float = 0.25) -> Tensor:
     return (mask.mean(dim=(1, 2, 3)) - share).square()
 
 
+SIZE_LOSSES["prior"] = prior
 TRIALS = {"detached": Detached, "top": Top, "learned": Learned, "whole": Whole, "crop": Crop, None: WSLModel}
 
 
 @register_model
 def wsl_trial(pretrained: bool = False, *, backbone: str, trial: dict | None = None, **kwargs) -> WSLModel:
     """A model with one of `TRIALS`, by its `name`; the other entries are the variant's numbers."""
-    SIZE_LOSSES.setdefault("prior", prior)
     model = build_model(backbone, pretrained, **kwargs)
     options = dict(trial or {"name": None})
     model.__class__ = TRIALS[options.pop("name")]

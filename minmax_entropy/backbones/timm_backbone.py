@@ -166,9 +166,10 @@ class TimmBackbone(nn.Module):
             if whole.shape[1] in (deepest["num_chs"], deepest.get("num_chs_norm")):
                 return False  # the level itself, without a pass to see it
             (level,), _ = unused_parameters(*arguments, self._read)
-        except SIZE_ERRORS:  # hiera refuses to normalize, coat can't be run on the meta device
+        except SIZE_ERRORS:  # coat can't be run on the meta device
             return False
-        return whole.shape[-2:] == level.shape[-2:]  # and neither channels-last nor of another stride
+        # neither channels-last nor of another stride
+        return whole.shape[-2:] == level.shape[-2:] and whole.shape[1] != level.shape[1]
 
     def _probe_size(self, built_for: Size) -> Size:
         return built_for if self.sizes.fixed else self.sizes.nearest(*(min(side, PROBE_SIDE) for side in built_for))

@@ -359,7 +359,7 @@ def _readable(dataset: LabelledImages, step: int) -> list[int]:
 
 
 def saved_model(benchmark: Benchmark, combination: Combination) -> WSLModel | GradCAM:
-    """What `run_benchmark` trained and evaluated for a combination."""
+    """The model that `run_benchmark` trained for a combination, with the mask that it was evaluated with."""
     method = get_method(combination.method)
     folder = _trained_as(combination).folder(benchmark.output) / "model"
     return _with_mask(create_model(f"local-dir:{folder}"), method)

@@ -32,7 +32,7 @@ class Progress:
         epoch, step: what comes next; the step counts from the start of the epoch.
         sums: of the figures of the running epoch, a number for each process.
         log: a row per epoch.
-        best: of each criterion the best value and its epoch, the first of equals.
+        best: of each criterion the best value and its epoch, the first of equals; `Recipe.patience` counts from there.
         kept: folder of a model, and the epoch whose weights it has.
         damaged: files that could not be read.
         seconds: of training so far.

@@ -119,7 +119,7 @@ class Recipe:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in (0, 1), got {self.ema_decay!r}")
         if not 0 <= self.selection_tolerance < float("inf"):
-            raise ValueError(f"selection_tolerance must be 0 or more, got {self.selection_tolerance!r}")
+            raise ValueError(f"selection_tolerance must be a number of 0 or more, got {self.selection_tolerance!r}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be 1 or more, got {self.patience!r}")
 

@@ -64,19 +64,18 @@ class Selection:
         self.with_masks = with_masks and valid is not None and valid.has_masks
         self.by_error = keep_best and valid is not None
         self.tolerance = tolerance
-        self._images = 0  # that the latest validation saw
         self._weights: dict[str, Tensor] = {}
         for folder in () if output is None else FOLDERS:  # before the training, not after it
             check_target(output / folder)
 
-    def validate(self, model: WSLModel) -> tuple[dict[str, float], list[str]]:
-        """Figures by name, `valid_...`, the same in every process, and files that could not be read.
+    def validate(self, model: WSLModel) -> tuple[dict[str, float], int, list[str]]:
+        """Figures by name, `valid_...`, the same in every process; of how many images; files that could not be read.
 
         No mask is empty because of the model's `min_probability`. Where no mask is compared, and the class does not
         depend on it, images are seen at their own size alone, and `valid_mask_area` is that of the mask before its
         refinement, as in training."""
         if self.valid is None:
-            return {}, []
+            return {}, 0, []
         share = self.accelerator.process_index, self.accelerator.num_processes
         part = None
         if length_of(self.valid, share) != 0:
@@ -91,15 +90,16 @@ class Selection:
                     share=share,
                 )
         result = Evaluation.merged([part for part in gather_objects(self.accelerator, part) if part is not None])
-        self._images = len(result.rows)
-        return {f"valid_{name}": float(value) for name, value in result.metrics.items()}, result.damaged
+        figures = {f"valid_{name}": float(value) for name, value in result.metrics.items()}
+        return figures, len(result.rows), result.damaged
 
-    def keep(self, model: WSLModel, row: dict, progress: Progress) -> None:
+    def keep(self, model: WSLModel, row: dict, images: int, progress: Progress) -> None:
         """Keep the weights where a figure is better than in every epoch before, or the error within its tolerance.
 
         Args:
             model: as the epoch leaves it.
             row: of the log, with its `epoch` and the figures of `validate`.
+            images: that these are of.
             progress: its `best` and `kept` are brought up to date.
         """
         best = progress.best
@@ -111,7 +111,7 @@ class Selection:
                 continue
             if key not in best or (value > best[key][0] if higher else value < best[key][0]):
                 best[key] = value, row["epoch"]
-            elif key == F1 or value > best[key][0] + self.tolerance * standard_error(best[key][0], self._images):
+            elif key != ERROR or value > best[key][0] + self.tolerance * _standard_error(best[key][0], images):
                 continue
             progress.kept[folder] = row["epoch"]
             if self.output is None:
@@ -132,7 +132,7 @@ class Selection:
             model.load_state_dict(latest.state_dict())
 
 
-def standard_error(share: float, images: int) -> float:
+def _standard_error(share: float, images: int) -> float:
     """Of a share of so many images."""
     return math.sqrt(share * (1 - share) / images)
 

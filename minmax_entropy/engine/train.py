@@ -387,13 +387,13 @@ class _Training:
         self.progress.damaged = list(dict.fromkeys([*self.progress.damaged, *paths]))
 
     def _select(self, row: dict) -> None:
-        """Validate, and keep the model where it is the best one."""
+        """Validate, and keep the model where its figures say so."""
         if self.valid is not None:
             share_buffers(self.accelerator, self.model, self.ema)
-        figures, damaged = self.selection.validate(self._evaluated())
+        figures, images, damaged = self.selection.validate(self._evaluated())
         self._note_damaged(damaged)
         row.update(figures)
-        self.selection.keep(self._evaluated(), row, self.progress)
+        self.selection.keep(self._evaluated(), row, images, self.progress)
 
     def _evaluated(self) -> WSLModel:
         return self.model if self.ema is None else self.ema.module
