@@ -272,7 +272,9 @@ def validate_with(monkeypatch, errors, images=100):
         ([0.29, 0.25, 0.3, 0.2], 100, 1, 3),
         ([0.31, 0.28, 0.25, 0.3], 100, 1, 2),
         ([0.25, 0.29, 0.32, 0.5], 100, 1, 1),  # compared with the lowest, and not with the one kept before
-        ([0.01, 0.0, 0.0, 0.01], 100, 1, 2),
+        ([0.02, 0.0, 0.01, 0.02], 100, 1, 2),  # none has no standard error: an image is within the tolerance
+        ([0.08, 0.01, 0.02, 0.03], 100, 1, 2),
+        ([0.07, 0.06, 0.06, 0.07], 100, 0, 2),
         ([1.0, 1.0, 1.0, 1.0], 100, 1, 3),
     ],
 )

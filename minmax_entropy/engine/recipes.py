@@ -73,7 +73,7 @@ class Recipe:
         ema_decay: decay of an exponential moving average of the weights, which is then what is evaluated and kept; or
             None.
         selection_tolerance: the epoch that is kept is the latest one whose validation error is at most so many
-            standard errors over the lowest; 0 is the last of those with the lowest.
+            standard errors over the lowest, or images where that is more; 0 is the last of those with the lowest.
         patience: epochs without a lower validation error after which the training ends; None trains all of them.
         erasing_steps: passes of recursive erasing, 0 for none; None leaves it to the model (`model.erasing.steps`).
         erasing_from_epoch: first epoch with erasing, counted from 0.

@@ -31,9 +31,10 @@ FOLDERS = tuple(folder for folder, _ in BEST.values())
 class Selection:
     """Which epochs of a training are kept: in folders of `output`, or the one that the error chooses in memory.
 
-    By the error it is the latest epoch within `tolerance` standard errors of the lowest one (with 1 the one-standard-
-    error rule of Breiman et al., "Classification and Regression Trees", 1984). What is within that is chance, and a
-    mask goes on getting better when the classes are learned (docs/results/localization.md).
+    By the error it is the latest epoch within `tolerance` standard errors of the lowest one, or so many images where
+    that is more (with 1 the one-standard-error rule of Breiman et al., "Classification and Regression Trees", 1984).
+    What is within that is chance, and a mask goes on getting better when the classes are learned
+    (docs/results/localization.md).
 
     Args:
         accelerator: of the training; each process evaluates its share of the images.
@@ -111,7 +112,7 @@ class Selection:
                 continue
             if key not in best or (value > best[key][0] if higher else value < best[key][0]):
                 best[key] = value, row["epoch"]
-            elif key != ERROR or value > best[key][0] + self.tolerance * _standard_error(best[key][0], images):
+            elif key != ERROR or not _is_within(self.tolerance, best[key][0], value, images):
                 continue
             progress.kept[folder] = row["epoch"]
             if self.output is None:
@@ -132,9 +133,12 @@ class Selection:
             model.load_state_dict(latest.state_dict())
 
 
-def _standard_error(share: float, images: int) -> float:
-    """Of a share of so many images."""
-    return math.sqrt(share * (1 - share) / images)
+def _is_within(tolerance: float, lowest: float, error: float, images: int) -> bool:
+    """Whether an error is at most so many standard errors, or images where that is more, over the lowest one. In
+    counts: those of none and of all images have no standard error."""
+    fewest = round(lowest * images)
+    deviation = math.sqrt(fewest * (1 - fewest / images))
+    return round(error * images) - fewest <= tolerance * max(deviation, 1.0)
 
 
 def _as_validated(model: WSLModel, refined: bool) -> contextlib.AbstractContextManager:

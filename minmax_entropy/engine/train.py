@@ -95,9 +95,9 @@ def fit(
 ) -> TrainingResult:
     """Train with class labels alone.
 
-    The model of the latest epoch whose classification error on `valid` is the lowest, or within its standard error
-    (`Recipe.selection_tolerance`), is kept. Masks of `valid` are never trained on and do not choose the model: the best
-    by F1+ is written beside it.
+    The model of the latest epoch whose classification error on `valid` is the lowest, or within its standard error or
+    an image of that (`Recipe.selection_tolerance`), is kept. Masks of `valid` are never trained on and do not choose
+    the model: the best by F1+ is written beside it.
 
     Under `accelerate launch` or `torchrun` every process runs this; `Recipe.batch_size` images a step are shared among
     them, and the gradients are those of one process with all of them (BatchNorm aside, unless it is frozen or
