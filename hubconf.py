@@ -15,8 +15,8 @@ _KEYWORDS = """
             backbone, from the Hugging Face Hub.
         num_classes (int): K, 1000 by default.
         in_chans (int): channels of the images, 3 by default.
-        preset (str): "area" (gradient through the mask, a price on its area), "reference" (the authors'
-            implementation), "cam" (class activation maps); by default the paper's settings.
+        preset (str): "refined" (what measured best), "area" (the same objective, no refinement), "reference" (the
+            authors' implementation), "cam" (class activation maps); by default the paper's settings.
         kwargs: every other keyword of `create_model`: `task`, `localizer`, `classifier`, `neck`, `erasing_steps`, ...
 
     Returns:
@@ -24,7 +24,7 @@ _KEYWORDS = """
         `model(images, target)` gives the `loss` of the whole objective as well.
 
     Example:
-        model = torch.hub.load("OWNER/REPO", "wsl_resnet50", pretrained=True, num_classes=8, preset="area")
+        model = torch.hub.load("OWNER/REPO", "wsl_resnet50", pretrained=True, num_classes=8, preset="refined")
 """
 
 
