@@ -359,6 +359,7 @@ def test_configurations_of_the_repository(path, monkeypatch, tmp_path):
     """Each can be run: its methods, their models and its recipe exist."""
     monkeypatch.chdir(QUALITY.parent.parent)
     monkeypatch.setattr(methods, "METHODS", dict(METHODS))
+    monkeypatch.syspath_prepend(QUALITY)
     script = runpy.run_path(str(QUALITY / "run.py"))
     config = script["read_config"](path, "shapes:") | {"classes": None, "data_options": {"length": 16}}
     monkeypatch.setattr(factory._MODELS, "_factories", dict(factory._MODELS._factories))  # plugins add to them

@@ -1,6 +1,6 @@
 """Compare methods on one data set, as a small JSON file says: a table over seeds, learning curves, picture grids.
 
-    python benchmarks/quality/run.py benchmarks/quality/shapes.json --output runs/quality/shapes
+    python benchmarks/quality/run.py benchmarks/quality/shapes.json --output runs/shapes
 
 Every method sees the same number of images. What is in the folder is not trained again, and a run that was interrupted
 goes on. Several processes may each do some of the `--seeds`; a last run of all of them then writes the table,
@@ -9,8 +9,8 @@ goes on. Several processes may each do some of the `--seeds`; a last run of all 
 The file has `data` (as `minmax-entropy train` takes it), `models`, `methods`, `seeds`, `epochs`, and may have
 `data_options`, `classes`, `size`, `pretrained`, `plugins`, `settings` (keywords of `create_model` for every method),
 `recipe` (`name` and fields), `shots` (a number of images a class, or a list of them: then each has a folder and a table
-of its own), `run` (fields of `Run`). `methods` are a dictionary, from a name to `null` for one of
-`minmax_entropy.engine.methods.METHODS`, or to the fields of `Method`.
+of its own), `run` (fields of `Run`). `methods` are names of `minmax_entropy.engine.methods.METHODS` and of
+`variants.py`, or of groups there; `plugins` may register more.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import sys
 from pathlib import Path
 
 import torch
+from variants import GROUPS, register
 
 from minmax_entropy.data import open_split
 from minmax_entropy.engine import get_recipe
 from minmax_entropy.engine.benchmark import Benchmark, Combination, markdown, run_benchmark, summarize
-from minmax_entropy.engine.methods import Method, get_method, register_method
+from minmax_entropy.engine.methods import get_method
 
 REQUIRED = {"data", "models", "methods", "seeds", "epochs"}
 KNOWN = REQUIRED | {
@@ -55,11 +56,10 @@ def read_config(path: Path, data: str | None = None) -> dict:
 
 def create_benchmark(config: dict, output: Path, seeds: list[int] | None = None) -> Benchmark:
     """What the file describes."""
+    register()
     for plugin in config.get("plugins", ()):
         runpy.run_path(plugin)
-    own = {name: fields for name, fields in config["methods"].items() if fields is not None}
-    for name in sorted(own, key=lambda name: "trained_as" in own[name]):
-        register_method(name, Method(**{"title": name, **own[name]}))
+    methods = [name for entry in config["methods"] for name in GROUPS.get(entry, (entry,))]
     options = config.get("data_options", {})
     train = open_split(config["data"], "train", config.get("classes"), **options)
     others = (
@@ -71,7 +71,7 @@ def create_benchmark(config: dict, output: Path, seeds: list[int] | None = None)
         train,
         *others,
         models=config["models"],
-        methods=list(config["methods"]),
+        methods=list(dict.fromkeys(methods)),
         seeds=config["seeds"] if seeds is None else seeds,
         epochs=config["epochs"],
         recipe=get_recipe(recipe.pop("name", "finetune"), **recipe),
@@ -85,7 +85,7 @@ def create_benchmark(config: dict, output: Path, seeds: list[int] | None = None)
 
 
 def write_curves(benchmark: Benchmark, path: Path) -> None:
-    """Validation error and mean mask while training: a line per method, the mean over the seeds."""
+    """Training and validation error and mean mask while training: a line per method, the mean over the seeds."""
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")

@@ -17,6 +17,7 @@ from minmax_entropy import WSLModel, WSLOutput, register_model
 from minmax_entropy.factory import build_model
 from minmax_entropy.losses import SIZE_LOSSES
 from minmax_entropy.mask import resize
+from minmax_entropy.modes import with_settings
 
 
 class Detached(WSLModel):
@@ -87,6 +88,19 @@ class Crop(WSLModel):
         return super()._classify(region)
 
 
+class RandomScale(WSLModel):
+    """The classifier sees X+ and X- of each training step at a scale drawn between `low` and `high`."""
+
+    low, high = 0.5, 1.0
+
+    def forward(self, *args, **kwargs) -> WSLOutput:
+        if not self.training:
+            return super().forward(*args, **kwargs)
+        scale = float(torch.empty(()).uniform_(self.low, self.high))
+        with with_settings(self, classifier_scale=scale):  # what is saved has its own
+            return super().forward(*args, **kwargs)
+
+
 def _span(marked: Tensor) -> slice:
     """From the first to the last marked position of a side `[n]`, widened to half of it."""
     side, places = len(marked), marked.nonzero()
@@ -102,7 +116,15 @@ def prior(mask: Tensor, share: float = 0.25) -> Tensor:
 
 
 SIZE_LOSSES["prior"] = prior
-TRIALS = {"detached": Detached, "top": Top, "learned": Learned, "whole": Whole, "crop": Crop, None: WSLModel}
+TRIALS = {
+    "detached": Detached,
+    "top": Top,
+    "learned": Learned,
+    "whole": Whole,
+    "crop": Crop,
+    "random-scale": RandomScale,
+    None: WSLModel,
+}
 
 
 @register_model

@@ -109,6 +109,9 @@ METHODS: dict[str, Method] = {
     # And with all the looks that the preset takes: other sizes, flipped, and closer where little is marked.
     "cam-scales": Method("CAM, average, all looks", trained_as="cam-avg", evaluated_with=_LOOKS),
     "grad-cam-scales": Method("Grad-CAM, all looks", trained_as="cam-avg", grad_cam="grad_cam", evaluated_with=_LOOKS),
+    "layer-cam-scales": Method(
+        "LayerCAM, all looks", trained_as="cam-avg", grad_cam="layer_cam", evaluated_with=_LOOKS
+    ),
     "layer-cam-0.28-scales": Method(
         "LayerCAM, threshold 0.28, all looks",
         trained_as="cam-avg",

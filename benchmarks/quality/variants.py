@@ -1,0 +1,176 @@
+"""Methods that the configurations here name, beside those of `minmax_entropy.engine.methods.METHODS`: the preset
+`refined` with one thing changed, in training or in evaluation alone, baselines with other learning rates; and `GROUPS`,
+names that stand for several."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from minmax_entropy.engine.methods import METHODS, Method, register_method
+from minmax_entropy.modes import ONE_LOOK
+from minmax_entropy.presets import PRESETS
+
+
+def _refinement(**changes: float) -> dict:
+    return dict(mask_refinement=dict(PRESETS["refined"]["mask_refinement"], **changes))
+
+
+def _trained(title: str, recipe: dict | None = None, **settings: object) -> Method:
+    """The preset, trained with other settings."""
+    return Method(title, dict(preset="refined", **settings), recipe=recipe or {})
+
+
+def _evaluated(title: str, trained_as: str = "refined", **attributes: object) -> Method:
+    """Trained weights, evaluated with other settings."""
+    return Method(title, trained_as=trained_as, evaluated_with=attributes)
+
+
+def _trial(title: str, name: str, **numbers: float) -> Method:
+    """A variant that the library does not have (`trials.py`)."""
+    return _trained(title, trial=dict(name=name, **numbers))
+
+
+def _cam(rate: float) -> Method:
+    return Method(f"CAM, average, learning rate {rate:g}", dict(preset="cam"), dict(lr=rate))
+
+
+def _empty(name: str) -> Method:
+    """A known method, whose masks are empty where the class "good" is predicted."""
+    method = METHODS[name]
+    return dataclasses.replace(
+        method,
+        title=f'{method.title}, "good" empty',
+        settings={},
+        trained_as=method.trained_as or name,
+        evaluated_with={**method.evaluated_with, "empty_classes": (1,)},
+    )
+
+
+TWO_PASSES = dict(erasing_steps=2)
+
+VARIANTS: dict[str, Method] = {
+    # Evaluation.
+    "refined-unflipped": _evaluated("no closer look, no size flipped", evaluation_zoom=None, evaluation_flip=False),
+    "refined-1.25": _evaluated(
+        "scales 0.75, 1, 1.25, no closer look", evaluation_scales=(0.75, 1.0, 1.25), evaluation_zoom=None
+    ),
+    "refined-2": _evaluated(
+        "scales 0.75, 1, 1.5, 2, no closer look", evaluation_scales=(0.75, 1.0, 1.5, 2.0), evaluation_zoom=None
+    ),
+    "refined-plain": _evaluated("no refinement, threshold 0.28", mask_refinement=None),
+    "refined-plain-one-scale": _evaluated("no refinement, threshold 0.28, one look", mask_refinement=None, **ONE_LOOK),
+    "refined-classifier": _evaluated("the classifier decides", decision="classifier"),
+    "refined-predicted": _evaluated("map of the predicted class", mask_source="predicted"),
+    "refined-0.4": _evaluated("sigma 0.4", **_refinement(sigma=0.4)),
+    "refined-0.6": _evaluated("sigma 0.6", **_refinement(sigma=0.6)),
+    "refined-linear": _evaluated(
+        "no compression, temperature 0.2, sigma 0.4", **_refinement(compression=0.0, temperature=0.2, sigma=0.4)
+    ),
+    "refined-flip": Method(
+        "averaged with the flipped image", trained_as="refined", inference=dict(flips=("horizontal",))
+    ),
+    # The objective.
+    "detached": _trained("mask detached, no size term", detach_mask=True, size_loss=None),
+    "no-size": _trained("gradient through the mask, no size term", detach_mask=False, size_loss=None),
+    "barrier": _trained("log-barrier on both areas", size_loss="barrier"),
+    "area-0.5": _trained("area price 0.5", size_weight=0.5),
+    "area-2": _trained("area price 2", size_weight=2.0),
+    "no-background": _trained("no background term", background_weight=0.0),
+    "background-0.5": _trained("background term, half", background_weight=0.5),
+    "background-2": _trained("background term twice", background_weight=2.0),
+    "eem": _trained("background term: eem", background_loss="eem"),
+    "foreground-2": _trained("foreground term twice", foreground_weight=2.0),
+    "localizer-2": _trained("localizer's term twice", localizer_weight=2.0),
+    # The mask.
+    "sigma-0.5": _trained("mask_sigma 0.5 in training", mask_sigma=0.5),
+    "omega-4": _trained("mask_omega 4", mask_omega=4.0),
+    "omega-16": _trained("mask_omega 16", mask_omega=16.0),
+    "batch": _trained("maps normalized over the batch", mask_normalization="batch"),
+    # The network.
+    "average": _trained("localizer: average", localizer="average"),
+    "lse": _trained("localizer: log-sum-exp", localizer="lse"),
+    "attention": _trained("localizer: attention", localizer="attention"),
+    "scale-0.75": _trained("classifier at three quarters of the image's size", classifier_scale=0.75),
+    "scale-1": _trained("classifier at the image's size", classifier_scale=1.0),
+    "separate": _trained("a backbone each", shared_backbone=False),
+    "bn-passes": _trained("BatchNorm statistics of all passes", bn_statistics="passes"),
+    "refined-bn": _trained("BatchNorm trained", freeze_bn=False),
+    "refined-level": _trained("features of the deepest level", out_index=-1),
+    "level-2": _trained("features of stride 8", out_index=2),
+    "fpn": _trained("neck fpn, stride 4", neck="fpn"),
+    "fpn-8": _trained("neck fpn, stride 8", neck="fpn", out_index=2),
+    "stride-8": _trained("all stages, output stride 8", out_index=None, output_stride=8),
+    # Erasing and the recipe.
+    "erasing": _trained("erasing, 4 passes", dict(erasing_steps=4)),
+    "erasing-2": _trained("erasing, 2 passes", TWO_PASSES),
+    "erasing-2-0.55": _evaluated("erasing, 2 passes, sigma 0.55 in evaluation", "erasing-2", **_refinement(sigma=0.55)),
+    "erasing-late": _trained("erasing, 4 passes, from the sixth epoch", dict(erasing_steps=4, erasing_from_epoch=5)),
+    "erasing-blank": _trained(
+        "erasing, 4 passes, untrusted images blank", dict(erasing_steps=4), erasing_fallback="blank"
+    ),
+    "erasing-sigma-1": _trained("erasing, 2 passes, erasing_sigma 1", TWO_PASSES, erasing_sigma=1.0),
+    "erasing-sigma-100": _trained("erasing, 2 passes, erasing_sigma 100", TWO_PASSES, erasing_sigma=100.0),
+    "slow-price": _trained("price rises over a fifth", dict(size_warmup=0.2)),
+    "refined-5e-4": _trained("learning rate 5e-4", dict(lr=5e-4)),
+    # What the library does not have; steps of photographs (138) and of embedded images (621).
+    "prior": _trained(
+        "area drawn to a quarter of the image, in the place of the price", size_loss="prior", size_weight=4.0
+    ),
+    "learned": _trial("scale and offset of the map learned", "learned"),
+    "top-2": _trial("maps of the two most probable classes", "top", classes=2),
+    "whole": _trial("classifier trained on the whole image as well", "whole"),
+    "whole-classifier": _evaluated("the same, the classifier decides", "whole", decision="classifier"),
+    "crop": _trial("X+ cut to what is marked, and enlarged", "crop"),
+    "crop-classifier": _evaluated("the same, the classifier decides", "crop", decision="classifier"),
+    "random-scale": _trial("classifier at a random scale, 0.5 to 1", "random-scale"),
+    **{
+        f"detached-{part}-{steps}": _trial(f"mask detached in the {part} third of the training", "detached", **span)
+        for steps in (138, 621)
+        for part, span in dict(
+            first=dict(first=0, last=steps // 3), last=dict(first=2 * steps // 3, last=10**6)
+        ).items()
+    },
+    # Baselines.
+    "cam-avg-1e-4": _cam(1e-4),
+    "cam-avg-5e-4": _cam(5e-4),
+    "cam-avg-5e-3": _cam(5e-3),
+    "cam-avg-2e-2": _cam(2e-2),
+    "cam-bn": Method("CAM, average, BatchNorm trained", dict(preset="cam", freeze_bn=False)),
+    # Images of class 1, "good", hold no object.
+    **{f"{name}-empty": _empty(name) for name in ("cam-avg", "cam-refined-scales", "grad-cam", "layer-cam")},
+    **{f"{name}-empty": _empty(name) for name in ("refined", "refined-one-scale")},
+}
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "baselines": (
+        "all-ones",
+        *("cam-avg", "cam-scales", "cam-refined", "cam-refined-scales"),
+        *("grad-cam", "grad-cam-0.28", "grad-cam-scales", "grad-cam-refined", "grad-cam-refined-scales"),
+        *("layer-cam", "layer-cam-0.28", "layer-cam-scales", "layer-cam-0.28-scales"),
+        *("layer-cam-refined", "layer-cam-refined-scales"),
+    ),
+    "preset": ("refined", "refined-one-scale", "refined-no-zoom"),
+    # Asked of every kind of images.
+    "questions": (
+        *("detached", "no-size", "barrier", "area-0.5", "area-2"),
+        *("no-background", "eem", "foreground-2", "localizer-2", "sigma-0.5", "omega-4", "omega-16", "batch"),
+        *("average", "lse", "attention", "scale-0.75", "scale-1", "separate"),
+        *("erasing", "erasing-2", "erasing-2-0.55"),
+    ),
+    "evaluation": (
+        *("refined-unflipped", "refined-1.25", "refined-2", "refined-plain", "refined-plain-one-scale"),
+        *("refined-classifier", "refined-predicted", "refined-0.4", "refined-0.6", "refined-linear", "refined-flip"),
+    ),
+    # With the model of `trials.py`.
+    "trials": (
+        *("refined", "refined-classifier", "prior", "background-0.5", "background-2", "learned", "top-2"),
+        *("erasing-2", "erasing-sigma-1", "erasing-sigma-100"),
+        *("whole", "whole-classifier", "crop", "crop-classifier", "random-scale"),
+    ),
+}
+
+
+def register() -> None:
+    """Make `VARIANTS` known to benchmarks; those that are trained come first, the others take their weights."""
+    for name, method in sorted(VARIANTS.items(), key=lambda item: item[1].trained_as is not None):
+        register_method(name, method)
