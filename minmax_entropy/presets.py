@@ -11,7 +11,8 @@
     given beside the preset replaces the whole dictionary; with other heads and with erasing, whose maps are higher or
     larger, its `sigma` should be higher.
 `area`
-    The same objective, with the class by the classifier and a threshold in the place of the refinement and the looks.
+    The same objective, with the class by the classifier and a threshold in the place of the refinement and the looks
+    (docs/results/localization.md, "Photographs", "Embedded images").
 `reference`
     The authors' released implementation, with its quirks. Erasing is switched on between epochs (steps 4, from epoch
     1), the optimizer and the schedule are the recipe of the same name. Exactness: tests/test_golden.py.
