@@ -22,7 +22,6 @@ from minmax_entropy.engine.progress import progress_bar
 from minmax_entropy.engine.report import LEGEND, case_grid, metrics_table
 from minmax_entropy.factory import create_model
 from minmax_entropy.model import WSLModel
-from minmax_entropy.presets import PRESETS
 
 TRAIN_IMAGES, TEST_IMAGES, SIZE = 2000, 300, 64
 EPOCHS = 5
@@ -47,8 +46,7 @@ CAM = Method("CAM baseline", dict(MODEL, preset="cam"))
 OURS = Method("min-max entropy", dict(MODEL, preset="refined"))
 CAM_REFINED = "CAM baseline, refined"  # the same weights, with a refinement as ours, at the same scales
 # Erasing makes larger masks, for which a higher threshold is right (docs/results/localization.md).
-HIGHER = dict(PRESETS["refined"]["mask_refinement"], sigma=0.55)
-ERASING = Method("min-max entropy + erasing", dict(OURS.settings, mask_refinement=HIGHER), ERASING_STEPS)
+ERASING = Method("min-max entropy + erasing", dict(OURS.settings, mask_refinement=dict(sigma=0.55)), ERASING_STEPS)
 
 
 def run_demo(output: Path, seed: int = 0, epochs: int = EPOCHS, train_images: int = TRAIN_IMAGES) -> dict[str, dict]:

@@ -99,7 +99,8 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         num_classes: K, 1 or more.
         task: "multiclass", one class an image; or "multilabel", any number of them or none, with targets `[B, K]` of
             zeros and ones and scores through a sigmoid (`minmax_entropy.tasks.Multilabel`; our extension).
-        preset: a name of `minmax_entropy.presets.PRESETS`, whose values hold for keywords that are not given.
+        preset: a name of `minmax_entropy.presets.PRESETS`, whose values hold for keywords that are not given, and for
+            options that are not given in `mask_refinement` and other dictionaries without a name.
         in_chans: channels C of the images.
         img_size: `(height, width)` or a number, for backbones that are built for one size.
         pretrained: load the backbone's weights (timm's, from the Hugging Face Hub).

@@ -1,4 +1,5 @@
-"""Named settings of a model, as data. A keyword given beside a preset wins over it.
+"""Named settings of a model, as data. A keyword given beside a preset wins over it; a dictionary of options, without
+a name, option by option: `preset="refined", mask_refinement=dict(sigma=0.55)`.
 
 `refined`
     What measured best: gradient through the mask with a price on the area, masks along the edges of the image, and the
@@ -7,9 +8,8 @@
     (docs/results/passes.md); `evaluation_scales=(1.0,), evaluation_zoom=None` is one look. Measured with three seeds
     against CAM, Grad-CAM and LayerCAM of the same backbone in docs/results/localization.md: "Photographs", "Twenty
     classes", "Embedded images", "Surfaces", "Another backbone"; with one setting changed at a time in "Questions"; how
-    its figures were found in docs/results/localization_trials.md. `mask_sigma` is the training's. A `mask_refinement`
-    given beside the preset replaces the whole dictionary; with other heads and with erasing, whose maps are higher or
-    larger, its `sigma` should be higher.
+    its figures were found in docs/results/localization_trials.md. `mask_sigma` is the training's. With other heads
+    and with erasing, whose maps are higher or larger, the `sigma` of `mask_refinement` should be higher.
 `area`
     The same objective, with the class by the classifier and a threshold in the place of the refinement and the looks
     (docs/results/localization.md, "Photographs", "Embedded images").
@@ -68,7 +68,7 @@ PRESETS: dict[str, dict] = {
 
 
 def resolve_preset(preset: str | None, keywords: dict) -> dict:
-    """`keywords` on top of those of `preset`.
+    """`keywords` on top of those of `preset`; dictionaries without a `name` (which is that of a head) are merged.
 
     Raises:
         ValueError: unknown preset.
@@ -77,4 +77,10 @@ def resolve_preset(preset: str | None, keywords: dict) -> dict:
         return keywords
     if not isinstance(preset, str) or preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
-    return {**PRESETS[preset], **keywords}
+    settings = PRESETS[preset]
+    merged = {
+        name: {**settings[name], **value}
+        for name, value in keywords.items()
+        if isinstance(value, dict) and isinstance(settings.get(name), dict) and "name" not in settings[name]
+    }
+    return {**settings, **keywords, **merged}

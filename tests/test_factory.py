@@ -1,5 +1,6 @@
 """Models by name: the registry, the curated list, any timm name, presets, and errors that name the way out."""
 
+import functools
 import json
 
 import pytest
@@ -192,6 +193,18 @@ def test_presets_set_keywords_and_given_ones_win(preset):
     assert (model.mask_sigma, type(model.localizer).__name__) == (0.1, "MaxHead")
     direct = mme.WSLModel("test_resnet", 2, preset=preset)
     assert direct.config == {**plain.config, "backbone_kwargs": direct.config["backbone_kwargs"]}
+
+
+def test_options_beside_a_preset_win_one_by_one():
+    own = mme.PRESETS["refined"]
+    create = functools.partial(mme.create_model, "wsl_test_resnet", num_classes=2, preset="refined")
+    model = create(mask_refinement=dict(sigma=0.55), evaluation_zoom=dict(below=0.2))
+    assert model.mask_refinement == {**own["mask_refinement"], "sigma": 0.55}
+    assert model.evaluation_zoom == {**own["evaluation_zoom"], "below": 0.2}
+    assert mme.WSLModel("test_resnet", 2, preset="refined", mask_refinement={}).mask_refinement["sigma"] == 0.5
+    assert create(mask_refinement=None).mask_refinement is None and own["mask_refinement"]["sigma"] == 0.5
+    head = dict(name="wildcat", kmax=1)  # another head takes none of the preset's options
+    assert mme.WSLModel("test_resnet", 2, preset="reference", localizer=head).config["localizer"] == head
 
 
 def test_models_do_not_share_a_presets_dictionaries():
