@@ -40,7 +40,7 @@ def read_config(path: Path, data: str | None = None) -> dict:
     """The file's content; `data` takes the place of its own.
 
     Raises:
-        ValueError: a key that is missing or unknown, or that differs between the methods.
+        ValueError: a key that is missing or unknown, or that differs between the methods; no list of methods.
     """
     config = json.loads(path.read_text(encoding="utf-8")) | ({} if data is None else {"data": data})
     for text, keys in (("no", REQUIRED - config.keys()), ("unknown", config.keys() - KNOWN)):
@@ -51,6 +51,8 @@ def read_config(path: Path, data: str | None = None) -> dict:
     for name, key in (("recipe", "erasing_steps"), ("settings", "preset")):
         if key in config.get(name, {}):
             raise ValueError(f"{path}: {key} is what methods differ in, give it to them and not in {name!r}")
+    if not isinstance(config["methods"], list):
+        raise ValueError(f"{path}: methods must be a list of names; own ones are registered by a plugin")
     return config
 
 
@@ -59,7 +61,7 @@ def create_benchmark(config: dict, output: Path, seeds: list[int] | None = None)
     register()
     for plugin in config.get("plugins", ()):
         runpy.run_path(plugin)
-    methods = [name for entry in config["methods"] for name in GROUPS.get(entry, (entry,))]
+    methods = dict.fromkeys(name for entry in config["methods"] for name in GROUPS.get(entry, (entry,)))
     options = config.get("data_options", {})
     train = open_split(config["data"], "train", config.get("classes"), **options)
     others = (
@@ -71,7 +73,7 @@ def create_benchmark(config: dict, output: Path, seeds: list[int] | None = None)
         train,
         *others,
         models=config["models"],
-        methods=list(dict.fromkeys(methods)),
+        methods=list(methods),
         seeds=config["seeds"] if seeds is None else seeds,
         epochs=config["epochs"],
         recipe=get_recipe(recipe.pop("name", "finetune"), **recipe),

@@ -28,11 +28,10 @@ class Detached(WSLModel):
     def forward(self, *args, **kwargs) -> WSLOutput:
         if not self.training:
             return super().forward(*args, **kwargs)
-        self.detach_mask = self.first <= self._steps < self.last
+        detached = self.first <= self._steps < self.last
         self._steps += 1
-        output = super().forward(*args, **kwargs)
-        self.detach_mask = False  # what is saved must load
-        return output
+        with with_settings(self, detach_mask=detached):  # what is saved must load
+            return super().forward(*args, **kwargs)
 
 
 class Top(WSLModel):

@@ -30,6 +30,10 @@ def _trial(title: str, name: str, **numbers: float) -> Method:
     return _trained(title, trial=dict(name=name, **numbers))
 
 
+def _detached(part: str, first: int, last: int) -> Method:
+    return _trial(f"mask detached in the {part} third of the training", "detached", first=first, last=last)
+
+
 def _cam(rate: float) -> Method:
     return Method(f"CAM, average, learning rate {rate:g}", dict(preset="cam"), dict(lr=rate))
 
@@ -123,13 +127,10 @@ VARIANTS: dict[str, Method] = {
     "crop": _trial("X+ cut to what is marked, and enlarged", "crop"),
     "crop-classifier": _evaluated("the same, the classifier decides", "crop", decision="classifier"),
     "random-scale": _trial("classifier at a random scale, 0.5 to 1", "random-scale"),
-    **{
-        f"detached-{part}-{steps}": _trial(f"mask detached in the {part} third of the training", "detached", **span)
-        for steps in (138, 621)
-        for part, span in dict(
-            first=dict(first=0, last=steps // 3), last=dict(first=2 * steps // 3, last=10**6)
-        ).items()
-    },
+    "detached-first-138": _detached("first", 0, 46),
+    "detached-last-138": _detached("last", 92, 138),
+    "detached-first-621": _detached("first", 0, 207),
+    "detached-last-621": _detached("last", 414, 621),
     # Baselines.
     "cam-avg-1e-4": _cam(1e-4),
     "cam-avg-5e-4": _cam(5e-4),
@@ -137,8 +138,10 @@ VARIANTS: dict[str, Method] = {
     "cam-avg-2e-2": _cam(2e-2),
     "cam-bn": Method("CAM, average, BatchNorm trained", dict(preset="cam", freeze_bn=False)),
     # Images of class 1, "good", hold no object.
-    **{f"{name}-empty": _empty(name) for name in ("cam-avg", "cam-refined-scales", "grad-cam", "layer-cam")},
-    **{f"{name}-empty": _empty(name) for name in ("refined", "refined-one-scale")},
+    **{
+        f"{name}-empty": _empty(name)
+        for name in ("cam-avg", "cam-refined-scales", "grad-cam", "layer-cam", "refined", "refined-one-scale")
+    },
 }
 
 GROUPS: dict[str, tuple[str, ...]] = {
