@@ -118,7 +118,7 @@ SIZE_LOSSES = {"barrier": size_barrier, "area": area}
 
 
 class MinMaxEntropyLoss(nn.Module):
-    """`L = CE(s, y) + CE(logits+, y) + uniform(logits-)` and an optional size term (arXiv 1907.12934).
+    """`L = CE(s, y) + CE(logits+, y) + uniform(logits-)` and optional terms for size and control (arXiv 1907.12934).
 
     With `task="multilabel"` (our extension; the model of the labels is that of `minmax_entropy.tasks.Multilabel`) both
     CE are sums of K binary cross-entropies, `-log p(y | x)`, and the third term is, with y in {0, 1}^K,
@@ -127,11 +127,18 @@ class MinMaxEntropyLoss(nn.Module):
     The classes that an image does not have are left out: no region shows their absence, so hiding one must not put it
     in doubt.
 
+    The control term, `CE(logits_c, y)`, is ours, beyond the paper. Localizer and classifier are trained together, and
+    without it they may agree on a code: a mask at any place where there is nothing, which tells the class by where it
+    is, while the classifier no longer sees the object (Yu et al., "Rethinking Cooperative Rationalization", EMNLP 2019;
+    Jethani et al., "Have We Learned to Explain?", AISTATS 2021). Under masks that say nothing about the class
+    (`minmax_entropy.mask.control_mask`), the classifier has to find it in the pixels.
+
     Args:
         task: "multiclass" (one class an image) or "multilabel" (any number of them).
         background_loss: "sem" (cross-entropy to the uniform distribution) or "eem" (negative entropy).
         size_loss: None, "area" (a price on `mean(M+)`) or "barrier" (log-barrier on the areas of both regions).
-        localizer_weight, foreground_weight, background_weight, size_weight: factor of each term, 0 or more.
+        localizer_weight, foreground_weight, background_weight, size_weight, control_weight: factor of each term, 0 or
+            more. A control term of weight 0 is not computed.
         label_smoothing: share of each label that goes to all classes alike, in [0, 1) (Szegedy et al., CVPR 2016).
         class_weights: factor of the cross-entropies by class, K numbers of 0 or more; with a mean of 1 over the images
             the terms keep their balance (`minmax_entropy.data.class_weights`). An image's loss does not depend on the
@@ -146,6 +153,7 @@ class MinMaxEntropyLoss(nn.Module):
         foreground_weight: float = 1.0,
         background_weight: float = 1.0,
         size_weight: float = 1.0,
+        control_weight: float = 0.0,
         task: str = "multiclass",
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | None = None,
@@ -171,6 +179,7 @@ class MinMaxEntropyLoss(nn.Module):
             "foreground": foreground_weight,
             "background": background_weight,
             "size": size_weight,
+            "control": control_weight,
         }
         for name, weight in self.weights.items():
             check_number(f"{name}_weight", weight)
@@ -215,6 +224,7 @@ class MinMaxEntropyLoss(nn.Module):
         background_logits: Tensor | None = None,
         mask: Tensor | None = None,
         localizer_loss: Tensor | None = None,
+        control_logits: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Terms whose input is None are left out (a plain CAM has only the first).
 
@@ -223,6 +233,7 @@ class MinMaxEntropyLoss(nn.Module):
             localizer_logits, logits, background_logits: `[B, K]` each: localizer, classifier on X+, classifier on X-.
             mask: `[B, 1, H, W]`, for the size term.
             localizer_loss: `[B]`, takes the place of `CE(localizer_logits, target)`; erasing sums it over its passes.
+            control_logits: `[B, K]`, classifier on the image under a control mask.
 
         Returns:
             The weighted sum (scalar), and the unweighted terms (scalars, mean over the batch) by name.
@@ -236,6 +247,8 @@ class MinMaxEntropyLoss(nn.Module):
             losses["background"] = self._background(background_logits, target).mean()
         if mask is not None and self.size_loss is not None:
             losses["size"] = SIZE_LOSSES[self.size_loss](mask).mean()
+        if control_logits is not None:
+            losses["control"] = self.cross_entropy(control_logits, target).mean()
         weights = {**self.weights, "size": self.size_share * self.weights["size"]}
         return sum(weights[name] * value for name, value in losses.items()), losses
 

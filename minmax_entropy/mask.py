@@ -96,3 +96,21 @@ def split_regions(images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         Foreground and background, `[B, C, H, W]` each, in the images' dtype.
     """
     return (images * mask).to(images.dtype), (images * (1 - mask)).to(images.dtype)
+
+
+def control_mask(mask: Tensor) -> Tensor:
+    """Masks that say nothing about the image they are for: by the toss of a coin for each image, 1 everywhere (the whole
+    image) or the mask of the image before it in the batch.
+
+    What a classifier finds under such a mask it has found in the pixels; the mask's own place and shape can't have told
+    it (`MinMaxEntropyLoss`, the term `control`). The one image of a batch of one is seen whole.
+
+    Args:
+        mask: `[B, 1, H, W]` in [0, 1].
+
+    Returns:
+        `[B, 1, H, W]`, without gradient.
+    """
+    others = mask.detach().roll(1, dims=0)
+    whole = torch.rand(len(mask), 1, 1, 1, device=mask.device) < (0.5 if len(mask) > 1 else 1.0)
+    return torch.where(whole, 1.0, others)

@@ -38,6 +38,7 @@ from minmax_entropy.losses import MinMaxEntropyLoss
 from minmax_entropy.mask import (
     MASK_SOURCES,
     NORMALIZATIONS,
+    control_mask,
     min_max_normalize,
     resample,
     resize,
@@ -66,7 +67,8 @@ class WSLOutput(NamedTuple):
         localizer_logits: `[B, K]` of the images at their own size. With erasing, those of the first pass.
         localizer_maps: `[B, K, h, w]` class activation maps, likewise.
         background_logits: `[B, K]` of the classifier on the irrelevant region X-.
-        losses: the unweighted terms by name: `localizer`, `foreground`, `background`, `size`; with a target only.
+        losses: the unweighted terms by name: `localizer`, `foreground`, `background`, `size`, `control`; with a
+            target only.
     """
 
     loss: Tensor | None = None
@@ -161,7 +163,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         detach_mask: keep the classifier's gradient from the localizer's head; it flows through the mask otherwise, and
             without a size term the mask then grows to the whole image, a trivial optimum. By default True without
             `size_loss`, False with it.
-        background_loss, size_loss, localizer_weight, foreground_weight, background_weight, size_weight,
+        background_loss, size_loss, localizer_weight, foreground_weight, background_weight, size_weight, control_weight,
             label_smoothing, class_weights: see `MinMaxEntropyLoss`.
         erasing_steps, erasing_sigma, erasing_scope, erasing_reduction, erasing_fallback, erasing_normalize_trust: see
             `RecursiveErasing`; `model.erasing.steps` may be set between epochs.
@@ -219,6 +221,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         foreground_weight: float = 1.0,
         background_weight: float = 1.0,
         size_weight: float = 1.0,
+        control_weight: float = 0.0,
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | None = None,
         erasing_steps: int = 0,
@@ -314,6 +317,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
             foreground_weight=foreground_weight,
             background_weight=background_weight,
             size_weight=size_weight,
+            control_weight=control_weight,
             task=task,
             label_smoothing=label_smoothing,
             class_weights=class_weights,
@@ -367,11 +371,13 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         else:
             localizer_logits, maps, mask = self._localize(images)
 
-        foreground_logits = background_logits = None
+        foreground_logits = background_logits = control_logits = None
         if self.classifier is not None and (background or target is not None or self.classifier_decides):
             relevant, irrelevant = split_regions(images, mask)  # [B, C, H, W] each
             foreground_logits = self._classify(relevant)  # [B, K]
             background_logits = self._classify(irrelevant) if background else None
+            if target is not None and self.training and self.criterion.weights["control"] > 0:
+                control_logits = self._classify((images * control_mask(mask)).to(images.dtype))
 
         logits = foreground_logits if self.classifier_decides else localizer_logits
         output = WSLOutput(None, logits, mask, localizer_logits, maps, background_logits)
@@ -384,6 +390,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
             background_logits,
             None if self.classifier is None else mask,
             localizer_loss,
+            control_logits,
         )
         return output._replace(loss=loss, losses=losses)
 

@@ -129,6 +129,13 @@ def test_absent_terms(arguments, absent, keys):
     assert loss.item() == pytest.approx(sum(value.item() for value in losses.values()))
 
 
+def test_control_term(arguments):
+    control = logits_of([0.25, 0.5, 0.25], [0.5, 0.25, 0.25])
+    loss, losses = MinMaxEntropyLoss(control_weight=3.0)(**arguments, control_logits=control)
+    assert losses["control"].item() == pytest.approx(math.log(4))
+    assert loss.item() == pytest.approx(sum(TERMS.values()) + 3 * math.log(4))
+
+
 def test_localizer_loss_from_erasing(arguments):
     _, losses = MinMaxEntropyLoss()(**arguments, localizer_loss=torch.tensor([1.0, 4.0]))
     assert losses["localizer"].item() == 2.5

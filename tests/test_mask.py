@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from minmax_entropy.mask import min_max_normalize, resize, soft_mask, split_regions, weighted_map
+from minmax_entropy.mask import control_mask, min_max_normalize, resize, soft_mask, split_regions, weighted_map
 from minmax_entropy.tasks import Multiclass, Multilabel
 
 
@@ -112,6 +112,20 @@ def test_split_regions():
     torch.testing.assert_close(relevant + irrelevant, images)
     half, _ = split_regions(images.half(), mask)
     assert half.dtype == torch.float16
+
+
+def test_control_masks_are_of_the_whole_image_or_of_the_one_before():
+    masks = torch.rand(64, 1, 2, 3, requires_grad=True)
+    control = control_mask(masks)
+    whole = (control == 1).flatten(1).all(dim=1)
+    assert 16 < whole.sum() < 48  # half of them; less than a chance in 10,000 to be outside
+    others = torch.cat([masks[-1:], masks[:-1]])
+    torch.testing.assert_close(control[~whole], others[~whole])
+    assert not control.requires_grad
+
+
+def test_the_image_of_a_batch_of_one_is_its_own_control():
+    assert all((control_mask(torch.rand(1, 1, 2, 3)) == 1).all() for _ in range(20))
 
 
 def test_gradient_through_the_whole_mask():

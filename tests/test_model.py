@@ -133,6 +133,42 @@ def test_localize_mask_split_classify(images, target, keywords):
     torch.testing.assert_close(output.losses, terms)
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+def test_control_term(images, target, steps):
+    """The classifier on each image under the mask of the other, or under none; no gradient goes to that mask."""
+    model = create(control_weight=2.0, foreground_weight=0.0, background_weight=0.0, erasing_steps=steps)
+    model.backbone.eval()
+    with Passes(model.backbone) as seen:
+        output = model(images, target)
+    control = seen[-1]
+    assert len(seen) == 4 + max(steps - 1, 0)
+    alike = []
+    for index, image in enumerate(images):
+        choices = image, image * output.mask[1 - index]
+        small = [F.interpolate(one[None], (32, 48), mode="bilinear", align_corners=True)[0] for one in choices]
+        alike.append([torch.allclose(control[index], one, atol=1e-6) for one in small])
+    assert all(sum(one) == 1 for one in alike)
+    scores, _ = model.classifier(model.backbone(control))
+    torch.testing.assert_close(output.losses["control"], F.cross_entropy(scores, target))
+    expected = output.losses["localizer"] + 2 * output.losses["control"]
+    torch.testing.assert_close(output.loss, expected)
+    output.losses["control"].backward()
+    assert all(parameter.grad is None for parameter in model.localizer.parameters())
+    assert all(parameter.grad is not None for parameter in model.classifier.parameters())
+
+
+@pytest.mark.parametrize(
+    "call", [lambda m, x, y: m.eval()(x, y), lambda m, x, y: m.train()(x), lambda m, x, y: m.eval()(x)]
+)
+def test_no_control_outside_of_training(call, images, target):
+    model = create(control_weight=1.0)
+    before = torch.get_rng_state()
+    with Passes(model.backbone) as seen:
+        output = call(model, images, target)
+    assert len(seen) <= 3 and "control" not in (output.losses or {})
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_localize_is_the_first_half(images):
     model = create().eval()
     part, whole = model.localize(images), model(images)
