@@ -99,8 +99,8 @@ def split_regions(images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def control_mask(mask: Tensor) -> Tensor:
-    """Masks that say nothing about the image they are for: by the toss of a coin for each image, 1 everywhere (the whole
-    image) or the mask of the image before it in the batch.
+    """Masks that say nothing about the image they are for: by the toss of a coin for each image, 1 everywhere (the
+    whole image) or the mask of the image before it in the batch.
 
     What a classifier finds under such a mask it has found in the pixels; the mask's own place and shape can't have told
     it (`MinMaxEntropyLoss`, the term `control`). The one image of a batch of one is seen whole.

@@ -374,10 +374,10 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         foreground_logits = background_logits = control_logits = None
         if self.classifier is not None and (background or target is not None or self.classifier_decides):
             relevant, irrelevant = split_regions(images, mask)  # [B, C, H, W] each
-            foreground_logits = self._classify(relevant)  # [B, K]
-            background_logits = self._classify(irrelevant) if background else None
+            foreground_logits = self.classify(relevant)  # [B, K]
+            background_logits = self.classify(irrelevant) if background else None
             if target is not None and self.training and self.criterion.weights["control"] > 0:
-                control_logits = self._classify((images * control_mask(mask)).to(images.dtype))
+                control_logits = self.classify((images * control_mask(mask)).to(images.dtype))
 
         logits = foreground_logits if self.classifier_decides else localizer_logits
         output = WSLOutput(None, logits, mask, localizer_logits, maps, background_logits)
@@ -519,8 +519,17 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         sigma = self.mask_sigma if self.training else self.evaluation_sigma
         return soft_mask(torch.cat(parts, dim=1), sigma, self.mask_omega)
 
-    def _classify(self, region: Tensor) -> Tensor:
-        """Classifier scores `[B, K]` of a region `[B, C, H, W]`, at the classifier's scale."""
+    def classify(self, region: Tensor) -> Tensor:
+        """Scores `[B, K]` of the classifier for a region, which it sees at its own scale.
+
+        Args:
+            region: normalized images `[B, C, H, W]`, 0 where they are cut.
+
+        Raises:
+            ValueError: the model has no classifier.
+        """
+        if self.classifier is None:
+            raise ValueError("this model has no classifier, it was built with classifier=None")
         region = resize(region, self.classifier_size(*region.shape[-2:]))
         backbone = self.classifier_backbone or self.backbone
         features = self._features(backbone, region, backbone is not self.backbone)  # [B, D, h', w']

@@ -17,6 +17,8 @@ from minmax_entropy import cli, demo
 from minmax_entropy.data import SyntheticShapes
 from minmax_entropy.demo import run_demo
 from minmax_entropy.engine import TrainingResult
+from minmax_entropy.engine.evaluate import MEANS
+from minmax_entropy.engine.faithfulness import PROBED
 
 SIZE = 48
 IMAGES = 32
@@ -197,21 +199,40 @@ def test_a_folder_of_something_else_is_refused_before_the_training(data, tmp_pat
 def test_evaluate(model, data, tmp_path, capsys):
     assert run("evaluate", "--model", model, "--data", data, "--output", tmp_path / "deep" / "out") == 0
     printed = capsys.readouterr().out
-    table = [line for line in printed.splitlines() if line.startswith("|")]
-    assert table[0].split() == "| method | error % | F1+ % | F1- % | PxAP % | pIoU % | max pIoU % | M+ % |".split()
+    tables = [part.splitlines() for part in printed.split("\n\n")]
+    table, found, classes = ([line for line in lines if line.startswith("|")] for lines in tables)
+    heading = "| method | error % | F1+ % | F1- % | PxAP % | pIoU % | max pIoU % | M+ % | border % | true border % |"
+    assert table[0].split() == heading.split()
     assert [line.split()[1] for line in table[2:]] == ["all-ones", "model"]
+    assert found[0].split() == "| method | own: image % | own: X+ % | own: swapped % |".split()
+    assert [line.split()[1] for line in classes[2:]] == ["dots", "rows"] and classes[0].split()[-2] == "images"
     out = tmp_path / "deep" / "out"
     metrics = json.loads((out / "metrics.json").read_text())
     pixels = {"f1_foreground", "f1_background", "pxap", "piou", "max_piou", "max_piou_threshold"}
-    assert set(metrics) == {"error", *pixels, "mask_area"}
+    assert set(metrics) == {"error", *pixels, "mask_area", *MEANS[:2], *PROBED[:3]}
     assert all(0 <= value <= 1 for value in metrics.values())
     with (out / "images.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8 and {row["target"] for row in rows} == {"0", "1"}
     assert np.mean([float(row["f1_foreground"]) for row in rows]) == pytest.approx(metrics["f1_foreground"])
     assert np.mean([row["target"] != row["predicted"] for row in rows]) == metrics["error"]
-    for name in ("worst.png", "median.png", "best.png"):
+    with (out / "classes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == ["dots", "rows"] and [row["images"] for row in rows] == ["4", "4"]
+    for name in ("worst.png", "median.png", "best.png", "classes.png"):
         assert Image.open(out / name).width > 3 * 160
+
+
+def test_evaluate_with_a_judge(model, data, tmp_path, capsys):
+    judge = mme.create_model("wsl_test_resnet", num_classes=2, preset="cam", img_size=SIZE)
+    judge.save_pretrained(tmp_path / "plain", class_names=["dots", "rows"])
+    asked = "evaluate", "--model", model, "--data", data, "--judge"
+    assert run(*asked, tmp_path / "plain", "--rival", "layer_cam", "--curves", 2) == 0
+    printed = capsys.readouterr().out
+    assert "judge: X- %" in printed and "rival: X+ %" in printed and "insertion %" in printed
+    assert "The judge is plain." in printed
+    assert "a judge must never have met a mask" in fails(capsys, *asked, model)
+    assert "--rival and --curves need a --judge" in fails(capsys, *asked[:-1], "--curves", 2)
 
 
 def test_evaluate_other_parts_and_sizes(model, data, tmp_path):

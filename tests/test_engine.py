@@ -95,7 +95,7 @@ def test_evaluation_equals_one_by_one(various, keywords):
 
 def test_evaluation_without_masks(various):
     result = evaluate(create(), various, with_masks=False)
-    assert set(result.metrics) == {"error", "mask_area"} and len(result.rows) == 8
+    assert set(result.metrics) == {"error", "mask_area", "border_share"} and len(result.rows) == 8
 
 
 def test_evaluation_without_masks_opens_none(files):

@@ -193,7 +193,7 @@ def test_the_map_of_the_predicted_class_is_that_of_the_answer():
 def test_the_classifier_sees_the_region_of_all():
     model, images = create(evaluation_scales=SCALES, decision="classifier").eval(), images_of()
     output = model(images)
-    expected = model._classify(images * model.localize(images).mask)
+    expected = model.classify(images * model.localize(images).mask)
     torch.testing.assert_close(output.logits, expected)
 
 

@@ -835,7 +835,8 @@ def test_bounded_memory_over_many_images():
 
 def test_headings_of_all_figures():
     meter = filled(samples(20))
-    result = meter.compute() | {"false_alarms": 0.25}  # of `Evaluation`
+    of_evaluations = {"false_alarms": 0.25, "border_share": 0.5, "true_border_share": 0.5}
+    result = meter.compute() | of_evaluations
     assert result.keys() - HEADINGS.keys() == {"max_piou_threshold"} and HEADINGS.keys() <= result.keys()
     header = metrics_table({"ours": result}).splitlines()[0]
     assert [cell.strip() for cell in header.strip("|").split("|")] == ["method", *HEADINGS.values()]

@@ -60,7 +60,7 @@ class Whole(WSLModel):
         output = super().forward(images, target, *args, **kwargs)
         if output.loss is None or not self.training:
             return output
-        whole = self.criterion.cross_entropy(self._classify(images), target).mean()
+        whole = self.criterion.cross_entropy(self.classify(images), target).mean()
         return output._replace(loss=output.loss + whole)
 
 
@@ -75,7 +75,7 @@ class Crop(WSLModel):
         self._marked = mask.detach() > 0.5
         return logits, maps, mask
 
-    def _classify(self, region: Tensor) -> Tensor:
+    def classify(self, region: Tensor) -> Tensor:
         marked, self._marked = self._marked, None
         if marked is not None:  # X+ comes first, X- is seen as it is
             size = self.classifier_size(*region.shape[-2:])
@@ -84,7 +84,7 @@ class Crop(WSLModel):
             enlarged = [F.interpolate(one, size, mode="bilinear", align_corners=True) for one in cut]
             region = torch.cat(enlarged)
             return self._head(self.classifier, self._features(self.backbone, region, False))[0]
-        return super()._classify(region)
+        return super().classify(region)
 
 
 class RandomScale(WSLModel):

@@ -96,6 +96,8 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load(options: argparse.Namespace) -> WSLModel:
-    source = options.model if options.model.startswith(hub.SOURCES) else f"{hub.LOCAL}{options.model}"
+def load(options: argparse.Namespace, name: str | None = None) -> WSLModel:
+    """The model of a folder or a source, that of `--model` or another."""
+    name = options.model if name is None else name
+    source = name if name.startswith(hub.SOURCES) else f"{hub.LOCAL}{name}"
     return create_model(source).to(options.device).eval()

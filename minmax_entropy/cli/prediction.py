@@ -24,15 +24,28 @@ from minmax_entropy.engine import (
     list_refinements,
     preprocess_for,
 )
+from minmax_entropy.engine.diagnosis import warnings_of
+from minmax_entropy.engine.faithfulness import Probes
 from minmax_entropy.engine.files import write_csv, write_text
+from minmax_entropy.engine.grad_cam import METHODS as GRAD_CAMS
+from minmax_entropy.engine.grad_cam import GradCAM
 from minmax_entropy.engine.inference import NATIVE
 from minmax_entropy.engine.limits import DEFAULT_PIXELS
 from minmax_entropy.engine.pictures import save_picture
 from minmax_entropy.engine.predict import expand_paths, predict_files
-from minmax_entropy.engine.report import case_grid, metrics_table, ranked_cases
+from minmax_entropy.engine.report import (
+    FOUND,
+    FOUND_LEGEND,
+    case_grid,
+    class_cases,
+    class_table,
+    metrics_table,
+    ranked_cases,
+)
 from minmax_entropy.model import WSLModel
 
 CASES = 8  # images in a picture
+MAX_CLASSES = 40  # in the picture of an image of each
 
 
 def add_commands(commands: argparse._SubParsersAction, machine: argparse.ArgumentParser) -> None:
@@ -76,6 +89,18 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
         "--output",
         help="folder for figures per image, worst, median and best cases; or F1+ by threshold (--choose-threshold)",
     )
+    evaluation.add_argument(
+        "--judge",
+        metavar="MODEL",
+        help="a plain classifier (preset cam) of the same classes, which has never met a mask: what it finds in the "
+        "marked region and in the rest",
+    )
+    evaluation.add_argument(
+        "--rival", choices=tuple(GRAD_CAMS), help="the same of as many pixels that this map of the judge marks"
+    )
+    evaluation.add_argument(
+        "--curves", type=positive, default=0, metavar="STEPS", help="insertion and deletion by the judge, in such steps"
+    )
     evaluation.add_argument("--skip-damaged", action="store_true", help="leave out files that can't be read")
     evaluation.set_defaults(run=_evaluate)
 
@@ -108,14 +133,21 @@ def _evaluate(options: argparse.Namespace) -> int:
         if share is not None:
             choice = choose_min_probability(model, dataset, preprocess, share=share, **reading)
             return _choose_min_probability(model, options, choice, split)
-        result = evaluate(
-            model, dataset, preprocess, threshold=options.threshold, boxes=options.boxes or None, **reading
-        )
-        table = {Path(options.model).name: result.metrics}
+        probes = _probes(options)
+        asked = dict(threshold=options.threshold, boxes=options.boxes or None, probes=probes)
+        result = evaluate(model, dataset, preprocess, **asked, **reading)
+        name = Path(options.model).name
+        table = {name: result.metrics}
         if "f1_foreground" in result.metrics and not result.damaged:
             ones = evaluate_all_ones(dataset, options.boxes or None, empty_classes=model.empty_classes)
             table = {"all-ones": ones, **table}
     print(metrics_table(table))
+    if FOUND.keys() & result.metrics.keys():
+        judge = "" if probes.judge is None else f" The judge is {probes.name}."
+        print(f"\n{metrics_table({name: result.metrics}, headings=FOUND)}\n{FOUND_LEGEND}{judge}")
+    print(f"\n{class_table(result, dataset.class_names)}")
+    for warning in warnings_of(result, dataset.class_names):
+        print(f"warning: {warning}")
     if model.min_probability > 0:
         nothing = sum(row["probability"] < model.min_probability for row in result.rows)
         print(f"{nothing} of {len(result.rows)} images are below min_probability {model.min_probability:g}: no mask")
@@ -126,6 +158,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         figures = json.dumps(figures_as_json(result.metrics), indent=2)
         write_text(output / "metrics.json", figures + "\n")
         write_csv(output / "images.csv", result.rows)
+        classes = result.by_class().items()
+        write_csv(output / "classes.csv", [{"class": dataset.class_names[label], **row} for label, row in classes])
         for title, cases in _cases(result).items() if isinstance(dataset, LabelledImages) else ():
             with allow_pixels(options.max_pixels):
                 shown = dict(inference=inference, threshold=options.threshold)
@@ -139,7 +173,19 @@ def _cases(result: Evaluation) -> dict[str, list[int]]:
     """Indices of a few images each; those in the middle are of a median quality."""
     ranked = ranked_cases(result)
     middle = max((len(ranked) - CASES) // 2, 0)
-    return {"worst": ranked[:CASES], "median": ranked[middle : middle + CASES], "best": ranked[::-1][:CASES]}
+    parts = {"worst": ranked[:CASES], "median": ranked[middle : middle + CASES], "best": ranked[::-1][:CASES]}
+    return parts | {"classes": class_cases(result)[:MAX_CLASSES]}
+
+
+def _probes(options: argparse.Namespace) -> Probes:
+    """What is asked of the marked regions."""
+    if options.judge is None:
+        if options.rival is not None or options.curves:
+            raise ValueError("--rival and --curves need a --judge")
+        return Probes()
+    judge = load(options, options.judge)
+    rival = None if options.rival is None else GradCAM(judge, options.rival)
+    return Probes(judge, Path(options.judge).name, rival, options.curves)
 
 
 def _print_damaged(paths: list[str]) -> None:

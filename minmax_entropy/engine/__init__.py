@@ -1,6 +1,8 @@
 """The engine: recipes, training, evaluation, prediction."""
 
+from minmax_entropy.engine.diagnosis import warnings_of
 from minmax_entropy.engine.evaluate import Evaluation, evaluate, evaluate_all_ones
+from minmax_entropy.engine.faithfulness import Probes
 from minmax_entropy.engine.inference import Inference, Prediction, predict_images, preprocess_for
 from minmax_entropy.engine.limits import allow_pixels
 from minmax_entropy.engine.recipes import RECIPES, Recipe, get_recipe, step_decay, warmup_cosine
@@ -15,6 +17,7 @@ __all__ = [
     "Inference",
     "Prediction",
     "ProbabilityChoice",
+    "Probes",
     "Recipe",
     "Run",
     "ThresholdChoice",
@@ -34,4 +37,5 @@ __all__ = [
     "register_refinement",
     "step_decay",
     "warmup_cosine",
+    "warnings_of",
 ]

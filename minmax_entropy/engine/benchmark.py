@@ -18,15 +18,18 @@ from torch import nn
 
 from minmax_entropy.configuration import figures_as_json
 from minmax_entropy.data import DamagedFileError, LabelledImages, LabelledStream, few_shots
+from minmax_entropy.data.subsets import targets_of
 from minmax_entropy.engine.checkpoints import compare_settings, fingerprint
+from minmax_entropy.engine.diagnosis import warnings_of
 from minmax_entropy.engine.evaluate import evaluate, evaluate_all_ones
+from minmax_entropy.engine.faithfulness import Probes
 from minmax_entropy.engine.files import write_csv, write_text
 from minmax_entropy.engine.grad_cam import GradCAM
 from minmax_entropy.engine.inference import Inference, preprocess_for
 from minmax_entropy.engine.methods import ALL_ONES, Method, get_method
 from minmax_entropy.engine.pictures import save_picture
 from minmax_entropy.engine.recipes import Recipe
-from minmax_entropy.engine.report import HEADINGS, case_grid, table_text
+from minmax_entropy.engine.report import BY_CLASS, FOUND, FOUND_LEGEND, HEADINGS, case_grid, table_text
 from minmax_entropy.engine.run import MACHINE, Run
 from minmax_entropy.engine.train import TrainingError, fit
 from minmax_entropy.factory import create_model
@@ -38,6 +41,9 @@ _logger = logging.getLogger(__name__)
 SETTINGS_NAME = "benchmark.json"
 RESULTS_NAME = "results.json"
 PICTURES = 8
+MAX_CLASSES = 40  # in a picture
+JUDGE, RIVAL = "cam-avg", "layer_cam"  # the plain classifier that has never met a mask, and a map of it
+SHOWN_BY_CLASS = ("error", "f1_foreground", "border_share", "judge_foreground", "judge_background")
 TRAINING_FIGURES = ("epochs", "images", "lowest_mask_area", "highest_mask_area")
 
 
@@ -88,19 +94,23 @@ class Benchmark:
     shots: int | None = None
 
     def combinations(self) -> list[Combination]:
-        """In the order in which they are trained: a first seed of everything, then the next. Nothing is trained, and so
-        nothing is drawn, for a mask of ones: it is there for the first seed."""
+        """In the order in which they are trained: a first seed of everything, then the next; the judge comes first.
+        Nothing is trained, and so nothing is drawn, for a mask of ones: it is there for the first seed."""
         return [
             Combination(model, method, seed)
             for seed in self.seeds
             for model in self.models
-            for method in self.methods
+            for method in sorted(self.methods, key=lambda name: name != JUDGE)
             if method != ALL_ONES or seed == self.seeds[0]
         ]
 
 
 def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> list[dict]:
-    """Train and evaluate every combination, and write `table.md`, `table.csv`, `runs.csv` and `pictures/`.
+    """Train and evaluate every combination, and write `table.md`, `table.csv`, `runs.csv`, `classes.md`, `classes.csv`
+    and `pictures/`.
+
+    Where the plain classifier, "cam-avg", is among the methods, it is the judge of all masks (see `Probes`), and
+    LayerCAM of it their rival.
 
     The tables are written anew after each combination. One that fails is said, once more at the end, and left out of
     the table; the others go on. Files that can't be read, without `skip_damaged`, end it at once: all would meet them.
@@ -131,6 +141,7 @@ def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> l
         try:
             row = _run(benchmark, combination)
             write_tables([*rows, row], benchmark.output)
+            _write_classes(benchmark)
         except DamagedFileError:
             raise
         except Exception as error:  # a full disk, too little memory, a model that does not take the size, ...
@@ -195,18 +206,34 @@ def _run(benchmark: Benchmark, combination: Combination) -> dict:
     if path.is_file():
         return row | json.loads(path.read_text(encoding="utf-8"))["figures"]
     model, training = _trained(benchmark, combination)
-    metrics = evaluate(
+    result = evaluate(
         model,
         benchmark.test,
         preprocess_for(model, benchmark.size),
         skip_damaged=benchmark.run.get("skip_damaged", False),
         inference=Inference(**get_method(combination.method).inference),
-    ).metrics
-    figures = figures_as_json({**metrics, **training})
+        probes=_probes(benchmark, combination),
+    )
+    names = benchmark.test.class_names
+    content = {
+        "method": _definition(combination),
+        "figures": figures_as_json({**result.metrics, **training}),
+        "classes": {names[label]: figures_as_json(figures) for label, figures in result.by_class().items()},
+        "warnings": warnings_of(result, names),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"method": _definition(combination), "figures": figures}
     write_text(path, json.dumps(content, indent=2) + "\n")
-    return row | figures
+    return row | content["figures"]
+
+
+def _probes(benchmark: Benchmark, combination: Combination) -> Probes:
+    """What is asked of the masks: of the plain classifier with the same seed as well, where it has been trained."""
+    own = dataclasses.replace(combination, method=JUDGE)
+    trained = own.folder(benchmark.output) / "model"
+    if JUDGE not in benchmark.methods or not trained.is_dir():
+        return Probes()
+    judge = saved_model(benchmark, own)
+    return Probes(judge, get_method(JUDGE).title, GradCAM(judge, RIVAL))
 
 
 def _definition(combination: Combination) -> dict:
@@ -304,15 +331,66 @@ def write_tables(rows: Sequence[dict], output: Path) -> None:
     """`table.md` and `table.csv`, a row per model and method; `runs.csv`, a row per training."""
     summary = summarize(rows)
     output.mkdir(parents=True, exist_ok=True)
-    write_text(output / "table.md", markdown(summary) + "\n")
+    text = markdown(summary) + "\n"
+    if any(key in row for row in summary for key in FOUND):
+        text += (
+            f"\n{markdown(summary, FOUND)}\n\n{FOUND_LEGEND} The judge is the plain classifier, the rival LayerCAM.\n"
+        )
+    write_text(output / "table.md", text)
     for name, content in (("table.csv", summary), ("runs.csv", rows)):
         write_csv(output / name, content)
 
 
-def markdown(summary: Sequence[dict]) -> str:
+def _write_classes(benchmark: Benchmark) -> None:
+    """`classes.md` and `classes.csv`: figures by class, means over the seeds; and what is warned of, by training."""
+    found: dict[tuple[str, str], list[dict]] = {}
+    warned = []
+    for combination in benchmark.combinations():
+        path = combination.folder(benchmark.output) / RESULTS_NAME
+        result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if "classes" in result:
+            found.setdefault((combination.model, combination.method), []).append(result["classes"])
+        warned += [f"- {_title(combination)}: {warning}" for warning in result.get("warnings", ())]
+    rows = [
+        {"model": model, "method": method, "class": name, "seeds": len(seeds), **_mean([one[name] for one in seeds])}
+        for (model, method), seeds in found.items()
+        for name in benchmark.test.class_names
+        if all(name in one for one in seeds)
+    ]
+    write_csv(benchmark.output / "classes.csv", rows)
+    parts = [
+        f"## {model}: {BY_CLASS[key]}\n\n{_by_class([row for row in rows if row['model'] == model], key)}"
+        for model in benchmark.models
+        for key in SHOWN_BY_CLASS
+        if any(key in row for row in rows if row["model"] == model)
+    ]
+    warnings = ["## Warnings\n\n" + "\n".join(warned)] if warned else []
+    write_text(benchmark.output / "classes.md", "\n\n".join([*parts, *warnings]) + "\n")
+
+
+def _mean(figures: Sequence[dict]) -> dict[str, float]:
+    keys = dict.fromkeys(key for one in figures for key in one)
+    known = {key: [one[key] for one in figures if one.get(key) is not None] for key in keys}
+    return {key: statistics.fmean(values) for key, values in known.items() if values}
+
+
+def _by_class(rows: Sequence[dict], key: str) -> str:
+    """A row per method and a column per class, in percent; of the border the true masks' as well."""
+    names = list(dict.fromkeys(row["class"] for row in rows))
+    cells: dict[str, dict[str, float]] = {}
+    for row in rows:
+        cells.setdefault(get_method(row["method"]).title, {})[row["class"]] = row.get(key, math.nan)
+        if key == "border_share" and "true_border_share" in row:
+            cells.setdefault("true masks", {})[row["class"]] = row["true_border_share"]
+    lines = [[title, *(_cell(values.get(name), None) for name in names)] for title, values in cells.items()]
+    return table_text([["method", *names], *lines])
+
+
+def markdown(summary: Sequence[dict], headings: dict[str, str] = HEADINGS) -> str:
     """A table of means and, over several seeds, standard deviations, in percent."""
-    keys = [key for key in HEADINGS if any(key in row for row in summary)]
-    lines = [["model", "method", "seeds", *(HEADINGS[key] for key in keys)]]
+    keys = [key for key in headings if any(key in row for row in summary)]
+    summary = [row for row in summary if any(key in row for key in keys)]
+    lines = [["model", "method", "seeds", *(headings[key] for key in keys)]]
     for row in summary:
         cells = [_cell(row.get(key), row.get(f"{key}_std")) for key in keys]
         lines.append([row["model"], get_method(row["method"]).title, str(row["seeds"]), *cells])
@@ -330,7 +408,8 @@ def _cell(mean: float | None, deviation: float | None) -> str:
 
 
 def _write_pictures(benchmark: Benchmark, model: str) -> None:
-    """Of the first seed: what each method marks in the same test images, together and by method; once."""
+    """Of the first seed: what each method marks in the same test images, of every class, together and by method;
+    once."""
     runs = {method: Combination(model, method, benchmark.seeds[0]) for method in benchmark.methods}
     runs = {method: run for method, run in runs.items() if (run.folder(benchmark.output) / RESULTS_NAME).is_file()}
     folder, name = benchmark.output / "pictures", _file_name(model)
@@ -338,7 +417,7 @@ def _write_pictures(benchmark: Benchmark, model: str) -> None:
     together = folder / f"{name}.png"
     if all(path.is_file() for path in (*paths.values(), *([together] if len(runs) > 1 else []))):
         return
-    chosen = _readable(benchmark.test, max(len(benchmark.test) // PICTURES, 1))
+    chosen = _readable(benchmark.test)
     found = {method: saved_model(benchmark, run) for method, run in runs.items()}
     grids = {path: {get_method(method).title: found[method]} for method, path in paths.items()}
     if len(found) > 1:
@@ -348,14 +427,20 @@ def _write_pictures(benchmark: Benchmark, model: str) -> None:
         save_picture(case_grid(models, benchmark.test, chosen, preprocess), path)
 
 
-def _readable(dataset: LabelledImages, step: int) -> list[int]:
-    """Every `step`-th image that can be read, a few of them."""
-    chosen: list[int] = []
-    for index in range(0, len(dataset), step):
-        with contextlib.suppress(DamagedFileError):
-            dataset[index]
-            chosen.append(index)
-    return chosen[:PICTURES]
+def _readable(dataset: LabelledImages) -> list[int]:
+    """As many images that can be read of each class as give `PICTURES`, at least one, evenly from the whole."""
+    classes: dict[int, list[int]] = {}
+    for index, target in enumerate(targets_of(dataset)):
+        classes.setdefault(target, []).append(index)
+    each, chosen = max(PICTURES // len(classes), 1), []
+    for _, indices in sorted(classes.items())[:MAX_CLASSES]:
+        of_class: list[int] = []
+        for index in indices[:: max(len(indices) // each, 1)]:
+            with contextlib.suppress(DamagedFileError):
+                dataset[index]
+                of_class.append(index)
+        chosen += of_class[:each]
+    return chosen
 
 
 def saved_model(benchmark: Benchmark, combination: Combination) -> WSLModel | GradCAM:

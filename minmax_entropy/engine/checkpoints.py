@@ -37,6 +37,7 @@ class Progress:
         damaged: files that could not be read.
         seconds: of training so far.
         position: in a stream of images, see `TrainingStream`.
+        warnings: what the masks of the model that is kept look like; None before the end.
     """
 
     def __init__(self) -> None:
@@ -48,6 +49,7 @@ class Progress:
         self.damaged: list[str] = []
         self.seconds = 0.0
         self.position: tuple[int, int] = (0, 0)
+        self.warnings: list[str] | None = None
 
     def state_dict(self) -> dict:
         return {"json": json.dumps(vars(self))}  # text: loading it can't run anything

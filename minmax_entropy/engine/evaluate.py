@@ -13,12 +13,16 @@ import numpy as np
 from PIL import Image
 
 from minmax_entropy.data import DamagedFileError, LabelledImages, LabelledStream, Preprocess, Sample
+from minmax_entropy.engine.faithfulness import PROBED, SWAPPED, Prober, Probes
 from minmax_entropy.engine.inference import Inference, Prediction, predict_images
 from minmax_entropy.engine.progress import progress_bar
-from minmax_entropy.metrics import LocalizationMeter, target_rank
+from minmax_entropy.metrics import LocalizationMeter, MaskPlaces, border_share, target_rank
 from minmax_entropy.metrics.classification import TOP, resolve_rank
 from minmax_entropy.model import WSLModel
 
+# Figures that are means over the images that have them.
+MEANS = ("border_share", "true_border_share", *PROBED)
+SHUFFLE_SEED = 0  # of the images, where masks of others are asked for: in order, neighbours are of one class
 MAX_SCORED = 2**26  # pixels of an image that figures are made of; they take some 20 bytes each for a while
 
 
@@ -31,13 +35,35 @@ class Evaluation:
     damaged: list[str]
     seconds: float
     empty_classes: Sequence[int] = ()
+    places: dict[int, MaskPlaces] = dataclasses.field(default_factory=dict)  # of the masks, by true class
 
     @property
     def metrics(self) -> dict[str, float]:
         """See `LocalizationMeter.compute`; with `empty_classes`, localization is of the other images, and
         `false_alarms` is the share of the images without an object whose mask is not empty."""
         empty = [row["mask_area"] > 0 for row in self.rows if row["target"] in self.empty_classes]
-        return self.meter.compute() | ({"false_alarms": sum(empty) / len(empty)} if empty else {})
+        alarms = {"false_alarms": sum(empty) / len(empty)} if empty else {}
+        return self.meter.compute() | alarms | _means(self.rows, MEANS)
+
+    def by_class(self) -> dict[int, dict[str, float]]:
+        """For each class that has images their number, `images`, the means of figures of an image, and `constancy`
+        (see `MaskPlaces`). `classifier_swapped` is of other images under masks that were made of the class's."""
+        classes: dict[int, list[dict]] = {}
+        cut_by: dict[int, list[dict]] = {}
+        for row in self.rows:
+            classes.setdefault(row["target"], []).append({**row, "error": row["predicted"] != row["target"]})
+            if "swapped_with" in row:
+                cut_by.setdefault(row["swapped_with"], []).append(row)
+        keys = ("error", "f1_foreground", "f1_background", "mask_area", *MEANS)
+        return {
+            label: {
+                "images": len(rows),
+                **_means(rows, [key for key in keys if key != SWAPPED]),
+                **_means(cut_by.get(label, []), [SWAPPED]),
+                **(self.places[label].compute() if label in self.places else {}),
+            }
+            for label, rows in sorted(classes.items())
+        }
 
     @staticmethod
     def merged(parts: Sequence[Evaluation]) -> Evaluation:
@@ -49,7 +75,17 @@ class Evaluation:
             meter.merge(part.meter)
         rows = sorted((row for part in parts for row in part.rows), key=lambda row: row["index"])
         damaged = [path for part in parts for path in part.damaged]
-        return Evaluation(meter, rows, damaged, max(part.seconds for part in parts), parts[0].empty_classes)
+        places: dict[int, MaskPlaces] = {}
+        for part in parts:
+            for label, found in part.places.items():
+                places.setdefault(label, MaskPlaces()).merge(found)
+        return Evaluation(meter, rows, damaged, max(part.seconds for part in parts), parts[0].empty_classes, places)
+
+
+def _means(rows: Sequence[dict], keys: Sequence[str]) -> dict[str, float]:
+    """The mean of each figure over the rows that have it."""
+    values = {key: [row[key] for row in rows if key in row] for key in keys}
+    return {key: sum(found) / len(found) for key, found in values.items() if found}
 
 
 def evaluate(
@@ -65,6 +101,7 @@ def evaluate(
     boxes: bool | None = None,
     inference: Inference | None = None,
     share: tuple[int, int] = (0, 1),
+    probes: Probes | None = None,
 ) -> Evaluation:
     """Classification error and, where the data set has masks or boxes, the figures of localization.
 
@@ -88,31 +125,43 @@ def evaluate(
         inference: tiles, averaging and refinement; by default each whole image as the model does it.
         share: `(number, count)`: evaluate every `count`-th image, from the one with this number on; see
             `Evaluation.merged`.
+        probes: what classifiers find in the marked regions: each of `PROBED` becomes a figure of the images and of the
+            whole. Images go through in another order then; the rows are in that of the data set.
 
     Raises:
         DamagedFileError: a file can't be read, or a mask has another size than its image, unless `skip_damaged`.
-        ValueError: no image could be read, or the model's classes have other names, or another order, than the images'.
+        ValueError: the judge of `probes` has other classes, no image could be read, or the model's classes have other
+            names, or another order, than the images'.
     """
     if model.class_names is not None and model.class_names != dataset.class_names:
         raise ValueError(
             f"the model's classes are {model.class_names}, those of the images are {dataset.class_names}: "
             "open them with `classes=model.class_names`"
         )
+    if probes is not None and probes.judge is not None and probes.judge.num_classes != model.num_classes:
+        raise ValueError(f"the judge has {probes.judge.num_classes} classes, the model has {model.num_classes}")
     started = time.perf_counter()
-    meter = LocalizationMeter(model.mask_threshold if threshold is None else threshold, boxes)
+    threshold = model.mask_threshold if threshold is None else threshold
+    prober = None if probes is None else Prober(model, probes, preprocess, threshold)
+    meter = LocalizationMeter(threshold, boxes)
     damaged: list[str] = []
     samples: dict[int, Sample] = {}
-    reader = read_samples(dataset, with_masks, damaged if skip_damaged else None, share)
+    places: dict[int, MaskPlaces] = {}
+    reader = read_samples(dataset, with_masks, damaged if skip_damaged else None, share, shuffled=probes is not None)
 
     def images() -> Iterator[tuple[int, Image.Image]]:
         for index, sample in progress_bar(reader, "evaluate", progress, total=length_of(dataset, share)):
-            samples[index] = sample._replace(image=None)
+            samples[index] = sample if prober is not None else sample._replace(image=None)
             yield index, sample.image
 
     rows = []
     for prediction in predict_images(model, images(), preprocess, batch_size, with_masks, inference):
         sample = samples.pop(prediction.index)
-        scores = _scores(meter, prediction, sample, with_masks, sample.target not in model.empty_classes)
+        has_object = sample.target not in model.empty_classes
+        places.setdefault(sample.target, MaskPlaces()).update(prediction.mask >= threshold)
+        scores = _scores(meter, prediction, sample, with_masks, has_object)
+        if prober is not None and has_object:
+            scores |= prober(sample.image, sample.target, prediction.mask)
         rows.append(
             {
                 "index": prediction.index,
@@ -126,7 +175,8 @@ def evaluate(
     if not rows:
         count = length_of(dataset, share)
         raise ValueError(f"none of the {'' if count is None else f'{count} '}images could be read")
-    return Evaluation(meter, rows, damaged, time.perf_counter() - started, model.empty_classes)
+    rows.sort(key=lambda row: row["index"])
+    return Evaluation(meter, rows, damaged, time.perf_counter() - started, model.empty_classes, places)
 
 
 def _scores(
@@ -140,13 +190,13 @@ def _scores(
         return {"mask_area": float(prediction.mask.mean())}
     step = sampling_step(prediction.mask.size)
     boxes = [tuple(side / step for side in box) for box in sample.boxes] if with_boxes and sample.boxes else None
-    return meter.update(
-        prediction.mask[::step, ::step],
-        None if sample.mask is None else sample.mask[::step, ::step],
-        correct,
-        rank=rank,
-        boxes=boxes,
-    )
+    mask = prediction.mask[::step, ::step]
+    truth = None if sample.mask is None else sample.mask[::step, ::step]
+    scores = meter.update(mask, truth, correct, rank=rank, boxes=boxes)
+    placed = {"border_share": border_share(mask >= meter.threshold)}
+    if truth is not None:
+        placed["true_border_share"] = border_share(truth)
+    return scores | {name: share for name, share in placed.items() if not math.isnan(share)}
 
 
 def length_of(dataset: LabelledImages | LabelledStream, share: tuple[int, int] = (0, 1)) -> int | None:
@@ -159,8 +209,9 @@ def read_samples(
     with_masks: bool = True,
     damaged: list[str] | None = None,
     share: tuple[int, int] = (0, 1),
+    shuffled: bool = False,
 ) -> Iterator[tuple[int, Sample]]:
-    """Indices and samples in order.
+    """Indices and samples, in order unless they are `shuffled`, which streams can't be.
 
     Args:
         dataset: the images, or a stream of them.
@@ -170,6 +221,8 @@ def read_samples(
     """
     take = _from_stream(dataset, with_masks) if isinstance(dataset, LabelledStream) else None
     indices = itertools.count() if take else range(share[0], len(dataset), share[1])
+    if shuffled and not take:
+        indices = np.random.default_rng(SHUFFLE_SEED).permutation(indices).tolist()
     for index in indices:
         try:
             sample = take() if take else _sample(dataset, index, with_masks)

@@ -28,26 +28,72 @@ HEADINGS = {
     "top5_loc": "Top-5 loc %",
     "mask_area": "M+ %",
     "false_alarms": "false alarms %",
+    "border_share": "border %",
+    "true_border_share": "true border %",
 }
+# The same of what classifiers find in the regions (`minmax_entropy.engine.faithfulness`), a table of its own.
+FOUND = {
+    "classifier_whole": "own: image %",
+    "classifier_foreground": "own: X+ %",
+    "classifier_swapped": "own: swapped %",
+    "judge_whole": "judge: image %",
+    "judge_foreground": "judge: X+ %",
+    "judge_background": "judge: X- %",
+    "rival_foreground": "rival: X+ %",
+    "rival_background": "rival: X- %",
+    "insertion": "insertion %",
+    "deletion": "deletion %",
+}
+BY_CLASS = HEADINGS | {"constancy": "one place %"} | FOUND
 SHOWN_SIDE = 2048  # pixels; pictures of larger images are reduced to it
 LEGEND = (
     "error: of the class. F1+, F1-: Dice of object and background. PxAP: pixel average precision. pIoU: IoU over all "
     "pixels, at the mask's threshold and (max) at the best one. MaxBoxAcc, MaxBoxAccV2: boxes found, at the best "
     "threshold. GT-known, Top-1, Top-5 loc: boxes found at the mask's threshold, whatever the class is and with the "
     "right class among the first 1 or 5. M+: mean mask. false alarms: images without an object whose mask is not "
-    "empty."
+    "empty. border: share of the marked pixels within 8 % of the image's border."
+)
+FOUND_LEGEND = (
+    "own, judge: images whose class is found in the whole image, in "
+    "the marked region alone (X+) and in the rest (X-), by the model's own classifier and by one that has never met a "
+    "mask. own: swapped: images cut by a mask of another class that are taken for that class. rival: what the judge "
+    "finds where the rival's map is highest, in as many pixels. insertion, deletion: area under the judge's "
+    "probability of the class while pixels come and go."
 )
 
 
-def metrics_table(rows: dict[str, dict[str, float]], extra: Sequence[str] = ()) -> str:
+def class_table(evaluation: Evaluation, class_names: Sequence[str]) -> str:
+    """`metrics_table` with a row per class, and the number of its images."""
+    rows = {class_names[label]: figures for label, figures in evaluation.by_class().items()}
+    keys = ("error", "f1_foreground", "mask_area", "border_share", "true_border_share", "constancy", *FOUND)
+    return metrics_table(rows, ("images",), {key: BY_CLASS[key] for key in keys}, "class")
+
+
+def class_cases(evaluation: Evaluation) -> list[int]:
+    """The index of an image of each class, of median quality as in `ranked_cases`."""
+    ranked: dict[int, list[int]] = {}
+    targets = {row["index"]: row["target"] for row in evaluation.rows}
+    for index in ranked_cases(evaluation):
+        ranked.setdefault(targets[index], []).append(index)
+    return [indices[len(indices) // 2] for _, indices in sorted(ranked.items())]
+
+
+def metrics_table(
+    rows: dict[str, dict[str, float]],
+    extra: Sequence[str] = (),
+    headings: dict[str, str] = HEADINGS,
+    of: str = "method",
+) -> str:
     """A Markdown table with a row per method and a column per metric, aligned for the terminal as well.
 
     Args:
         rows: metrics by the name of the method; what a row has not is shown as "-".
         extra: further keys that are shown as they are.
+        headings: of the metrics, in the order of the columns.
+        of: what a row is of, the heading of the names.
     """
-    keys = [key for key in HEADINGS if any(key in metrics for metrics in rows.values())]
-    lines = [["method", *(HEADINGS[key] for key in keys), *extra]]
+    keys = [key for key in headings if any(key in metrics for metrics in rows.values())]
+    lines = [[of, *(headings[key] for key in keys), *extra]]
     for name, metrics in rows.items():
         figures = [f"{100 * metrics[key]:.1f}" if key in metrics else "-" for key in keys]
         lines.append([name, *figures, *(str(metrics.get(key, "-")) for key in extra)])

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from minmax_entropy.data import LabelledImages, LabelledStream, Preprocess
+from minmax_entropy.engine.diagnosis import warnings_of
 from minmax_entropy.engine.evaluate import Evaluation, evaluate, length_of
+from minmax_entropy.engine.faithfulness import Probes
 from minmax_entropy.engine.run import gather_objects
 from minmax_entropy.hub import check_target
 from minmax_entropy.model import WSLModel
@@ -77,22 +79,26 @@ class Selection:
         refinement, as in training."""
         if self.valid is None:
             return {}, 0, []
+        with _as_validated(model, refined=self.with_masks or model.classifier_decides):
+            result = self._evaluate(model, with_masks=self.with_masks)
+        figures = {f"valid_{name}": float(value) for name, value in result.metrics.items()}
+        return figures, len(result.rows), result.damaged
+
+    def diagnose(self, model: WSLModel) -> list[str]:
+        """What `warnings_of` says of the model on the images to validate, in every process."""
+        if self.valid is None:
+            return []
+        with _as_validated(model, refined=False):
+            return warnings_of(self._evaluate(model, with_masks=False, probes=Probes()), self.valid.class_names)
+
+    def _evaluate(self, model: WSLModel, **options: object) -> Evaluation:
+        """Each process does its share; all have the whole."""
         share = self.accelerator.process_index, self.accelerator.num_processes
         part = None
         if length_of(self.valid, share) != 0:
-            with _as_validated(model, refined=self.with_masks or model.classifier_decides):
-                part = evaluate(
-                    model,
-                    self.valid,
-                    self.preprocess,
-                    with_masks=self.with_masks,
-                    skip_damaged=self.skip_damaged,
-                    boxes=False,
-                    share=share,
-                )
-        result = Evaluation.merged([part for part in gather_objects(self.accelerator, part) if part is not None])
-        figures = {f"valid_{name}": float(value) for name, value in result.metrics.items()}
-        return figures, len(result.rows), result.damaged
+            common = dict(skip_damaged=self.skip_damaged, boxes=False, share=share)
+            part = evaluate(model, self.valid, self.preprocess, **common, **options)
+        return Evaluation.merged([part for part in gather_objects(self.accelerator, part) if part is not None])
 
     def keep(self, model: WSLModel, row: dict, images: int, progress: Progress) -> None:
         """Keep the weights where a figure is better than in every epoch before, or the error within its tolerance.

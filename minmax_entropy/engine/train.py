@@ -66,6 +66,7 @@ class TrainingResult:
         damaged: files that were skipped.
         seconds: validation included.
         is_main: whether this is the process that writes and prints.
+        warnings: signs that it went wrong, on the images to validate (`minmax_entropy.engine.warnings_of`).
     """
 
     log: list[dict]
@@ -74,6 +75,7 @@ class TrainingResult:
     damaged: list[str]
     seconds: float
     is_main: bool = True
+    warnings: list[str] = dataclasses.field(default_factory=list)
 
 
 def fit(
@@ -215,6 +217,7 @@ class _Training:
         finally:
             self._hand_back()
         self.selection.restore(self.model, self._evaluated())
+        self._diagnose()
         if self.checkpoints is not None and self.is_main:
             self.checkpoints.finish(self.progress)
         return self._result()
@@ -453,6 +456,13 @@ class _Training:
         self.model.erasing.steps = self.own_erasing
         self.model.criterion.class_weights = self.own_weights
 
+    def _diagnose(self) -> None:
+        """Say what is wrong with the masks; once, also where the run is over already."""
+        if self.progress.warnings is None:
+            self.progress.warnings = self.selection.diagnose(self.model)
+        for warning in self.progress.warnings if self.is_main else ():
+            _logger.warning("%s", warning)
+
     def _result(self) -> TrainingResult:
         progress = self.progress
         return TrainingResult(
@@ -462,6 +472,7 @@ class _Training:
             progress.damaged,
             progress.log[-1]["seconds"],
             self.is_main,
+            progress.warnings,
         )
 
 

@@ -1,0 +1,73 @@
+"""What a look at the masks would show: a line for each sign that a training went wrong, from labels and masks alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from minmax_entropy.engine.evaluate import Evaluation
+
+# Between what good and bad trainings had on real images: docs/results/localization.md, "A check that speaks".
+BORDER_SHARE = 0.6  # of the marked pixels; a mask of the whole image has 0.29
+PLACE_EXCESS = 0.75  # of the way from masks anywhere, whose constancy is their area, to one mask for all
+AREAS = (0.02, 0.9)  # mean of a mask
+SWAPPED_SHARE = 0.5  # of the images cut by masks of another class that are taken for it
+LEARNED = 0.8  # of the error that the commonest class alone would have
+FEW_IMAGES = 5  # of a class, fewer of which say nothing
+MANY_NAMES = 5
+
+
+def warnings_of(evaluation: Evaluation, class_names: Sequence[str]) -> list[str]:
+    """Sentences, each with the classes it is of; none where nothing looks wrong.
+
+    That the masks of a class lie at the border or at one place whatever the image, that they mark next to nothing or
+    nearly everything, that the model's classifier reads the class off a mask (where the evaluation had `Probes`), and
+    that the classes were not learned. Objects that do lie at the border, or always at one place, are warned of as well:
+    the pictures say which it is.
+
+    Args:
+        evaluation: of a trained model; true masks are not looked at.
+        class_names: of its classes.
+    """
+    by_class = {
+        label: figures
+        for label, figures in evaluation.by_class().items()
+        if figures["images"] >= FEW_IMAGES and label not in evaluation.empty_classes
+    }
+
+    def those(is_so: Callable[[dict], bool], key: str) -> str:
+        """The classes for which it is so, with the figure that says it."""
+        found = {label: figures[key] for label, figures in by_class.items() if key in figures and is_so(figures)}
+        worst = sorted(found, key=found.get, reverse=True)
+        shown = [f"{class_names[label]} ({found[label]:.2f})" for label in worst[:MANY_NAMES]]
+        more = [f"{len(worst) - MANY_NAMES} more"] if len(worst) > MANY_NAMES else []
+        return ", ".join(shown + more)
+
+    def one_place(figures: dict) -> bool:
+        area = figures["mask_area"]
+        return figures["constancy"] - area > PLACE_EXCESS * (1 - area)
+
+    signs = (
+        ("border_share", lambda f: f["border_share"] > BORDER_SHARE, "masks lie along the border of the image"),
+        ("constancy", one_place, "masks lie at one place whatever the image"),
+        ("mask_area", lambda f: f["mask_area"] < AREAS[0], "masks mark next to nothing"),
+        ("mask_area", lambda f: f["mask_area"] > AREAS[1], "masks mark nearly the whole image"),
+        (
+            "classifier_swapped",
+            lambda f: f["classifier_swapped"] > SWAPPED_SHARE,
+            "the classifier reads the class off the mask: it finds it in images of other classes",
+        ),
+    )
+    found = [(text, those(is_so, key)) for key, is_so, text in signs]
+    lines = [f"{text}: {classes}" for text, classes in found if classes]
+    error, blind = _errors(evaluation)
+    if blind and error > LEARNED * blind:
+        lines.append(f"the classes were not learned: the error is {error:.2f}, by the commonest class {blind:.2f}")
+    return lines
+
+
+def _errors(evaluation: Evaluation) -> tuple[float, float]:
+    """The error, and that of saying the commonest class of every image."""
+    targets = [row["target"] for row in evaluation.rows]
+    wrong = sum(row["predicted"] != row["target"] for row in evaluation.rows)
+    commonest = max(map(targets.count, set(targets)))
+    return wrong / len(targets), 1 - commonest / len(targets)

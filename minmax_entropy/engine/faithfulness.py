@@ -1,0 +1,193 @@
+"""Whether the mask decides the class: what classifiers find in the marked region, in the rest, and under the masks of
+other images."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from minmax_entropy.data import Preprocess
+from minmax_entropy.engine.inference import preprocess_for
+from minmax_entropy.model import WSLModel
+from minmax_entropy.modes import in_evaluation
+
+BLUR = (
+    10.0  # standard deviation in pixels of what insertion starts from (Petsiuk et al.: a kernel of 11, sigma 5, at 224)
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Probes:
+    """What is asked of the regions of an evaluation beside the class of the image.
+
+    The model's own classifier sees the whole image, X+, and the image under a mask that was made of an image of another
+    class: where it then answers with that other class, it reads the class off the mask. The judge has never met a mask,
+    and can't have agreed with the localizer on anything: it sees the whole image, the marked pixels alone, and the
+    others alone; what is cut is 0 in the normalized image, the mean colour.
+
+    Args:
+        judge: a plain classifier of the same classes, a model without a classifier of its own (`preset="cam"`); None
+            leaves its questions out.
+        name: of the judge, for tables.
+        rival: a model of masks (`GradCAM(judge, "layer_cam")`): the judge also sees its highest pixels, as many as the
+            model has marked.
+        curve_steps: steps of the insertion and deletion curves (Petsiuk et al., "RISE", BMVC 2018), each of which takes
+            two passes of the judge; 0 for none.
+
+    Raises:
+        ValueError: the judge was trained with masks, or `curve_steps` is negative.
+    """
+
+    judge: WSLModel | None = None
+    name: str = "judge"
+    rival: torch.nn.Module | None = None
+    curve_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.judge is not None and self.judge.classifier is not None:
+            raise ValueError(
+                "a judge must never have met a mask: take a plain classifier, such as a model that was trained with "
+                'preset="cam"'
+            )
+        if self.curve_steps < 0:
+            raise ValueError(f"curve_steps must be 0 or more, got {self.curve_steps!r}")
+        if self.judge is None and (self.rival is not None or self.curve_steps):
+            raise ValueError("a rival and curves need a judge")
+
+
+SWAPPED = "classifier_swapped"
+# Figures of an image, in the order of a table.
+PROBED = (
+    *("classifier_whole", "classifier_foreground", SWAPPED),
+    *("judge_whole", "judge_foreground", "judge_background", "rival_foreground", "rival_background"),
+    *("insertion", "deletion"),
+)
+
+
+class Prober:
+    """Asks the `Probes` of one image after the other.
+
+    Args:
+        model: whose masks they are.
+        probes: what is asked.
+        preprocess: of the model's images.
+        threshold: a pixel is marked where the mask is at least this.
+    """
+
+    def __init__(self, model: WSLModel, probes: Probes, preprocess: Preprocess | None, threshold: float) -> None:
+        self.model, self.probes, self.threshold = model, probes, threshold
+        self.preprocess = preprocess or preprocess_for(model)
+        judge = probes.judge
+        self.judge_preprocess = None if judge is None else _of_the_judge(judge, self.preprocess)
+        self._masks: dict[int, np.ndarray] = {}  # of the two classes that came last, the latest of each
+
+    @torch.inference_mode()
+    def __call__(self, image: Image.Image, target: int, mask: np.ndarray) -> dict[str, float]:
+        """Figures of an image, 1 or 0 where they are right or wrong; `mask` is `[H, W]` in [0, 1], of its size.
+
+        `classifier_swapped` is 1 where the classifier answers with `swapped_with`, the class of the image that the mask
+        is from. Both are left out before an image of another class has come.
+        """
+        figures: dict[str, float] = {}
+        if self.model.classifier is not None:
+            figures |= self._of_the_classifier(image, target, mask)
+        if self.probes.judge is not None:
+            with in_evaluation(self.probes.judge):
+                figures |= self._of_the_judge(image, target, mask)
+        latest = {label: other for label, other in self._masks.items() if label != target}
+        self._masks = dict([*latest.items()][-1:]) | {target: mask}
+        return figures
+
+    def _of_the_classifier(self, image: Image.Image, target: int, mask: np.ndarray) -> dict[str, float]:
+        x = self.preprocess(image)
+        regions = [x, x * _as_input(mask, image, self.preprocess)]
+        other = next((label for label in reversed(self._masks) if label != target), None)
+        if other is not None:
+            regions.append(x * _as_input(self._masks[other], image, self.preprocess))
+        device = next(self.model.parameters()).device
+        answers = self.model.classify(torch.stack(regions).to(device)).argmax(dim=1).tolist()
+        figures = dict(zip(PROBED[:2], (float(answer == target) for answer in answers), strict=False))
+        return figures if other is None else figures | {SWAPPED: float(answers[2] == other), "swapped_with": other}
+
+    def _of_the_judge(self, image: Image.Image, target: int, mask: np.ndarray) -> dict[str, float]:
+        judge, preprocess = self.probes.judge, self.judge_preprocess
+        x = preprocess(image)
+        marked = mask >= self.threshold
+        cuts = {"judge_foreground": marked, "judge_background": ~marked}
+        if self.probes.rival is not None:
+            found = self._rival_mask(image)
+            first = np.zeros(found.size, dtype=bool)
+            first[np.argsort(-found, axis=None, kind="stable")[: np.count_nonzero(marked)]] = True
+            first = first.reshape(found.shape)
+            cuts |= {"rival_foreground": first, "rival_background": ~first}
+        regions = [x, *(x * (_as_input(cut.astype(np.float32), image, preprocess) >= 0.5) for cut in cuts.values())]
+        answers = _scores(judge, torch.stack(regions)).argmax(dim=1).tolist()
+        figures = dict(zip(("judge_whole", *cuts), (float(answer == target) for answer in answers), strict=True))
+        if self.probes.curve_steps:
+            figures |= insertion_deletion(judge, x, _as_input(mask, image, preprocess), target, self.probes.curve_steps)
+        return figures
+
+    def _rival_mask(self, image: Image.Image) -> np.ndarray:
+        x = self.judge_preprocess(image)[None].to(next(self.probes.judge.parameters()).device)
+        with in_evaluation(self.probes.rival):
+            mask = self.probes.rival(x).mask[0].float().cpu()
+        return self.judge_preprocess.restore(mask, (image.height, image.width))[0].numpy()
+
+
+def insertion_deletion(judge: WSLModel, x: Tensor, mask: Tensor, target: int, steps: int) -> dict[str, float]:
+    """Area under the probability of the true class while pixels come or go, the highest of the mask first.
+
+    Petsiuk, Das and Saenko, "RISE", BMVC 2018: `insertion` starts from the blurred image, `deletion` ends with a blank
+    one. A mask that marks what the judge looks at has a high insertion and a low deletion.
+
+    Args:
+        judge: a plain classifier.
+        x: normalized image `[C, H, W]`.
+        mask: `[1, H, W]` or `[H, W]` in [0, 1].
+        target: index of the true class.
+        steps: parts of equal size in which the pixels come or go, 1 or more.
+
+    Returns:
+        `insertion` and `deletion` in [0, 1], by the trapezoidal rule.
+    """
+    order = mask.flatten().argsort(descending=True, stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    shares = torch.linspace(0, 1, steps + 1)[:, None, None, None]
+    there = (rank.view(1, 1, *x.shape[-2:]) < (shares * len(order)).round()).to(x.dtype)  # [steps + 1, 1, H, W]
+    inserted = x * there + _blurred(x) * (1 - there)
+    deleted = x * (1 - there)
+    probability = _scores(judge, torch.cat([inserted, deleted])).softmax(dim=1)[:, target].double()
+    areas = [float(torch.trapezoid(part) / steps) for part in probability.split(steps + 1)]
+    return dict(zip(("insertion", "deletion"), areas, strict=True))
+
+
+def _blurred(x: Tensor) -> Tensor:
+    radius = min(round(2 * BLUR), *(side - 1 for side in x.shape[-2:]))
+    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / BLUR) ** 2)
+    weights = (weights / weights.sum()).to(x.dtype).expand(len(x), 1, 1, -1)
+    padded = F.pad(x[None], [radius] * 4, mode="reflect")
+    rows = F.conv2d(padded, weights, groups=len(x))
+    return F.conv2d(rows, weights.transpose(2, 3), groups=len(x))[0]
+
+
+def _scores(judge: WSLModel, images: Tensor) -> Tensor:
+    return judge.class_maps(images.to(next(judge.parameters()).device))[0].cpu()
+
+
+def _of_the_judge(judge: WSLModel, preprocess: Preprocess) -> Preprocess:
+    """The judge's own, at the size at which the model sees the images."""
+    return preprocess_for(judge, preprocess.short_side)
+
+
+def _as_input(mask: np.ndarray, image: Image.Image, preprocess: Preprocess) -> Tensor:
+    """A mask `[H, W]` in [0, 1] as the network sees the image, `[1, H', W']`: scaled and padded as that is."""
+    picture = Image.fromarray((mask * 255).round().astype(np.uint8))
+    if picture.size != image.size:
+        picture = picture.resize(image.size, Image.Resampling.BILINEAR)
+    return torch.from_numpy(preprocess.pixels(picture).astype(np.float32) / 255)[None]
