@@ -101,8 +101,12 @@ def test_tables(done):
     with (chosen.output / "runs.csv").open(newline="") as file:
         assert [float(row["pxap"]) for row in csv.DictReader(file)] == [row["pxap"] for row in rows]
     assert [row["seeds"] for row in table] == ["1", "2", "2", "2"]  # nothing is drawn for a mask of ones
-    lines = (chosen.output / "table.md").read_text().splitlines()
+    first, second, legend = (chosen.output / "table.md").read_text().split("\n\n")
+    lines = first.splitlines()
     assert len(lines) == 6
+    found = second.splitlines()
+    assert "own: swapped %" in found[0] and "judge: X+ %" in found[0] and "rival: X+ %" in found[0]
+    assert len(found) == 5 and legend.startswith("own, judge: ")  # without the mask of ones
     for line, row in zip(lines[2:], table, strict=True):
         members = [r for r in rows if r["model"] == row["model"] and r["method"] == row["method"]]
         values = [r["pxap"] for r in members]
@@ -115,6 +119,39 @@ def test_tables(done):
         assert float(row["pxap_std"]) == pytest.approx(deviation)
         assert f" {100 * mean:.1f} ± {100 * deviation:.1f} |" in line
         assert row["model"] in line
+
+
+def test_figures_by_class(done):
+    """Means over the seeds, in a table for each figure and in CSV; the border share of the true masks as well."""
+    chosen, _, _ = done
+    results = [
+        json.loads(
+            (Combination("wsl_test_resnet", "area-erasing", seed).folder(chosen.output) / "results.json").read_text()
+        )
+        for seed in (0, 1)
+    ]
+    with (chosen.output / "classes.csv").open(newline="") as file:
+        rows = {(row["method"], row["class"]): row for row in csv.DictReader(file)}
+    assert len(rows) == 3 * 2
+    for name in chosen.test.class_names:
+        values = [result["classes"][name]["border_share"] for result in results]
+        assert float(rows["area-erasing", name]["border_share"]) == pytest.approx(statistics.mean(values))
+        assert 0 <= float(rows["cam-avg", name]["judge_background"]) <= 1
+    parts = (chosen.output / "classes.md").read_text().split("## ")[1:]
+    titles = [part.splitlines()[0] for part in parts]
+    wanted = ("error %", "F1+ %", "border %", "judge: X+ %", "judge: X- %")
+    assert titles[:5] == [f"wsl_test_resnet: {heading}" for heading in wanted]
+    assert ["true masks" in part for part in parts[:5]] == [False, False, True, False, False]
+    warnings = [warning for result in results for warning in result["warnings"]]
+    assert all(warning in parts[-1] for warning in warnings)
+
+
+def test_the_judge_is_trained_first_and_judges_itself(shapes, tmp_path):
+    rows = run_benchmark(small(shapes, tmp_path, methods=["area", "cam-avg"]), lambda line: None)
+    assert [row["method"] for row in rows] == ["area", "cam-avg"]
+    assert rows[0]["judge_whole"] == rows[1]["judge_whole"] == pytest.approx(1 - rows[1]["error"])
+    rows = run_benchmark(small(shapes, tmp_path / "without", methods=["area"]), lambda line: None)
+    assert "judge_whole" not in rows[0] and "classifier_foreground" in rows[0]
 
 
 def test_pictures(done):
@@ -215,7 +252,7 @@ def test_a_training_that_fails_leaves_the_others(shapes, tmp_path, monkeypatch, 
     assert [row["method"] for row in rows] == ["all-ones", "area"]
     line = f"wsl_test_resnet, CAM, average, seed 0: {text}"
     assert line in lines and lines[-1] == f"1 of 3 failed:\n{line}"
-    assert len((tmp_path / "table.md").read_text().splitlines()) == 4
+    assert len((tmp_path / "table.md").read_text().split("\n\n")[0].splitlines()) == 4
 
 
 @pytest.mark.parametrize("error", [DamagedFileError("a.png", "broken"), KeyboardInterrupt()], ids=["file", "user"])

@@ -94,13 +94,13 @@ class Benchmark:
     shots: int | None = None
 
     def combinations(self) -> list[Combination]:
-        """In the order in which they are trained: a first seed of everything, then the next; the judge comes first.
-        Nothing is trained, and so nothing is drawn, for a mask of ones: it is there for the first seed."""
+        """In the order of the tables: a first seed of everything, then the next. Nothing is trained, and so nothing is
+        drawn, for a mask of ones: it is there for the first seed."""
         return [
             Combination(model, method, seed)
             for seed in self.seeds
             for model in self.models
-            for method in sorted(self.methods, key=lambda name: name != JUDGE)
+            for method in self.methods
             if method != ALL_ONES or seed == self.seeds[0]
         ]
 
@@ -135,12 +135,13 @@ def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> l
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("a benchmark runs in one process; several of them may share the work by their --seeds")
     _check_settings(benchmark)
-    rows: list[dict] = []
+    combinations = benchmark.combinations()
+    rows: dict[Combination, dict] = {}
     failed: list[str] = []
-    for number, combination in enumerate(benchmark.combinations(), start=1):
+    for number, combination in enumerate(_judges_first(combinations), start=1):
         try:
-            row = _run(benchmark, combination)
-            write_tables([*rows, row], benchmark.output)
+            rows[combination] = _run(benchmark, combination)
+            write_tables([rows[each] for each in combinations if each in rows], benchmark.output)
             _write_classes(benchmark)
         except DamagedFileError:
             raise
@@ -149,15 +150,25 @@ def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> l
             name = "" if isinstance(error, TrainingError) else f"{type(error).__name__}: "
             failed.append(f"{_title(combination)}: {name}{error}")
             say(failed[-1])
+            rows.pop(combination, None)
             continue
-        rows.append(row)
-        done = f"{number} of {len(benchmark.combinations())}"
-        say(f"{done}: {_title(combination)}: {', '.join(_figures(row))}")
+        done = f"{number} of {len(combinations)}"
+        say(f"{done}: {_title(combination)}: {', '.join(_figures(rows[combination]))}")
     for model in benchmark.models:
         _write_pictures(benchmark, model)
     if failed:
-        say("\n".join([f"{len(failed)} of {len(benchmark.combinations())} failed:", *failed]))
-    return rows
+        say("\n".join([f"{len(failed)} of {len(combinations)} failed:", *failed]))
+    return [rows[each] for each in combinations if each in rows]
+
+
+def _judges_first(combinations: Sequence[Combination]) -> list[Combination]:
+    """The order of the trainings: that of the tables, but for the judge of the others with the same model and seed."""
+    groups: dict[tuple[int, str], list[Combination]] = {}
+    for combination in combinations:
+        groups.setdefault((combination.seed, combination.model), []).append(combination)
+    return [
+        one for group in groups.values() for one in sorted(group, key=lambda each: each.method not in (ALL_ONES, JUDGE))
+    ]
 
 
 def _check_settings(benchmark: Benchmark) -> None:
