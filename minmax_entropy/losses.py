@@ -112,9 +112,33 @@ def area(mask: Tensor) -> Tensor:
     return mask.mean(dim=(1, 2, 3))
 
 
+# Nats of cross-entropy that X+ may have over the whole image while its area counts in full, and over which what it
+# counts then falls to a third: docs/results/localization.md, "Questions".
+SUFFICIENT_MARGIN, SUFFICIENT_SLACK = 0.05, 0.2
+
+
+def sufficiency(localizer_loss: Tensor, foreground_loss: Tensor) -> Tensor:
+    """How far the region of an image decides its class: `p(y | image) * exp(-max(CE(X+) - CE(image) - m, 0) / r)`.
+
+    1 where the class is learned, and the region leaves the classifier as certain of it as the image leaves the
+    localizer; 0 where either is missing. As a factor of the area it is a condition in the place of a price: the region
+    is made smaller only as far as the class allows, and not before there is a class.
+
+    Args:
+        localizer_loss: `-log p(y | image)` of each image, `[B]`.
+        foreground_loss: `-log p(y | X+)`, `[B]`.
+
+    Returns:
+        `[B]` in [0, 1], without gradient.
+    """
+    excess = (foreground_loss - localizer_loss - SUFFICIENT_MARGIN).clamp(min=0)
+    return torch.exp(-localizer_loss - excess / SUFFICIENT_SLACK).detach()
+
+
 BACKGROUND_LOSSES = {"sem": uniform_cross_entropy, "eem": negative_entropy}
 BINARY_BACKGROUND_LOSSES = {"sem": binary_uniform_cross_entropy, "eem": binary_negative_entropy}
 SIZE_LOSSES = {"barrier": size_barrier, "area": area}
+SIZE_CONDITIONS = (None, "sufficient")
 
 
 class MinMaxEntropyLoss(nn.Module):
@@ -137,6 +161,8 @@ class MinMaxEntropyLoss(nn.Module):
         task: "multiclass" (one class an image) or "multilabel" (any number of them).
         background_loss: "sem" (cross-entropy to the uniform distribution) or "eem" (negative entropy).
         size_loss: None, "area" (a price on `mean(M+)`) or "barrier" (log-barrier on the areas of both regions).
+        size_condition: None, or "sufficient": the size term of an image counts only as far as its region decides the
+            class (`sufficiency`). Without it a high weight of the area empties masks before the classes are learned.
         localizer_weight, foreground_weight, background_weight, size_weight, control_weight: factor of each term, 0 or
             more. A control term of weight 0 is not computed.
         label_smoothing: share of each label that goes to all classes alike, in [0, 1) (Szegedy et al., CVPR 2016).
@@ -154,6 +180,7 @@ class MinMaxEntropyLoss(nn.Module):
         background_weight: float = 1.0,
         size_weight: float = 1.0,
         control_weight: float = 0.0,
+        size_condition: str | None = None,
         task: str = "multiclass",
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | None = None,
@@ -171,7 +198,10 @@ class MinMaxEntropyLoss(nn.Module):
             raise ValueError(f"background_loss must be one of {sorted(BACKGROUND_LOSSES)}, got {background_loss!r}")
         if size_loss is not None and size_loss not in SIZE_LOSSES:
             raise ValueError(f"size_loss must be None or one of {sorted(SIZE_LOSSES)}, got {size_loss!r}")
+        if size_condition not in SIZE_CONDITIONS:
+            raise ValueError(f"size_condition must be one of {SIZE_CONDITIONS}, got {size_condition!r}")
         self.background_loss = background_loss
+        self.size_condition = size_condition
         self.size_loss = size_loss
         self.size_share = 1.0  # of `size_weight`, which a training may raise from 0 (`Recipe.size_warmup`)
         self.weights = {
@@ -246,7 +276,11 @@ class MinMaxEntropyLoss(nn.Module):
         if background_logits is not None:
             losses["background"] = self._background(background_logits, target).mean()
         if mask is not None and self.size_loss is not None:
-            losses["size"] = SIZE_LOSSES[self.size_loss](mask).mean()
+            size = SIZE_LOSSES[self.size_loss](mask)
+            if self.size_condition is not None and logits is not None:
+                certainty = TASKS[self.task].loss
+                size = size * sufficiency(certainty(localizer_logits, target), certainty(logits, target))
+            losses["size"] = size.mean()
         if control_logits is not None:
             losses["control"] = self.cross_entropy(control_logits, target).mean()
         weights = {**self.weights, "size": self.size_share * self.weights["size"]}
@@ -263,5 +297,6 @@ class MinMaxEntropyLoss(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"task={self.task!r}, background_loss={self.background_loss!r}, size_loss={self.size_loss!r}, "
+            f"size_condition={self.size_condition!r}, "
             f"weights={self.weights}"
         )

@@ -163,8 +163,8 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         detach_mask: keep the classifier's gradient from the localizer's head; it flows through the mask otherwise, and
             without a size term the mask then grows to the whole image, a trivial optimum. By default True without
             `size_loss`, False with it.
-        background_loss, size_loss, localizer_weight, foreground_weight, background_weight, size_weight, control_weight,
-            label_smoothing, class_weights: see `MinMaxEntropyLoss`.
+        background_loss, size_loss, size_condition, localizer_weight, foreground_weight, background_weight, size_weight,
+            control_weight, label_smoothing, class_weights: see `MinMaxEntropyLoss`.
         erasing_steps, erasing_sigma, erasing_scope, erasing_reduction, erasing_fallback, erasing_normalize_trust: see
             `RecursiveErasing`; `model.erasing.steps` may be set between epochs.
         checkpoint_passes: keep the features of no pass for the backward, compute them again there: with U erasing
@@ -217,6 +217,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         detach_mask: bool | None = None,
         background_loss: str = "sem",
         size_loss: str | None = None,
+        size_condition: str | None = None,
         localizer_weight: float = 1.0,
         foreground_weight: float = 1.0,
         background_weight: float = 1.0,
@@ -318,6 +319,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
             background_weight=background_weight,
             size_weight=size_weight,
             control_weight=control_weight,
+            size_condition=size_condition,
             task=task,
             label_smoothing=label_smoothing,
             class_weights=class_weights,
@@ -377,7 +379,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
             foreground_logits = self.classify(relevant)  # [B, K]
             background_logits = self.classify(irrelevant) if background else None
             if target is not None and self.training and self.criterion.weights["control"] > 0:
-                control_logits = self.classify((images * control_mask(mask)).to(images.dtype))
+                control_logits = self.classify(self.control_region(images, mask))
 
         logits = foreground_logits if self.classifier_decides else localizer_logits
         output = WSLOutput(None, logits, mask, localizer_logits, maps, background_logits)
@@ -535,6 +537,10 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         features = self._features(backbone, region, backbone is not self.backbone)  # [B, D, h', w']
         logits, _ = self._head(self.classifier, features)
         return logits
+
+    def control_region(self, images: Tensor, mask: Tensor) -> Tensor:
+        """Images `[B, C, H, W]` under masks that say nothing about them, made of those of the batch `[B, 1, H, W]`."""
+        return (images * control_mask(mask)).to(images.dtype)
 
     def classifier_size(self, height: int, width: int) -> tuple[int, int]:
         """Size of the classifier's input for images of `height` x `width`.

@@ -2,17 +2,16 @@
 a name, option by option: `preset="refined", mask_refinement=dict(sigma=0.55)`.
 
 `refined`
-    What measured best: gradient through the mask with a price on the area, masks along the edges of the image, and the
-    class by the localizer, which sees the whole image at its full size, with BatchNorm statistics of whole images,
-    which is what it meets in evaluation. There it looks three times, and once more where it marks little
-    (docs/results/passes.md); `evaluation_scales=(1.0,), evaluation_zoom=None` is one look. Measured with three seeds
-    against CAM, Grad-CAM and LayerCAM of the same backbone in docs/results/localization.md: "Photographs", "Twenty
-    classes", "Embedded images", "Surfaces", "Another backbone"; with one setting changed at a time in "Questions"; how
-    its figures were found in docs/results/localization_trials.md. `mask_sigma` is the training's. With other heads
-    and with erasing, whose maps are higher or larger, the `sigma` of `mask_refinement` should be higher.
+    What measured best: gradient through the mask; an area that is kept small only as far as the region decides the
+    class; a control term, without which the mask may become a code for the class; masks along the edges of the image;
+    and the class by the localizer, which sees the whole image at its full size, with BatchNorm statistics of whole
+    images, which is what it meets in evaluation. There it looks three times, and once more where it marks little
+    (docs/results/passes.md); `evaluation_scales=(1.0,), evaluation_zoom=None` is one look. How good it is, and how its
+    figures were found: docs/results/localization.md. `mask_sigma` is the training's. With other heads and with erasing,
+    whose maps are higher or larger, the `sigma` of `mask_refinement` should be higher.
 `area`
-    The same objective, with the class by the classifier and a threshold in the place of the refinement and the looks
-    (docs/results/localization.md, "Photographs", "Embedded images").
+    Gradient through the mask with a price on the area and nothing else: the class by the classifier, a threshold in the
+    place of the refinement and the looks, no condition on the price and no control.
 `reference`
     The authors' released implementation, with its quirks. Erasing is switched on between epochs (steps 4, from epoch
     1), the optimizer and the schedule are the recipe of the same name. Exactness: tests/test_golden.py.
@@ -53,7 +52,9 @@ PRESETS: dict[str, dict] = {
     ),
     "area": _AREA,
     "refined": dict(
-        **_AREA,
+        **{**_AREA, "size_weight": 4.0},
+        size_condition="sufficient",
+        control_weight=1.0,
         decision="localizer",
         bn_statistics="images",
         mask_refinement=dict(

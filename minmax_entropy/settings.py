@@ -135,6 +135,7 @@ class LiveSettings(nn.Module):
             **{f"{name}_weight": weight for name, weight in self.criterion.weights.items()},
             "background_loss": self.criterion.background_loss,
             "size_loss": self.criterion.size_loss,
+            "size_condition": self.criterion.size_condition,
             "label_smoothing": self.criterion.label_smoothing,
             "class_weights": self.criterion.class_weights,
         }

@@ -7,7 +7,14 @@ import torch
 
 import minmax_entropy as mme
 from minmax_entropy import MinMaxEntropyLoss
-from minmax_entropy.losses import area, log_barrier, negative_entropy, size_barrier, uniform_cross_entropy
+from minmax_entropy.losses import (
+    area,
+    log_barrier,
+    negative_entropy,
+    size_barrier,
+    sufficiency,
+    uniform_cross_entropy,
+)
 
 LOG3 = math.log(3)
 
@@ -134,6 +141,35 @@ def test_control_term(arguments):
     loss, losses = MinMaxEntropyLoss(control_weight=3.0)(**arguments, control_logits=control)
     assert losses["control"].item() == pytest.approx(math.log(4))
     assert loss.item() == pytest.approx(sum(TERMS.values()) + 3 * math.log(4))
+
+
+def test_the_area_counts_as_far_as_the_region_decides(arguments):
+    """By hand: p(y) = 1/2 and 1/4, CE(X+) below and 0.3 over CE of the image."""
+    arguments["localizer_logits"] = logits_of([0.5, 0.25, 0.25], [0.5, 0.25, 0.25])
+    second = 0.25 * math.exp(-0.3)
+    arguments["logits"] = logits_of([0.8, 0.1, 0.1], [1 - 2 * second, second, second])
+    arguments["mask"][1] = 0.5
+    _, losses = MinMaxEntropyLoss(size_loss="area", size_condition="sufficient")(**arguments)
+    expected = (0.25 * 0.5 + 0.5 * 0.25 * math.exp(-(0.3 - 0.05) / 0.2)) / 2
+    assert losses["size"].item() == pytest.approx(expected)
+    plain = {name: value for name, value in arguments.items() if name != "logits"}
+    _, losses = MinMaxEntropyLoss(size_loss="area", size_condition="sufficient")(**plain)
+    assert losses["size"].item() == pytest.approx(0.375)  # there is nothing to compare with
+
+
+def test_sufficiency_has_no_gradient_and_is_finite():
+    losses = [torch.tensor([0.0, 1e4, 0.0], requires_grad=True), torch.tensor([0.0, 0.0, 1e4], requires_grad=True)]
+    found = sufficiency(*losses)
+    assert found.tolist() == [1.0, 0.0, 0.0] and not found.requires_grad
+
+
+def test_sufficiency_of_several_labels():
+    """The product of the probabilities of what is there and of what is not."""
+    logits, target = torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 0.0]])
+    criterion = MinMaxEntropyLoss(task="multilabel", size_loss="area", size_condition="sufficient")
+    mask = torch.full((1, 1, 2, 2), 0.5)
+    _, losses = criterion(target, logits, logits, mask=mask)
+    assert losses["size"].item() == pytest.approx(0.5 / (1 + math.exp(-2)) / (1 + math.exp(-1)))
 
 
 def test_localizer_loss_from_erasing(arguments):
