@@ -98,19 +98,19 @@ def split_regions(images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return (images * mask).to(images.dtype), (images * (1 - mask)).to(images.dtype)
 
 
-def control_mask(mask: Tensor) -> Tensor:
+def control_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Masks that say nothing about the image they are for: by the toss of a coin for each image, 1 everywhere (the
     whole image) or the mask of the image before it in the batch.
 
     What a classifier finds under such a mask it has found in the pixels; the mask's own place and shape can't have told
-    it (`MinMaxEntropyLoss`, the term `control`). The one image of a batch of one is seen whole.
+    it (`minmax_entropy.losses.MinMaxEntropyLoss`). The one image of a batch of one is seen whole.
 
     Args:
         mask: `[B, 1, H, W]` in [0, 1].
 
     Returns:
-        `[B, 1, H, W]`, without gradient.
+        Masks `[B, 1, H, W]`, without gradient; and whether they are of the whole image, bool `[B]`.
     """
     others = mask.detach().roll(1, dims=0)
-    whole = torch.rand(len(mask), 1, 1, 1, device=mask.device) < (0.5 if len(mask) > 1 else 1.0)
-    return torch.where(whole, 1.0, others)
+    whole = torch.rand(len(mask), device=mask.device) < (0.5 if len(mask) > 1 else 1.0)
+    return torch.where(whole[:, None, None, None], 1.0, others), whole
