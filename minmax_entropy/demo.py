@@ -45,7 +45,7 @@ class Method:
 CAM = Method("CAM baseline", dict(MODEL, preset="cam"))
 OURS = Method("min-max entropy", dict(MODEL, preset="refined"))
 CAM_REFINED = "CAM baseline, refined"  # the same weights, with a refinement as ours, at the same scales
-# Erasing makes larger masks, for which a higher threshold is right (docs/results/localization.md).
+# Erasing makes larger masks, for which a higher threshold is right (docs/results/localization_appendix.md).
 ERASING = Method("min-max entropy + erasing", dict(OURS.settings, mask_refinement=dict(sigma=0.55)), ERASING_STEPS)
 
 

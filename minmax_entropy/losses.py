@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minmax_entropy.checks import check_choice, check_number
+from minmax_entropy.mask import without_border
 from minmax_entropy.tasks import TASKS
 
 
@@ -113,6 +114,23 @@ def area(mask: Tensor) -> Tensor:
     return mask.mean(dim=(1, 2, 3))
 
 
+def border_area(mask: Tensor) -> Tensor:
+    """Part of the area that lies along the border of the image, within 8 % of each side: a price on the border.
+
+    Where the evidence for a class is everywhere, as in the texture of a surface, nothing but this keeps the mask from a
+    strip along the border.
+
+    Args:
+        mask: `[B, 1, H, W]` in [0, 1].
+
+    Returns:
+        `[B]` in [0, 0.3].
+    """
+    rows, columns = without_border(*mask.shape[-2:])
+    inner = mask[..., rows, columns].sum(dim=(1, 2, 3))
+    return mask.mean(dim=(1, 2, 3)) - inner / (mask.shape[-2] * mask.shape[-1])
+
+
 # Nats of cross-entropy that X+ may have over the whole image while its area counts in full, and over which what it
 # counts then falls to a third: docs/results/localization.md, "Questions".
 SUFFICIENT_MARGIN, SUFFICIENT_SLACK = 0.05, 0.2
@@ -178,8 +196,8 @@ class MinMaxEntropyLoss(nn.Module):
         size_loss: None, "area" (a price on `mean(M+)`) or "barrier" (log-barrier on the areas of both regions).
         size_condition: None, or "sufficient": the size term of an image counts only as far as its region decides the
             class (`sufficiency`). Without it a high weight of the area empties masks before the classes are learned.
-        localizer_weight, foreground_weight, background_weight, size_weight, control_weight: factor of each term, 0 or
-            more. A control term of weight 0 is not computed.
+        localizer_weight, foreground_weight, background_weight, size_weight, control_weight, border_weight: factor of
+            each term, 0 or more. Terms of control and border (`border_area`, ours) of weight 0 are not computed.
         label_smoothing: share of each label that goes to all classes alike, in [0, 1) (Szegedy et al., CVPR 2016).
         class_weights: factor of the cross-entropies by class, K numbers of 0 or more; with a mean of 1 over the images
             the terms keep their balance (`minmax_entropy.data.class_weights`). An image's loss does not depend on the
@@ -195,6 +213,7 @@ class MinMaxEntropyLoss(nn.Module):
         background_weight: float = 1.0,
         size_weight: float = 1.0,
         control_weight: float = 0.0,
+        border_weight: float = 0.0,
         size_condition: str | None = None,
         task: str = "multiclass",
         label_smoothing: float = 0.0,
@@ -225,6 +244,7 @@ class MinMaxEntropyLoss(nn.Module):
             "background": background_weight,
             "size": size_weight,
             "control": control_weight,
+            "border": border_weight,
         }
         for name, weight in self.weights.items():
             check_number(f"{name}_weight", weight)
@@ -276,7 +296,7 @@ class MinMaxEntropyLoss(nn.Module):
         Args:
             target: class indices `[B]`; `[B, K]` of zeros and ones for the multilabel task.
             localizer_logits, logits, background_logits: `[B, K]` each: localizer, classifier on X+, classifier on X-.
-            mask: `[B, 1, H, W]`, for the size term.
+            mask: `[B, 1, H, W]`, for the terms of size and border.
             localizer_loss: `[B]`, takes the place of `CE(localizer_logits, target)`; erasing sums it over its passes.
             control: what the classifier says of the images under control masks, and of a blank one.
 
@@ -296,6 +316,8 @@ class MinMaxEntropyLoss(nn.Module):
                 certainty = TASKS[self.task].loss
                 size = size * sufficiency(certainty(localizer_logits, target), certainty(logits, target))
             losses["size"] = size.mean()
+        if mask is not None and self.weights["border"] > 0:
+            losses["border"] = border_area(mask).mean()
         if control is not None:
             losses["control"] = self._control(control, target)
         weights = {**self.weights, "size": self.size_share * self.weights["size"]}

@@ -14,6 +14,8 @@ MASK_SOURCES = ("expected", "predicted")
 # A range of so many roundings of the largest value is a flat map: resizing a constant map leaves a few.
 FLAT_ROUNDINGS = 16
 
+BORDER = 0.08  # of each side of an image: what counts as its border
+
 
 def weighted_map(maps: Tensor, weights: Tensor) -> Tensor:
     """Class maps, weighted and summed: `T = sum_k w_k A_k`.
@@ -96,6 +98,11 @@ def split_regions(images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         Foreground and background, `[B, C, H, W]` each, in the images' dtype.
     """
     return (images * mask).to(images.dtype), (images * (1 - mask)).to(images.dtype)
+
+
+def without_border(height: int, width: int, share: float = BORDER) -> tuple[slice, slice]:
+    """Rows and columns of an image that are no part of its border, which is a `share` of each side."""
+    return tuple(slice(round(share * side), side - round(share * side)) for side in (height, width))
 
 
 def control_mask(mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,8 +67,8 @@ class WSLOutput(NamedTuple):
         localizer_logits: `[B, K]` of the images at their own size. With erasing, those of the first pass.
         localizer_maps: `[B, K, h, w]` class activation maps, likewise.
         background_logits: `[B, K]` of the classifier on the irrelevant region X-.
-        losses: the unweighted terms by name: `localizer`, `foreground`, `background`, `size`, `control`; with a
-            target only.
+        losses: the unweighted terms by name: `localizer`, `foreground`, `background`, `size`, `border`,
+            `control`; with a target only.
     """
 
     loss: Tensor | None = None
@@ -114,9 +114,9 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
             and the heads are trained.
         freeze_bn: keep the BatchNorm layers of the backbone as they are: their statistics, scale and shift. By default
             ("pretrained") where `pretrained` loads their weights, which gave lower errors and better masks
-            (docs/results/localization.md), and not elsewhere: in a fresh ResNet of timm's the scale of each residual
-            branch is 0, which would stay. The configuration has what it came to, True or False. Give True for a module
-            with weights of its own, and where `checkpoint_path` goes on with such a model.
+            (docs/results/localization_appendix.md), and not elsewhere: in a fresh ResNet of timm's the scale of each
+            residual branch is 0, which would stay. The configuration has what it came to, True or False. Give True for
+            a module with weights of its own, and where `checkpoint_path` goes on with such a model.
         bn_statistics: the running statistics of the localizer's BatchNorm layers, where they are trained, are of all
             "passes", over images, erased images, X+ and X-, as in the authors' implementation, or of the "images"
             alone, which is what the localizer meets in evaluation: for `decision="localizer"`. A classifier that shares
@@ -139,12 +139,13 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
             pictures; it takes no part in the training.
         min_probability: images whose class has less are answered with "nothing here" by the engine and the command
             line: an empty mask, and no class; in [0, 1]. Every map has a highest place, so masks themselves don't say
-            whether there is an object (`minmax_entropy.engine.choose_min_probability`, docs/results/localization.md).
-            The model itself, and what is exported, leave it to the caller. For the multiclass task.
+            whether there is an object (`minmax_entropy.engine.choose_min_probability`,
+            docs/results/localization_appendix.md). The model itself, and what is exported, leave it to the caller. For
+            the multiclass task.
         empty_classes: indices of classes whose images hold no object, such as "good" beside kinds of defects (our
             extension, for the multiclass task). In evaluation the mask is made of the other classes' maps alone, and
             where one of these is predicted, the engine and the command line leave it empty; the model itself, and what
-            is exported, leave that to the caller. The training is the same (docs/results/localization.md).
+            is exported, leave that to the caller. The training is the same (docs/results/localization_appendix.md).
         mask_refinement: a dictionary of options of `AffinityRefinement` ({} for its defaults), which in evaluation mode
             brings the map to the image's edges, and may have a `sigma` of its own for it; None leaves the map as it is.
             Training through it costs more and gave the same (docs/results/localization_trials.md).
@@ -164,7 +165,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
             without a size term the mask then grows to the whole image, a trivial optimum. By default True without
             `size_loss`, False with it.
         background_loss, size_loss, size_condition, localizer_weight, foreground_weight, background_weight, size_weight,
-            control_weight, label_smoothing, class_weights: see `MinMaxEntropyLoss`.
+            control_weight, border_weight, label_smoothing, class_weights: see `MinMaxEntropyLoss`.
         erasing_steps, erasing_sigma, erasing_scope, erasing_reduction, erasing_fallback, erasing_normalize_trust: see
             `RecursiveErasing`; `model.erasing.steps` may be set between epochs.
         checkpoint_passes: keep the features of no pass for the backward, compute them again there: with U erasing
@@ -223,6 +224,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         background_weight: float = 1.0,
         size_weight: float = 1.0,
         control_weight: float = 0.0,
+        border_weight: float = 0.0,
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | None = None,
         erasing_steps: int = 0,
@@ -319,6 +321,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
             background_weight=background_weight,
             size_weight=size_weight,
             control_weight=control_weight,
+            border_weight=border_weight,
             size_condition=size_condition,
             task=task,
             label_smoothing=label_smoothing,

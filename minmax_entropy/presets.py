@@ -52,9 +52,10 @@ PRESETS: dict[str, dict] = {
     ),
     "area": _AREA,
     "refined": dict(
-        **{**_AREA, "size_weight": 4.0},
+        **{**_AREA, "size_weight": 2.0},
         size_condition="sufficient",
         control_weight=1.0,
+        border_weight=2.0,
         decision="localizer",
         bn_statistics="images",
         mask_refinement=dict(

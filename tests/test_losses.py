@@ -11,6 +11,7 @@ from minmax_entropy import MinMaxEntropyLoss
 from minmax_entropy.losses import (
     Control,
     area,
+    border_area,
     log_barrier,
     negative_entropy,
     size_barrier,
@@ -191,6 +192,16 @@ def test_the_area_counts_as_far_as_the_region_decides(arguments):
     plain = {name: value for name, value in arguments.items() if name != "logits"}
     _, losses = MinMaxEntropyLoss(size_loss="area", size_condition="sufficient")(**plain)
     assert losses["size"].item() == pytest.approx(0.375)  # there is nothing to compare with
+
+
+def test_border_term(arguments):
+    mask = torch.zeros(2, 1, 50, 100, dtype=torch.float64)
+    mask[0, :, :4] = 1.0  # the upper part of the border
+    mask[0, :, 20:30, 20:30] = 1.0
+    mask[1, :, :, 96] = 0.5
+    _, losses = MinMaxEntropyLoss(border_weight=2.0)(**{**arguments, "mask": mask})
+    assert losses["border"].item() == pytest.approx((4 * 100 + 50 * 0.5) / 5000 / 2)
+    assert border_area(torch.ones(1, 1, 50, 100)).item() == pytest.approx(1 - 0.84**2)
 
 
 def test_sufficiency_has_no_gradient_and_is_finite():

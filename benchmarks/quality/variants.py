@@ -51,6 +51,7 @@ def _empty(name: str) -> Method:
 
 
 TWO_PASSES = dict(erasing_steps=2)
+_PRICE = dict(size_condition=None, size_weight=1.0)  # of the area, whatever the region decides
 
 VARIANTS: dict[str, Method] = {
     # Evaluation.
@@ -77,8 +78,12 @@ VARIANTS: dict[str, Method] = {
     "detached": _trained("mask detached, no size term", detach_mask=True, size_loss=None),
     "no-size": _trained("gradient through the mask, no size term", detach_mask=False, size_loss=None),
     "barrier": _trained("log-barrier on both areas", size_loss="barrier"),
-    "area-0.5": _trained("area price 0.5", size_weight=0.5),
-    "area-2": _trained("area price 2", size_weight=2.0),
+    "area-1": _trained("area, weight 1", size_weight=1.0),
+    "area-4": _trained("area, weight 4", size_weight=4.0),
+    "before": _trained("no control, no condition, area weight 1", control_weight=0.0, **_PRICE),
+    "no-control": _trained("no control", control_weight=0.0),
+    "no-condition": _trained("no condition on the area, weight 1", **_PRICE),
+    "control-0.5": _trained("control, half", control_weight=0.5),
     "no-background": _trained("no background term", background_weight=0.0),
     "background-0.5": _trained("background term, half", background_weight=0.5),
     "background-2": _trained("background term twice", background_weight=2.0),
@@ -114,7 +119,7 @@ VARIANTS: dict[str, Method] = {
     ),
     "erasing-sigma-1": _trained("erasing, 2 passes, erasing_sigma 1", TWO_PASSES, erasing_sigma=1.0),
     "erasing-sigma-100": _trained("erasing, 2 passes, erasing_sigma 100", TWO_PASSES, erasing_sigma=100.0),
-    "slow-price": _trained("price rises over a fifth", dict(size_warmup=0.2)),
+    "slow-price": _trained("weight of the area rises over a fifth", dict(size_warmup=0.2)),
     "refined-5e-4": _trained("learning rate 5e-4", dict(lr=5e-4)),
     # What the library does not have; steps of photographs (138) and of embedded images (621).
     "prior": _trained(
@@ -155,7 +160,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "preset": ("refined", "refined-one-scale", "refined-no-zoom"),
     # Asked of every kind of images.
     "questions": (
-        *("detached", "no-size", "barrier", "area-0.5", "area-2"),
+        *("detached", "no-size", "barrier", "area-1", "area-4"),
+        *("before", "no-control", "no-condition", "control-0.5"),
         *("no-background", "eem", "foreground-2", "localizer-2", "sigma-0.5", "omega-4", "omega-16", "batch"),
         *("average", "lse", "attention", "scale-0.75", "scale-1", "separate"),
         *("erasing", "erasing-2", "erasing-2-0.55"),

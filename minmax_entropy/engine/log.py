@@ -6,7 +6,7 @@ from pathlib import Path
 
 # Panels of the picture: title, and the columns that it shows where the log has them.
 PANELS = {
-    "loss": ("loss", "localizer", "foreground", "background", "size", "control"),
+    "loss": ("loss", "localizer", "foreground", "background", "size", "border", "control"),
     "classification error": ("train_error", "valid_error"),
     "mean mask": ("mask_area", "valid_mask_area"),
     "localization (validation)": ("valid_f1_foreground", "valid_f1_background", "valid_pxap"),

@@ -36,7 +36,7 @@ class Selection:
     By the error it is the latest epoch within `tolerance` standard errors of the lowest one, or so many images where
     that is more (with 1 the one-standard-error rule of Breiman et al., "Classification and Regression Trees", 1984).
     What is within that is chance, and a mask goes on getting better when the classes are learned
-    (docs/results/localization.md).
+    (docs/results/localization_appendix.md).
 
     Args:
         accelerator: of the training; each process evaluates its share of the images.

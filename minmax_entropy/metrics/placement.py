@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from minmax_entropy.mask import BORDER, without_border
 from minmax_entropy.metrics.state import MergeableState
 
-BORDER = 0.08  # of each side
 GRID = 32  # places along a side
 
 
@@ -29,8 +29,7 @@ def border_share(marked: np.ndarray, width: float = BORDER) -> float:
     >>> border_share(marked)
     0.5
     """
-    inner = tuple(slice(round(width * side), side - round(width * side)) for side in marked.shape)
-    total, inside = np.count_nonzero(marked), np.count_nonzero(marked[inner])
+    total, inside = np.count_nonzero(marked), np.count_nonzero(marked[without_border(*marked.shape, width)])
     return float((total - inside) / total) if total else float("nan")
 
 
