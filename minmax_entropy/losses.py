@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -157,20 +156,7 @@ def sufficiency(localizer_loss: Tensor, foreground_loss: Tensor) -> Tensor:
 BACKGROUND_LOSSES = {"sem": uniform_cross_entropy, "eem": negative_entropy}
 BINARY_BACKGROUND_LOSSES = {"sem": binary_uniform_cross_entropy, "eem": binary_negative_entropy}
 SIZE_LOSSES = {"barrier": size_barrier, "area": area}
-# How far a blank image is from undecided, 0 or more.
-BLANK_LOSSES = {
-    "multiclass": lambda logits: uniform_cross_entropy(logits) - math.log(logits.shape[1]),
-    "multilabel": lambda logits: (binary_uniform_cross_entropy(logits) - math.log(2)).sum(dim=1),
-}
 SIZE_CONDITIONS = (None, "sufficient")
-
-
-class Control(NamedTuple):
-    """What the classifier says of images that a mask can't have told it about."""
-
-    logits: Tensor  # [B, K] of the images, whole or under the mask of the image before
-    whole: Tensor  # [B] bool, which of the two
-    blank_logits: Tensor  # [1, K] of an image of zeros
 
 
 class MinMaxEntropyLoss(nn.Module):
@@ -183,12 +169,11 @@ class MinMaxEntropyLoss(nn.Module):
     The classes that an image does not have are left out: no region shows their absence, so hiding one must not put it
     in doubt.
 
-    The control term is ours, beyond the paper. Localizer and classifier are trained together, and without it they may
-    agree on a code: a mask at any place where there is nothing, which tells the class by where it is, while the
-    classifier no longer sees the object (Yu et al., "Rethinking Cooperative Rationalization", EMNLP 2019; Jethani et
-    al., "Have We Learned to Explain?", AISTATS 2021). So the classifier has to find the class in whole images as well;
-    under the mask of another image it must not find that image's class; and a blank image must leave it undecided, as a
-    class is otherwise told by the absence of the others.
+    The control term, `CE(logits_c, y)`, is ours, beyond the paper. Localizer and classifier are trained together, and
+    without it they may agree on a code: a mask at any place where there is nothing, which tells the class by where it
+    is, while the classifier no longer sees the object (Yu et al., "Rethinking Cooperative Rationalization", EMNLP 2019;
+    Jethani et al., "Have We Learned to Explain?", AISTATS 2021). Under masks that say nothing about the class
+    (`minmax_entropy.mask.control_mask`), the classifier has to find it in the pixels.
 
     Args:
         task: "multiclass" (one class an image) or "multilabel" (any number of them).
@@ -289,7 +274,7 @@ class MinMaxEntropyLoss(nn.Module):
         background_logits: Tensor | None = None,
         mask: Tensor | None = None,
         localizer_loss: Tensor | None = None,
-        control: Control | None = None,
+        control_logits: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Terms whose input is None are left out (a plain CAM has only the first).
 
@@ -298,7 +283,7 @@ class MinMaxEntropyLoss(nn.Module):
             localizer_logits, logits, background_logits: `[B, K]` each: localizer, classifier on X+, classifier on X-.
             mask: `[B, 1, H, W]`, for the terms of size and border.
             localizer_loss: `[B]`, takes the place of `CE(localizer_logits, target)`; erasing sums it over its passes.
-            control: what the classifier says of the images under control masks, and of a blank one.
+            control_logits: `[B, K]`, classifier on the image under a control mask.
 
         Returns:
             The weighted sum (scalar), and the unweighted terms (scalars, mean over the batch) by name.
@@ -318,19 +303,10 @@ class MinMaxEntropyLoss(nn.Module):
             losses["size"] = size.mean()
         if mask is not None and self.weights["border"] > 0:
             losses["border"] = border_area(mask).mean()
-        if control is not None:
-            losses["control"] = self._control(control, target)
+        if control_logits is not None:
+            losses["control"] = self.cross_entropy(control_logits, target).mean()
         weights = {**self.weights, "size": self.size_share * self.weights["size"]}
         return sum(weights[name] * value for name, value in losses.items()), losses
-
-    def _control(self, control: Control, target: Tensor) -> Tensor:
-        """A scalar, 0 where nothing is told by a mask."""
-        others = target.roll(1, dims=0)
-        alike = (others == target).reshape(len(target), -1).all(dim=1)
-        own = self.cross_entropy(control.logits, target)  # [B]
-        told = TASKS[self.task].told(control.logits, target, others)  # [B]
-        undecided = BLANK_LOSSES[self.task](control.blank_logits)
-        return torch.where(control.whole | alike, own, told).mean() + undecided.mean()
 
     def _background(self, logits: Tensor, target: Tensor) -> Tensor:
         """`[B, K]` to `[B]`."""

@@ -105,19 +105,19 @@ def without_border(height: int, width: int, share: float = BORDER) -> tuple[slic
     return tuple(slice(round(share * side), side - round(share * side)) for side in (height, width))
 
 
-def control_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
+def control_mask(mask: Tensor) -> Tensor:
     """Masks that say nothing about the image they are for: by the toss of a coin for each image, 1 everywhere (the
     whole image) or the mask of the image before it in the batch.
 
     What a classifier finds under such a mask it has found in the pixels; the mask's own place and shape can't have told
-    it (`minmax_entropy.losses.MinMaxEntropyLoss`). The one image of a batch of one is seen whole.
+    it (`MinMaxEntropyLoss`, the term `control`). The one image of a batch of one is seen whole.
 
     Args:
         mask: `[B, 1, H, W]` in [0, 1].
 
     Returns:
-        Masks `[B, 1, H, W]`, without gradient; and whether they are of the whole image, bool `[B]`.
+        `[B, 1, H, W]`, without gradient.
     """
     others = mask.detach().roll(1, dims=0)
-    whole = torch.rand(len(mask), device=mask.device) < (0.5 if len(mask) > 1 else 1.0)
-    return torch.where(whole[:, None, None, None], 1.0, others), whole
+    whole = torch.rand(len(mask), 1, 1, 1, device=mask.device) < (0.5 if len(mask) > 1 else 1.0)
+    return torch.where(whole, 1.0, others)

@@ -34,7 +34,7 @@ from minmax_entropy.erasing import RecursiveErasing
 from minmax_entropy.heads import create_head
 from minmax_entropy.inputs import check_images, check_target, class_index, either
 from minmax_entropy.keywords import Keywords
-from minmax_entropy.losses import Control, MinMaxEntropyLoss
+from minmax_entropy.losses import MinMaxEntropyLoss
 from minmax_entropy.mask import (
     MASK_SOURCES,
     NORMALIZATIONS,
@@ -376,13 +376,13 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         else:
             localizer_logits, maps, mask = self._localize(images)
 
-        foreground_logits = background_logits = control = None
+        foreground_logits = background_logits = control_logits = None
         if self.classifier is not None and (background or target is not None or self.classifier_decides):
             relevant, irrelevant = split_regions(images, mask)  # [B, C, H, W] each
             foreground_logits = self.classify(relevant)  # [B, K]
             background_logits = self.classify(irrelevant) if background else None
             if target is not None and self.training and self.criterion.weights["control"] > 0:
-                control = self.control(images, mask)
+                control_logits = self.classify(self.control_region(images, mask))
 
         logits = foreground_logits if self.classifier_decides else localizer_logits
         output = WSLOutput(None, logits, mask, localizer_logits, maps, background_logits)
@@ -395,7 +395,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
             background_logits,
             None if self.classifier is None else mask,
             localizer_loss,
-            control,
+            control_logits,
         )
         return output._replace(loss=loss, losses=losses)
 
@@ -541,13 +541,9 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         logits, _ = self._head(self.classifier, features)
         return logits
 
-    def control(self, images: Tensor, mask: Tensor) -> Control:
-        """The classifier on images `[B, C, H, W]` under masks that say nothing about them, made of those of the batch
-        `[B, 1, H, W]`, and on a blank image; in one pass."""
-        masks, whole = control_mask(mask)
-        regions = torch.cat([(images * masks).to(images.dtype), torch.zeros_like(images[:1])])
-        logits, blank_logits = self.classify(regions).split([len(images), 1])
-        return Control(logits, whole, blank_logits)
+    def control_region(self, images: Tensor, mask: Tensor) -> Tensor:
+        """Images `[B, C, H, W]` under masks that say nothing about them, made of those of the batch `[B, 1, H, W]`."""
+        return (images * control_mask(mask)).to(images.dtype)
 
     def classifier_size(self, height: int, width: int) -> tuple[int, int]:
         """Size of the classifier's input for images of `height` x `width`.

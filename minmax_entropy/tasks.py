@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,12 +31,6 @@ class Multiclass:
         """Whether the prediction is right (`[B]`, bool), and the probability of what is predicted (`[B]`)."""
         confidence, predicted = logits.softmax(dim=1).max(dim=1)
         return predicted == target, confidence
-
-    @staticmethod
-    def told(logits: Tensor, target: Tensor, other: Tensor) -> Tensor:
-        """How far an image is taken for the class of another, `max(log(K p_other), 0)`: `[B]`, 0 up to chance."""
-        log_probability = logits.log_softmax(dim=1).gather(1, other[:, None])[:, 0]
-        return (log_probability + math.log(logits.shape[1])).clamp(min=0)
 
     @staticmethod
     def check(target: Tensor, batch: int, num_classes: int) -> None:
@@ -93,13 +85,6 @@ class Multilabel:
         count = labelled.sum(dim=1)
         right = ((logits >= 0) | (labelled == 0)).all(dim=1) & (count > 0)
         return right, (logits.sigmoid() * labelled).sum(dim=1) / count.clamp(min=1)
-
-    @staticmethod
-    def told(logits: Tensor, target: Tensor, other: Tensor) -> Tensor:
-        """How far an image is taken to have classes that another has and it has not: the sum over them of
-        `max(log(2 p_k), 0)`, `[B]`, 0 up to chance."""
-        more = (other.to(logits.dtype) - target.to(logits.dtype)).clamp(min=0)
-        return ((F.logsigmoid(logits) + math.log(2)).clamp(min=0) * more).sum(dim=1)
 
     @staticmethod
     def check(target: Tensor, batch: int, num_classes: int) -> None:

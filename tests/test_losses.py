@@ -4,12 +4,10 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import minmax_entropy as mme
 from minmax_entropy import MinMaxEntropyLoss
 from minmax_entropy.losses import (
-    Control,
     area,
     border_area,
     log_barrier,
@@ -140,44 +138,10 @@ def test_absent_terms(arguments, absent, keys):
 
 
 def test_control_term(arguments):
-    """The first image whole; the second under the mask of the first, of another class, which is taken for it."""
-    logits = logits_of([0.25, 0.5, 0.25], [0.5, 0.25, 0.25])
-    control = Control(logits, torch.tensor([True, False]), logits_of([0.5, 0.25, 0.25]))
-    loss, losses = MinMaxEntropyLoss(control_weight=3.0)(**arguments, control=control)
-    blank = -(math.log(0.5) + 2 * math.log(0.25)) / 3 - LOG3
-    assert losses["control"].item() == pytest.approx((math.log(4) + math.log(3 * 0.5)) / 2 + blank)
-    assert loss.item() == pytest.approx(sum(TERMS.values()) + 3 * losses["control"].item())
-
-
-@pytest.mark.parametrize(
-    ("probabilities", "target", "whole", "value"),
-    [
-        ([0.2, 0.2, 0.6], [2, 0], False, 0.0),  # the other image's class is below chance
-        ([0.2, 0.2, 0.6], [0, 2], False, math.log(3 * 0.6)),  # it is told by the mask
-        ([0.2, 0.2, 0.6], [0, 0], False, -math.log(0.2)),  # of one class: there is nothing to tell
-        ([0.2, 0.2, 0.6], [0, 2], True, -math.log(0.2)),
-    ],
-)
-def test_what_a_mask_may_tell(probabilities, target, whole, value):
-    """Of the first of two images, under the mask of the second; the second is certain and whole."""
-    target = torch.tensor(target)
-    second = F.one_hot(target[1], 3) * 1e3
-    logits = torch.stack([logits_of(probabilities)[0], second.double()])
-    blank = torch.zeros(1, 3, dtype=torch.float64)
-    control = Control(logits, torch.tensor([whole, True]), blank)
-    _, losses = MinMaxEntropyLoss(control_weight=1.0)(target, logits, control=control)
-    assert losses["control"].item() == pytest.approx(value / 2)
-
-
-def test_what_a_mask_may_tell_of_several_labels():
-    """The second image has the classes 0 and 1, the first 1 and 2: of it class 0 may be told."""
-    logits = torch.tensor([[2.0, 3.0, -4.0], [9.0, 9.0, -9.0]], dtype=torch.float64)
-    target = torch.tensor([[0, 1, 1], [1, 1, 0]])
-    control = Control(logits, torch.tensor([False, False]), torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64))
-    _, losses = MinMaxEntropyLoss(task="multilabel", control_weight=1.0)(target, logits, control=control)
-    sigmoid = [1 / (1 + math.exp(-value)) for value in (2, 1)]
-    blank = -(math.log(sigmoid[1]) + math.log(1 - sigmoid[1])) / 2 - math.log(2)
-    assert losses["control"].item() == pytest.approx(math.log(2 * sigmoid[0]) / 2 + blank)
+    control = logits_of([0.25, 0.5, 0.25], [0.5, 0.25, 0.25])
+    loss, losses = MinMaxEntropyLoss(control_weight=3.0)(**arguments, control_logits=control)
+    assert losses["control"].item() == pytest.approx(math.log(4))
+    assert loss.item() == pytest.approx(sum(TERMS.values()) + 3 * math.log(4))
 
 
 def test_the_area_counts_as_far_as_the_region_decides(arguments):

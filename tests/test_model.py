@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import minmax_entropy as mme
-from minmax_entropy.losses import Control
 
 SWIN = dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), img_size=(64, 96))
 KINDS = {
@@ -136,24 +135,23 @@ def test_localize_mask_split_classify(images, target, keywords):
 
 @pytest.mark.parametrize("steps", [0, 2])
 def test_control_term(images, target, steps):
-    """The classifier on each image under the mask of the other, or under none, and on a blank one; no gradient goes to
-    the mask."""
+    """The classifier on each image under the mask of the other, or under none; no gradient goes to that mask."""
     model = create(control_weight=2.0, foreground_weight=0.0, background_weight=0.0, erasing_steps=steps)
     model.backbone.eval()
     with Passes(model.backbone) as seen:
         output = model(images, target)
-    regions = seen[-1]
-    assert len(seen) == 4 + max(steps - 1, 0) and len(regions) == 3 and (regions[2] == 0).all()
+    control = seen[-1]
+    assert len(seen) == 4 + max(steps - 1, 0)
     alike = []
     for index, image in enumerate(images):
         choices = image, image * output.mask[1 - index]
         small = [F.interpolate(one[None], (32, 48), mode="bilinear", align_corners=True)[0] for one in choices]
-        alike.append([torch.allclose(regions[index], one, atol=1e-6) for one in small])
+        alike.append([torch.allclose(control[index], one, atol=1e-6) for one in small])
     assert all(sum(one) == 1 for one in alike)
-    scores, _ = model.classifier(model.backbone(regions))
-    control = Control(scores[:2], torch.tensor([first for first, _ in alike]), scores[2:])
-    expected = mme.MinMaxEntropyLoss(control_weight=2.0)(target, output.localizer_logits, control=control)
-    torch.testing.assert_close((output.loss, output.losses["control"]), (expected[0], expected[1]["control"]))
+    scores, _ = model.classifier(model.backbone(control))
+    torch.testing.assert_close(output.losses["control"], F.cross_entropy(scores, target))
+    expected = output.losses["localizer"] + 2 * output.losses["control"]
+    torch.testing.assert_close(output.loss, expected)
     output.losses["control"].backward()
     assert all(parameter.grad is None for parameter in model.localizer.parameters())
     assert all(parameter.grad is not None for parameter in model.classifier.parameters())

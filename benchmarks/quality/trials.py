@@ -64,6 +64,23 @@ class Whole(WSLModel):
         return output._replace(loss=output.loss + whole)
 
 
+class Control(WSLModel):
+    """Other control masks: of whole images alone, of other images alone, or of chance in the place of other images'."""
+
+    masks = "whole"
+
+    def control_region(self, images: Tensor, mask: Tensor) -> Tensor:
+        if self.masks == "whole":
+            return images
+        others = mask.detach().roll(1, dims=0)
+        if self.masks == "random":
+            coarse = torch.rand(len(images), 1, 4, 4, device=images.device) > 0.5
+            others = F.interpolate(coarse.to(mask.dtype), mask.shape[2:], mode="bilinear")
+            whole = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+            others = torch.where(whole, 1.0, others)
+        return (images * others).to(images.dtype)
+
+
 class Crop(WSLModel):
     """X+ is cut to the box of what the mask marks (at least half of each side), and enlarged to the classifier's size:
     what is relevant is seen at a higher resolution."""
@@ -120,6 +137,7 @@ TRIALS = {
     "top": Top,
     "learned": Learned,
     "whole": Whole,
+    "control": Control,
     "crop": Crop,
     "random-scale": RandomScale,
     None: WSLModel,
