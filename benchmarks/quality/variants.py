@@ -67,6 +67,7 @@ VARIANTS: dict[str, Method] = {
     "refined-classifier": _evaluated("the classifier decides", decision="classifier"),
     "refined-predicted": _evaluated("map of the predicted class", mask_source="predicted"),
     "refined-0.4": _evaluated("sigma 0.4", **_refinement(sigma=0.4)),
+    "refined-0.55": _evaluated("sigma 0.55", **_refinement(sigma=0.55)),
     "refined-0.6": _evaluated("sigma 0.6", **_refinement(sigma=0.6)),
     "refined-linear": _evaluated(
         "no compression, temperature 0.2, sigma 0.4", **_refinement(compression=0.0, temperature=0.2, sigma=0.4)
