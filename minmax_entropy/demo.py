@@ -46,7 +46,7 @@ CAM = Method("CAM baseline", dict(MODEL, preset="cam"))
 OURS = Method("min-max entropy", dict(MODEL, preset="refined"))
 CAM_REFINED = "CAM baseline, refined"  # the same weights, with a refinement as ours, at the same scales
 # Erasing makes larger masks, for which a higher threshold is right (docs/results/localization_appendix.md).
-ERASING = Method("min-max entropy + erasing", dict(OURS.settings, mask_refinement=dict(sigma=0.55)), ERASING_STEPS)
+ERASING = Method("min-max entropy + erasing", dict(OURS.settings, mask_refinement=dict(sigma=0.6)), ERASING_STEPS)
 
 
 def run_demo(output: Path, seed: int = 0, epochs: int = EPOCHS, train_images: int = TRAIN_IMAGES) -> dict[str, dict]:

@@ -1,5 +1,5 @@
 """Named settings of a model, as data. A keyword given beside a preset wins over it; a dictionary of options, without
-a name, option by option: `preset="refined", mask_refinement=dict(sigma=0.55)`.
+a name, option by option: `preset="refined", mask_refinement=dict(sigma=0.6)`.
 
 `refined`
     What measured best: gradient through the mask; an area that is kept small only as far as the region decides the
@@ -59,7 +59,7 @@ PRESETS: dict[str, dict] = {
         decision="localizer",
         bn_statistics="images",
         mask_refinement=dict(
-            iterations=10, dilations=(1, 2, 4, 8), temperature=0.15, scale=4, sigma=0.5, compression=0.4
+            iterations=10, dilations=(1, 2, 4, 8), temperature=0.15, scale=4, sigma=0.55, compression=0.4
         ),
         evaluation_scales=(0.75, 1.0, 1.5),
         evaluation_flip=True,

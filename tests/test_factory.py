@@ -198,11 +198,11 @@ def test_presets_set_keywords_and_given_ones_win(preset):
 def test_options_beside_a_preset_win_one_by_one():
     own = mme.PRESETS["refined"]
     create = functools.partial(mme.create_model, "wsl_test_resnet", num_classes=2, preset="refined")
-    model = create(mask_refinement=dict(sigma=0.55), evaluation_zoom=dict(below=0.2))
-    assert model.mask_refinement == {**own["mask_refinement"], "sigma": 0.55}
+    model = create(mask_refinement=dict(sigma=0.65), evaluation_zoom=dict(below=0.2))
+    assert model.mask_refinement == {**own["mask_refinement"], "sigma": 0.65}
     assert model.evaluation_zoom == {**own["evaluation_zoom"], "below": 0.2}
-    assert mme.WSLModel("test_resnet", 2, preset="refined", mask_refinement={}).mask_refinement["sigma"] == 0.5
-    assert create(mask_refinement=None).mask_refinement is None and own["mask_refinement"]["sigma"] == 0.5
+    assert mme.WSLModel("test_resnet", 2, preset="refined", mask_refinement={}).mask_refinement["sigma"] == 0.55
+    assert create(mask_refinement=None).mask_refinement is None and own["mask_refinement"]["sigma"] == 0.55
     head = dict(name="wildcat", kmax=1)  # another head takes none of the preset's options
     assert mme.WSLModel("test_resnet", 2, preset="reference", localizer=head).config["localizer"] == head
 

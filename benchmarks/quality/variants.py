@@ -67,7 +67,7 @@ VARIANTS: dict[str, Method] = {
     "refined-classifier": _evaluated("the classifier decides", decision="classifier"),
     "refined-predicted": _evaluated("map of the predicted class", mask_source="predicted"),
     "refined-0.4": _evaluated("sigma 0.4", **_refinement(sigma=0.4)),
-    "refined-0.55": _evaluated("sigma 0.55", **_refinement(sigma=0.55)),
+    "refined-0.5": _evaluated("sigma 0.5", **_refinement(sigma=0.5)),
     "refined-0.6": _evaluated("sigma 0.6", **_refinement(sigma=0.6)),
     "refined-linear": _evaluated(
         "no compression, temperature 0.2, sigma 0.4", **_refinement(compression=0.0, temperature=0.2, sigma=0.4)
@@ -113,7 +113,7 @@ VARIANTS: dict[str, Method] = {
     # Erasing and the recipe.
     "erasing": _trained("erasing, 4 passes", dict(erasing_steps=4)),
     "erasing-2": _trained("erasing, 2 passes", TWO_PASSES),
-    "erasing-2-0.55": _evaluated("erasing, 2 passes, sigma 0.55 in evaluation", "erasing-2", **_refinement(sigma=0.55)),
+    "erasing-2-0.6": _evaluated("erasing, 2 passes, sigma 0.6 in evaluation", "erasing-2", **_refinement(sigma=0.6)),
     "erasing-late": _trained("erasing, 4 passes, from the sixth epoch", dict(erasing_steps=4, erasing_from_epoch=5)),
     "erasing-blank": _trained(
         "erasing, 4 passes, untrusted images blank", dict(erasing_steps=4), erasing_fallback="blank"
@@ -165,7 +165,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("before", "no-control", "no-condition", "control-0.5"),
         *("no-background", "eem", "foreground-2", "localizer-2", "sigma-0.5", "omega-4", "omega-16", "batch"),
         *("average", "lse", "attention", "scale-0.75", "scale-1", "separate"),
-        *("erasing", "erasing-2", "erasing-2-0.55"),
+        *("erasing", "erasing-2", "erasing-2-0.6"),
     ),
     "evaluation": (
         *("refined-unflipped", "refined-1.25", "refined-2", "refined-plain", "refined-plain-one-scale"),
