@@ -81,7 +81,11 @@ VARIANTS: dict[str, Method] = {
     "barrier": _trained("log-barrier on both areas", size_loss="barrier"),
     "area-1": _trained("area, weight 1", size_weight=1.0),
     "area-4": _trained("area, weight 4", size_weight=4.0),
-    "before": _trained("no control, no condition, area weight 1", control_weight=0.0, **_PRICE),
+    "before": _trained(
+        "no control, no border term, no condition, area weight 1", control_weight=0.0, border_weight=0.0, **_PRICE
+    ),
+    "border-alone": _trained("no control, no condition, area weight 1", control_weight=0.0, **_PRICE),
+    "no-border": _trained("no border term", border_weight=0.0),
     "no-control": _trained("no control", control_weight=0.0),
     "no-condition": _trained("no condition on the area, weight 1", **_PRICE),
     "control-0.5": _trained("control, half", control_weight=0.5),
@@ -162,7 +166,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     # Asked of every kind of images.
     "questions": (
         *("detached", "no-size", "barrier", "area-1", "area-4"),
-        *("before", "no-control", "no-condition", "control-0.5"),
+        *("before", "border-alone", "no-border", "no-control", "no-condition", "control-0.5"),
         *("no-background", "eem", "foreground-2", "localizer-2", "sigma-0.5", "omega-4", "omega-16", "batch"),
         *("average", "lse", "attention", "scale-0.75", "scale-1", "separate"),
         *("erasing", "erasing-2", "erasing-2-0.6"),
