@@ -139,14 +139,14 @@ METHODS: dict[str, Method] = {
     ),
     "area": Method("min-max entropy, area price", dict(preset="area")),
     # Trained anew, and not as "area": the localizer's error chooses the epoch.
-    "refined": Method("min-max entropy, refined", dict(preset="refined")),
+    "refined": Method("min-max entropy, area and control, refined", dict(preset="refined")),
     "refined-one-scale": Method(
-        "min-max entropy, refined, one look",
+        "min-max entropy, area and control, refined, one look",
         trained_as="refined",
         evaluated_with=ONE_LOOK,
     ),
     "refined-no-zoom": Method(
-        "min-max entropy, refined, no closer look",
+        "min-max entropy, area and control, refined, no closer look",
         trained_as="refined",
         evaluated_with=dict(evaluation_zoom=None),
     ),
