@@ -131,7 +131,7 @@ def border_area(mask: Tensor) -> Tensor:
 
 
 # Nats of cross-entropy that X+ may have over the whole image while its area counts in full, and over which what it
-# counts then falls to a third: docs/results/localization.md, "Questions".
+# counts then falls to a third; chosen by single trainings, with the weights of `preset="refined"`.
 SUFFICIENT_MARGIN, SUFFICIENT_SLACK = 0.05, 0.2
 
 
@@ -180,7 +180,8 @@ class MinMaxEntropyLoss(nn.Module):
         background_loss: "sem" (cross-entropy to the uniform distribution) or "eem" (negative entropy).
         size_loss: None, "area" (a price on `mean(M+)`) or "barrier" (log-barrier on the areas of both regions).
         size_condition: None, or "sufficient": the size term of an image counts only as far as its region decides the
-            class (`sufficiency`). Without it a high weight of the area empties masks before the classes are learned.
+            class (`sufficiency`, ours; of several labels, all of them together). Without it a high weight of the area
+            empties masks before the classes are learned.
         localizer_weight, foreground_weight, background_weight, size_weight, control_weight, border_weight: factor of
             each term, 0 or more. Terms of control and border (`border_area`, ours) of weight 0 are not computed.
         label_smoothing: share of each label that goes to all classes alike, in [0, 1) (Szegedy et al., CVPR 2016).

@@ -165,7 +165,8 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
             without a size term the mask then grows to the whole image, a trivial optimum. By default True without
             `size_loss`, False with it.
         background_loss, size_loss, size_condition, localizer_weight, foreground_weight, background_weight, size_weight,
-            control_weight, border_weight, label_smoothing, class_weights: see `MinMaxEntropyLoss`.
+            control_weight, border_weight, label_smoothing, class_weights: see `MinMaxEntropyLoss`; without a classifier
+            the localizer's term alone is there.
         erasing_steps, erasing_sigma, erasing_scope, erasing_reduction, erasing_fallback, erasing_normalize_trust: see
             `RecursiveErasing`; `model.erasing.steps` may be set between epochs.
         checkpoint_passes: keep the features of no pass for the backward, compute them again there: with U erasing
@@ -327,6 +328,8 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
             label_smoothing=label_smoothing,
             class_weights=class_weights,
         )
+        if detach_mask and self.criterion.weights["border"] > 0:
+            raise ValueError("border_weight needs detach_mask=False: no gradient reaches a detached mask")
         self.empty_classes = empty_classes
         if class_weights is not None and len(class_weights) != num_classes:
             raise ValueError(

@@ -254,9 +254,16 @@ def same_place(share):
         (rows_of(0, mask_area=0.01), {}, "masks mark next to nothing: a (0.01)"),
         (rows_of(0, mask_area=0.95), {}, "masks mark nearly the whole image: a (0.95)"),
         (
-            rows_of(0, classifier_swapped=0.0, swapped_with=1),
+            rows_of(0, swapped_with=1, swapped_answer=0),
             {},
             None,
+        ),
+        (rows_of(0, mask_area=0.5), {0: same_place(0.0)}, None),
+        (rows_of(0, classifier_whole=1.0, classifier_foreground=0.75), {}, None),
+        (
+            rows_of(0, classifier_whole=1.0, classifier_foreground=0.5),
+            {},
+            "the region does not decide the class: the classifier finds it in whole images, and not in X+: a (0.50)",
         ),
     ],
 )
@@ -266,9 +273,13 @@ def test_warnings(rows, places, expected):
 
 
 def test_warning_of_a_mask_that_is_a_code():
-    rows = rows_of(0) + [{**row, "classifier_swapped": 1.0, "swapped_with": 0} for row in rows_of(1)]
-    text = "the classifier reads the class off the mask: it finds it in images of other classes: a (1.00)"
-    assert warnings_of(evaluation_of(rows), ["a", "b"]) == [text]
+    first, second = rows_of(0, swapped_with=1, swapped_answer=1), rows_of(1, swapped_with=0, swapped_answer=0)
+    text = "the classifier reads the class off the mask: it finds it in images of other classes: a (1.00), b (1.00)"
+    assert warnings_of(evaluation_of(first + second), ["a", "b"]) == [text]
+    undecided = rows_of(0, swapped_with=1, swapped_answer=0) + second  # always the same answer
+    assert warnings_of(evaluation_of(undecided), ["a", "b"]) == []
+    three = rows_of(2, swapped_with=1, swapped_answer=0) + second
+    assert warnings_of(evaluation_of(three), ["a", "b", "c"]) == []
 
 
 def test_warning_of_classes_that_were_not_learned():

@@ -223,7 +223,7 @@ def _run(benchmark: Benchmark, combination: Combination) -> dict:
         preprocess_for(model, benchmark.size),
         skip_damaged=benchmark.run.get("skip_damaged", False),
         inference=Inference(**get_method(combination.method).inference),
-        probes=_probes(benchmark, combination),
+        probes=_probes(benchmark, combination, model),
     )
     names = benchmark.test.class_names
     content = {
@@ -237,13 +237,13 @@ def _run(benchmark: Benchmark, combination: Combination) -> dict:
     return row | content["figures"]
 
 
-def _probes(benchmark: Benchmark, combination: Combination) -> Probes:
+def _probes(benchmark: Benchmark, combination: Combination, model: nn.Module) -> Probes:
     """What is asked of the masks: of the plain classifier with the same seed as well, where it has been trained."""
     own = dataclasses.replace(combination, method=JUDGE)
-    trained = own.folder(benchmark.output) / "model"
-    if JUDGE not in benchmark.methods or not trained.is_dir():
+    is_trained = _trained_as(combination) == own or (own.folder(benchmark.output) / RESULTS_NAME).is_file()
+    if JUDGE not in benchmark.methods or not is_trained:
         return Probes()
-    judge = saved_model(benchmark, own)
+    judge = saved_model(benchmark, own).to(next(model.parameters()).device)
     return Probes(judge, get_method(JUDGE).title, GradCAM(judge, RIVAL))
 
 

@@ -11,7 +11,8 @@ from minmax_entropy.engine.evaluate import Evaluation
 BORDER_SHARE = 0.6
 PLACE_EXCESS = 0.75  # of the way from masks anywhere, whose constancy is their area, to one mask for all
 AREAS = (0.02, 0.9)  # mean of a mask
-SWAPPED_SHARE = 0.5  # of the images cut by masks of another class that are taken for it
+SWAPPED_EXCESS = 0.5  # of the images cut by masks of a class that are taken for it, over those cut by other masks
+DECIDES = 0.7  # of the images in which the classifier finds the class, those where it finds it in X+ as well
 LEARNED = 0.8  # of the error that the commonest class alone would have
 FEW_IMAGES = 5  # of a class, fewer of which say nothing
 MANY_NAMES = 5
@@ -31,7 +32,7 @@ def warnings_of(evaluation: Evaluation, class_names: Sequence[str]) -> list[str]
     """
     by_class = {
         label: figures
-        for label, figures in evaluation.by_class().items()
+        for label, figures in _with_excess(evaluation).items()
         if figures["images"] >= FEW_IMAGES and label not in evaluation.empty_classes
     }
 
@@ -44,7 +45,7 @@ def warnings_of(evaluation: Evaluation, class_names: Sequence[str]) -> list[str]
         return ", ".join(shown + more)
 
     def one_place(figures: dict) -> bool:
-        area = figures["mask_area"]
+        area = figures["marked_share"]
         return figures["constancy"] - area > PLACE_EXCESS * (1 - area)
 
     signs = (
@@ -53,9 +54,14 @@ def warnings_of(evaluation: Evaluation, class_names: Sequence[str]) -> list[str]
         ("mask_area", lambda f: f["mask_area"] < AREAS[0], "masks mark next to nothing"),
         ("mask_area", lambda f: f["mask_area"] > AREAS[1], "masks mark nearly the whole image"),
         (
-            "classifier_swapped",
-            lambda f: f["classifier_swapped"] > SWAPPED_SHARE,
+            "swapped_excess",
+            lambda f: f["swapped_excess"] > SWAPPED_EXCESS,
             "the classifier reads the class off the mask: it finds it in images of other classes",
+        ),
+        (
+            "classifier_foreground",
+            lambda f: f["classifier_foreground"] < DECIDES * f["classifier_whole"],
+            "the region does not decide the class: the classifier finds it in whole images, and not in X+",
         ),
     )
     found = [(text, those(is_so, key)) for key, is_so, text in signs]
@@ -64,6 +70,21 @@ def warnings_of(evaluation: Evaluation, class_names: Sequence[str]) -> list[str]
     if blind and error > LEARNED * blind:
         lines.append(f"the classes were not learned: the error is {error:.2f}, by the commonest class {blind:.2f}")
     return lines
+
+
+def _with_excess(evaluation: Evaluation) -> dict[int, dict[str, float]]:
+    """Figures by class, with `swapped_excess`: how much more often the classifier answers with the class under its
+    masks than under those of others. An undecided classifier that always gives the same answer has 0."""
+    by_class = evaluation.by_class()
+    rows = [row for row in evaluation.rows if "swapped_answer" in row]
+    for label, figures in by_class.items():
+        under = [row for row in rows if row["swapped_with"] == label]
+        others = [row for row in rows if row["swapped_with"] != label]
+        others = [row for row in others if row["target"] != label] or others  # with two classes there are none
+        if under and others:
+            shares = (sum(row["swapped_answer"] == label for row in part) / len(part) for part in (under, others))
+            figures["swapped_excess"] = next(shares) - next(shares)
+    return by_class
 
 
 def _errors(evaluation: Evaluation) -> tuple[float, float]:

@@ -154,8 +154,9 @@ def evaluate(
             samples[index] = sample if prober is not None else sample._replace(image=None)
             yield index, sample.image
 
+    full_size = with_masks or prober is not None  # masks that classifiers see must fit the image
     rows = []
-    for prediction in predict_images(model, images(), preprocess, batch_size, with_masks, inference):
+    for prediction in predict_images(model, images(), preprocess, batch_size, full_size, inference):
         sample = samples.pop(prediction.index)
         has_object = sample.target not in model.empty_classes
         places.setdefault(sample.target, MaskPlaces()).update(prediction.mask >= threshold)

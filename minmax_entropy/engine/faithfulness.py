@@ -90,8 +90,8 @@ class Prober:
     def __call__(self, image: Image.Image, target: int, mask: np.ndarray) -> dict[str, float]:
         """Figures of an image, 1 or 0 where they are right or wrong; `mask` is `[H, W]` in [0, 1], of its size.
 
-        `classifier_swapped` is 1 where the classifier answers with `swapped_with`, the class of the image that the mask
-        is from. Both are left out before an image of another class has come.
+        `classifier_swapped` is 1 where the classifier's `swapped_answer` is `swapped_with`, the class of the image that
+        the mask is from. All three are left out before an image of another class has come.
         """
         figures: dict[str, float] = {}
         if self.model.classifier is not None:
@@ -112,7 +112,16 @@ class Prober:
         device = next(self.model.parameters()).device
         answers = self.model.classify(torch.stack(regions).to(device)).argmax(dim=1).tolist()
         figures = dict(zip(PROBED[:2], (float(answer == target) for answer in answers), strict=False))
-        return figures if other is None else figures | {SWAPPED: float(answers[2] == other), "swapped_with": other}
+        return (
+            figures
+            if other is None
+            else figures
+            | {
+                SWAPPED: float(answers[2] == other),
+                "swapped_with": other,
+                "swapped_answer": answers[2],
+            }
+        )
 
     def _of_the_judge(self, image: Image.Image, target: int, mask: np.ndarray) -> dict[str, float]:
         judge, preprocess = self.probes.judge, self.judge_preprocess

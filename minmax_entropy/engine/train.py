@@ -103,7 +103,7 @@ def fit(
 
     Under `accelerate launch` or `torchrun` every process runs this; `Recipe.batch_size` images a step are shared among
     them, and the gradients are those of one process with all of them (BatchNorm aside, unless it is frozen or
-    `sync_bn`).
+    `sync_bn`, and the control term, which takes masks of the images of its process).
 
     Args:
         model: trained in place, on the device that Accelerate chooses.

@@ -59,8 +59,10 @@ class MaskPlaces(MergeableState):
         self.marked += marked[rows[:, None], columns]
 
     def compute(self) -> dict[str, float]:
-        """`constancy` in [0, 1], for two images or more of which one marks something."""
+        """`constancy`, and `marked_share` of the places, in [0, 1]; for two images or more of which one marks
+        something."""
         total = int(self.marked.sum())
         if self.images < 2 or not total:
             return {}
-        return {"constancy": float((self.marked * (self.marked - 1)).sum() / ((self.images - 1) * total))}
+        constancy = (self.marked * (self.marked - 1)).sum() / ((self.images - 1) * total)
+        return {"constancy": float(constancy), "marked_share": total / (self.images * self.marked.size)}
