@@ -65,7 +65,7 @@ class Whole(WSLModel):
 
 
 class Control(WSLModel):
-    """Other control masks: of whole images alone, of other images alone, or of chance in the place of other images'."""
+    """Other control masks: of "whole" images alone, of "others" alone, or "random" in the place of others'."""
 
     masks = "whole"
 

@@ -25,9 +25,9 @@ def _evaluated(title: str, trained_as: str = "refined", **attributes: object) ->
     return Method(title, trained_as=trained_as, evaluated_with=attributes)
 
 
-def _trial(title: str, name: str, **numbers: float) -> Method:
+def _trial(title: str, name: str, **options: float | str) -> Method:
     """A variant that the library does not have (`trials.py`)."""
-    return _trained(title, trial=dict(name=name, **numbers))
+    return _trained(title, trial=dict(name=name, **options))
 
 
 def _detached(part: str, first: int, last: int) -> Method:
@@ -132,6 +132,9 @@ VARIANTS: dict[str, Method] = {
     ),
     "learned": _trial("scale and offset of the map learned", "learned"),
     "top-2": _trial("maps of the two most probable classes", "top", classes=2),
+    "control-whole": _trial("control by whole images alone", "control", masks="whole"),
+    "control-others": _trial("control by masks of other images alone", "control", masks="others"),
+    "control-random": _trial("control by whole images and masks of chance", "control", masks="random"),
     "whole": _trial("classifier trained on the whole image as well", "whole"),
     "whole-classifier": _evaluated("the same, the classifier decides", "whole", decision="classifier"),
     "crop": _trial("X+ cut to what is marked, and enlarged", "crop"),
@@ -179,6 +182,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "trials": (
         *("refined", "refined-classifier", "prior", "background-0.5", "background-2", "learned", "top-2"),
         *("erasing-2", "erasing-sigma-1", "erasing-sigma-100"),
+        *("control-whole", "control-others", "control-random"),
         *("whole", "whole-classifier", "crop", "crop-classifier", "random-scale"),
     ),
 }

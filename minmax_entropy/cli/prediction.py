@@ -45,7 +45,6 @@ from minmax_entropy.engine.report import (
 from minmax_entropy.model import WSLModel
 
 CASES = 8  # images in a picture
-MAX_CLASSES = 40  # in the picture of an image of each
 
 
 def add_commands(commands: argparse._SubParsersAction, machine: argparse.ArgumentParser) -> None:
@@ -174,7 +173,7 @@ def _cases(result: Evaluation) -> dict[str, list[int]]:
     ranked = ranked_cases(result)
     middle = max((len(ranked) - CASES) // 2, 0)
     parts = {"worst": ranked[:CASES], "median": ranked[middle : middle + CASES], "best": ranked[::-1][:CASES]}
-    return parts | {"classes": class_cases(result)[:MAX_CLASSES]}
+    return parts | {"classes": class_cases(result)}
 
 
 def _probes(options: argparse.Namespace) -> Probes:

@@ -29,7 +29,7 @@ from minmax_entropy.engine.inference import Inference, preprocess_for
 from minmax_entropy.engine.methods import ALL_ONES, Method, get_method
 from minmax_entropy.engine.pictures import save_picture
 from minmax_entropy.engine.recipes import Recipe
-from minmax_entropy.engine.report import BY_CLASS, FOUND, FOUND_LEGEND, HEADINGS, case_grid, table_text
+from minmax_entropy.engine.report import BY_CLASS, FOUND, FOUND_LEGEND, HEADINGS, MAX_CLASSES, case_grid, table_text
 from minmax_entropy.engine.run import MACHINE, Run
 from minmax_entropy.engine.train import TrainingError, fit
 from minmax_entropy.factory import create_model
@@ -41,7 +41,6 @@ _logger = logging.getLogger(__name__)
 SETTINGS_NAME = "benchmark.json"
 RESULTS_NAME = "results.json"
 PICTURES = 8
-MAX_CLASSES = 40  # in a picture
 JUDGE, RIVAL = "cam-avg", "layer_cam"  # the plain classifier that has never met a mask, and a map of it
 SHOWN_BY_CLASS = ("error", "f1_foreground", "border_share", "judge_foreground", "judge_background")
 TRAINING_FIGURES = ("epochs", "images", "lowest_mask_area", "highest_mask_area")

@@ -10,7 +10,8 @@ from minmax_entropy.engine.evaluate import Evaluation
 # mask of the whole image has 0.29.
 BORDER_SHARE = 0.6
 PLACE_EXCESS = 0.75  # of the way from masks anywhere, whose constancy is their area, to one mask for all
-AREAS = (0.02, 0.9)  # mean of a mask
+# A mean mask outside of this range marks next to nothing, or nearly the whole image: the trivial optimum.
+MASK_AREA_RANGE = (0.02, 0.9)
 SWAPPED_EXCESS = 0.5  # of the images cut by masks of a class that are taken for it, over those cut by other masks
 DECIDES = 0.7  # of the images in which the classifier finds the class, those where it finds it in X+ as well
 LEARNED = 0.8  # of the error that the commonest class alone would have
@@ -48,11 +49,12 @@ def warnings_of(evaluation: Evaluation, class_names: Sequence[str]) -> list[str]
         area = figures["marked_share"]
         return figures["constancy"] - area > PLACE_EXCESS * (1 - area)
 
+    low, high = MASK_AREA_RANGE
     signs = (
         ("border_share", lambda f: f["border_share"] > BORDER_SHARE, "masks lie along the border of the image"),
         ("constancy", one_place, "masks lie at one place whatever the image"),
-        ("mask_area", lambda f: f["mask_area"] < AREAS[0], "masks mark next to nothing"),
-        ("mask_area", lambda f: f["mask_area"] > AREAS[1], "masks mark nearly the whole image"),
+        ("mask_area", lambda f: f["mask_area"] < low, "masks mark next to nothing"),
+        ("mask_area", lambda f: f["mask_area"] > high, "masks mark nearly the whole image"),
         (
             "swapped_excess",
             lambda f: f["swapped_excess"] > SWAPPED_EXCESS,

@@ -45,6 +45,7 @@ FOUND = {
     "deletion": "deletion %",
 }
 BY_CLASS = HEADINGS | {"constancy": "one place %"} | FOUND
+MAX_CLASSES = 40  # in a picture with images of each
 SHOWN_SIDE = 2048  # pixels; pictures of larger images are reduced to it
 LEGEND = (
     "error: of the class. F1+, F1-: Dice of object and background. PxAP: pixel average precision. pIoU: IoU over all "
@@ -70,12 +71,12 @@ def class_table(evaluation: Evaluation, class_names: Sequence[str]) -> str:
 
 
 def class_cases(evaluation: Evaluation) -> list[int]:
-    """The index of an image of each class, of median quality as in `ranked_cases`."""
+    """The index of an image of each class, of median quality as in `ranked_cases`; of `MAX_CLASSES` at most."""
     ranked: dict[int, list[int]] = {}
     targets = {row["index"]: row["target"] for row in evaluation.rows}
     for index in ranked_cases(evaluation):
         ranked.setdefault(targets[index], []).append(index)
-    return [indices[len(indices) // 2] for _, indices in sorted(ranked.items())]
+    return [indices[len(indices) // 2] for _, indices in sorted(ranked.items())[:MAX_CLASSES]]
 
 
 def metrics_table(

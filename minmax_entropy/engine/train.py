@@ -32,6 +32,7 @@ from minmax_entropy.data import (
 from minmax_entropy.data.loading import TrainingPlan, TrainingStream, stream_loader, training_loader
 from minmax_entropy.data.subsets import class_weights, targets_of
 from minmax_entropy.engine.checkpoints import Checkpoints, Progress, fingerprint
+from minmax_entropy.engine.diagnosis import MASK_AREA_RANGE
 from minmax_entropy.engine.files import write_csv
 from minmax_entropy.engine.inference import require_multiclass
 from minmax_entropy.engine.log import write_curves
@@ -45,8 +46,6 @@ _logger = logging.getLogger(__name__)
 
 Images = LabelledImages | LabelledStream
 
-# A mean mask outside of this range marks next to nothing, or nearly the whole image: the trivial optimum.
-MASK_AREA_RANGE = (0.02, 0.9)
 STATUS_STEPS = 10
 CURVES_SECONDS = 30  # the picture takes a second
 
