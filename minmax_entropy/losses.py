@@ -180,8 +180,8 @@ class MinMaxEntropyLoss(nn.Module):
         background_loss: "sem" (cross-entropy to the uniform distribution) or "eem" (negative entropy).
         size_loss: None, "area" (a price on `mean(M+)`) or "barrier" (log-barrier on the areas of both regions).
         size_condition: None, or "sufficient": the size term of an image counts only as far as its region decides the
-            class (`sufficiency`, ours; of several labels, all of them together). Without it a high weight of the area
-            empties masks before the classes are learned.
+            class (`sufficiency`, ours; of several labels, on average those that the image has). Without it a high
+            weight of the area empties masks before the classes are learned.
         localizer_weight, foreground_weight, background_weight, size_weight, control_weight, border_weight: factor of
             each term, 0 or more. Terms of control and border (`border_area`, ours) of weight 0 are not computed.
         label_smoothing: share of each label that goes to all classes alike, in [0, 1) (Szegedy et al., CVPR 2016).
@@ -220,6 +220,8 @@ class MinMaxEntropyLoss(nn.Module):
             raise ValueError(f"size_loss must be None or one of {sorted(SIZE_LOSSES)}, got {size_loss!r}")
         if size_condition not in SIZE_CONDITIONS:
             raise ValueError(f"size_condition must be one of {SIZE_CONDITIONS}, got {size_condition!r}")
+        if size_condition is not None and size_loss is None:
+            raise ValueError(f"size_condition={size_condition!r} needs a term of the size, such as size_loss='area'")
         self.background_loss = background_loss
         self.size_condition = size_condition
         self.size_loss = size_loss
@@ -299,8 +301,8 @@ class MinMaxEntropyLoss(nn.Module):
         if mask is not None and self.size_loss is not None:
             size = SIZE_LOSSES[self.size_loss](mask)
             if self.size_condition is not None and logits is not None:
-                certainty = TASKS[self.task].loss
-                size = size * sufficiency(certainty(localizer_logits, target), certainty(logits, target))
+                loss = TASKS[self.task].label_loss
+                size = size * sufficiency(loss(localizer_logits, target), loss(logits, target))
             losses["size"] = size.mean()
         if mask is not None and self.weights["border"] > 0:
             losses["border"] = border_area(mask).mean()

@@ -27,6 +27,11 @@ class Multiclass:
         return loss if weights is None else loss * weights[target]
 
     @staticmethod
+    def label_loss(logits: Tensor, target: Tensor) -> Tensor:
+        """`-log p` of the label, `[B, K]` and `[B]` to `[B]`."""
+        return F.cross_entropy(logits, target, reduction="none")
+
+    @staticmethod
     def agreement(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Whether the prediction is right (`[B]`, bool), and the probability of what is predicted (`[B]`)."""
         confidence, predicted = logits.softmax(dim=1).max(dim=1)
@@ -77,6 +82,12 @@ class Multilabel:
         """Sum of the binary cross-entropies: `[B, K]` and `[B, K]` to `[B]`; `weights` `[K]` are of the classes."""
         smooth = target.to(logits.dtype) * (1 - smoothing) + smoothing / 2
         return F.binary_cross_entropy_with_logits(logits, smooth, weights, reduction="none").sum(dim=1)
+
+    @staticmethod
+    def label_loss(logits: Tensor, target: Tensor) -> Tensor:
+        """Mean of `-log p_k` over the classes that an image has, `[B, K]` and `[B, K]` to `[B]`; 0 without any."""
+        labelled = target.to(logits.dtype)
+        return -(F.logsigmoid(logits) * labelled).sum(dim=1) / labelled.sum(dim=1).clamp(min=1)
 
     @staticmethod
     def agreement(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from small import InMemory, create
 from torch import nn
 
 import minmax_entropy as mme
-from minmax_entropy.engine import Probes, Recipe, evaluate, fit, warnings_of
+from minmax_entropy.engine import Probes, Recipe, evaluate, fit, preprocess_for, warnings_of
 from minmax_entropy.engine.evaluate import Evaluation
 from minmax_entropy.engine.faithfulness import Prober, insertion_deletion
 from minmax_entropy.metrics import LocalizationMeter, MaskPlaces, border_share
@@ -128,6 +128,25 @@ def test_masks_of_images_of_another_size():
     assert prober(picture(BLUE, BLUE), 1, half(RIGHT))["classifier_swapped"] == 1
 
 
+def test_classifiers_see_whole_images_at_a_size_they_know(judge):
+    """Not at the image's own, which may be of any number of pixels."""
+    prober = Prober(judge, Probes(judge), preprocess_for(judge, "native"), 0.5)
+    seen = []
+    judge.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape[-2:])))
+    large = picture(RED, BLUE).resize((8 * SIDE, 8 * SIDE), Image.Resampling.NEAREST)
+    figures = prober(large, 0, np.kron(half(LEFT), np.ones((8, 8), dtype=np.float32)))
+    assert figures == {"judge_whole": 1, "judge_foreground": 1, "judge_background": 0}
+    assert set(seen) == {(SIDE, SIDE)}
+
+
+def test_masks_are_ordered_as_finely_as_they_are(judge):
+    """Insertion of pixels whose values differ by less than a grey level of an image."""
+    image, fine = picture(RED, BLUE), half(LEFT) * 1e-3
+    probes = Probes(judge, curve_steps=4)
+    found, coarse = (Prober(judge, probes, None, 0.5)(image, 0, mask) for mask in (fine, half(LEFT)))
+    assert found["insertion"] == coarse["insertion"] and found["deletion"] == coarse["deletion"]
+
+
 def by_hand(judge, x, order, blurred, steps):
     """Insertion and deletion, pixel by pixel."""
     areas = []
@@ -169,6 +188,10 @@ def test_bad_probes(judge):
         Probes(judge, curve_steps=-1)
     with pytest.raises(ValueError, match="the judge has 3 classes, the model has 2"):
         evaluate(create(), InMemory([], []), probes=Probes(create(num_classes=3, preset="cam")))
+    turned = create(preset="cam")
+    turned.class_names = ["b", "a"]
+    with pytest.raises(ValueError, match=r"the judge's classes are \['b', 'a'\], those of the images are \['a', 'b'\]"):
+        evaluate(create(), InMemory([], []), probes=Probes(turned))
 
 
 def test_evaluation_with_probes_has_the_same_figures_besides(shapes):
@@ -296,5 +319,5 @@ def test_a_training_says_what_is_wrong(shapes, caplog):
     """An area that counts for everything."""
     model = create(preset="area", size_weight=1e3)
     result = fit(model, shapes, Recipe(lr=1e-2, batch_size=8, size_warmup=0.0), 2, valid=shapes, cpu=True)
-    assert result.warnings and all(warning in caplog.text for warning in result.warnings)
+    assert result.warnings and all(f"train: {warning}" in caplog.text for warning in result.warnings)
     assert fit(create(), shapes, Recipe(batch_size=8), 1, cpu=True).warnings == []  # nothing to look at

@@ -175,12 +175,14 @@ def test_sufficiency_has_no_gradient_and_is_finite():
 
 
 def test_sufficiency_of_several_labels():
-    """The product of the probabilities of what is there and of what is not."""
-    logits, target = torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 0.0]])
+    """The geometric mean of the probabilities of what is there; an image of nothing is decided by no region."""
+    logits = torch.tensor([[2.0, -1.0, 0.5], [2.0, -1.0, 0.5]])
+    target = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
     criterion = MinMaxEntropyLoss(task="multilabel", size_loss="area", size_condition="sufficient")
-    mask = torch.full((1, 1, 2, 2), 0.5)
+    mask = torch.full((2, 1, 2, 2), 0.5)
     _, losses = criterion(target, logits, logits, mask=mask)
-    assert losses["size"].item() == pytest.approx(0.5 / (1 + math.exp(-2)) / (1 + math.exp(-1)))
+    decided = math.sqrt(1 / (1 + math.exp(-2)) / (1 + math.exp(-0.5)))
+    assert losses["size"].item() == pytest.approx((0.5 * decided + 0.5) / 2)
 
 
 def test_localizer_loss_from_erasing(arguments):
@@ -193,6 +195,7 @@ def test_localizer_loss_from_erasing(arguments):
     [
         (dict(background_loss="max"), r"background_loss must be one of \['eem', 'sem'\], got 'max'"),
         (dict(size_loss="log"), r"size_loss must be None or one of \['area', 'barrier'\], got 'log'"),
+        (dict(size_condition="sufficient"), "size_condition='sufficient' needs a term of the size"),
         (dict(size_weight=-1), "size_weight must be a finite number of 0 or more, got -1"),
         (dict(foreground_weight=float("nan")), "foreground_weight must be a finite number"),
         (dict(localizer_weight=float("inf")), "localizer_weight must be a finite number"),

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import json
 import logging
 import math
 import multiprocessing
@@ -718,6 +719,18 @@ def test_a_run_is_not_resumed_with_other_settings(shapes, tmp_path, monkeypatch,
     recipe = Recipe(**{"lr": 2e-3, "batch_size": 8, **recipe})
     with pytest.raises(ValueError, match=message):
         run(create(**model), shapes, recipe, **{"epochs": 2, "output": tmp_path, "resume": True, **keywords})
+
+
+def test_a_run_of_an_earlier_version_is_resumed(shapes, tmp_path, monkeypatch):
+    """What it did not know stands at its default, and at nothing else."""
+    unfinished(tmp_path, shapes, monkeypatch)
+    path = tmp_path / "run.json"
+    content = json.loads(path.read_text())
+    del content["settings"]["model"]["control_weight"], content["settings"]["recipe"]["patience"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"model\.control_weight: it has 0\.0, asked for is 1\.0$"):
+        run(create(control_weight=1.0), shapes, epochs=2, output=tmp_path, resume=True)
+    assert len(run(create(), shapes, epochs=2, output=tmp_path, resume=True).log) == 2
 
 
 def test_a_run_is_not_resumed_with_other_images(shapes, tmp_path, monkeypatch):

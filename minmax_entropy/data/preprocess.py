@@ -86,7 +86,7 @@ class Preprocess:
         return image.resize((width, height), resampling(self.interpolation))
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """The scaled and padded image, uint8 `[H, W]` or `[H, W, 3]`."""
+        """The scaled and padded image, uint8 `[H, W]` or `[H, W, 3]`; float32 where its mode is "F"."""
         height, width = self._scaled(image.height, image.width)
         values = np.asarray(self.resized(image, height, width))
         if self.fixed_size is None:

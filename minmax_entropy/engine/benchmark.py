@@ -213,8 +213,11 @@ def _run(benchmark: Benchmark, combination: Combination) -> dict:
             empty_classes=benchmark.settings.get("empty_classes", ()),
         )
     path = combination.folder(benchmark.output) / RESULTS_NAME
+    has_judge = _has_judge(benchmark, combination)
     if path.is_file():
-        return row | json.loads(path.read_text(encoding="utf-8"))["figures"]
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if saved.get("has_judge") or not has_judge:  # which may have been trained since
+            return row | saved["figures"]
     model, training = _trained(benchmark, combination)
     result = evaluate(
         model,
@@ -222,11 +225,12 @@ def _run(benchmark: Benchmark, combination: Combination) -> dict:
         preprocess_for(model, benchmark.size),
         skip_damaged=benchmark.run.get("skip_damaged", False),
         inference=Inference(**get_method(combination.method).inference),
-        probes=_probes(benchmark, combination, model),
+        probes=_probes(benchmark, combination, model) if has_judge else Probes(),
     )
     names = benchmark.test.class_names
     content = {
         "method": _definition(combination),
+        "has_judge": has_judge,
         "figures": figures_as_json({**result.metrics, **training}),
         "classes": {names[label]: figures_as_json(figures) for label, figures in result.by_class().items()},
         "warnings": warnings_of(result, names),
@@ -236,13 +240,17 @@ def _run(benchmark: Benchmark, combination: Combination) -> dict:
     return row | content["figures"]
 
 
-def _probes(benchmark: Benchmark, combination: Combination, model: nn.Module) -> Probes:
-    """What is asked of the masks: of the plain classifier with the same seed as well, where it has been trained."""
+def _has_judge(benchmark: Benchmark, combination: Combination) -> bool:
+    """Whether the plain classifier with the same seed has been trained, or will be for this combination."""
     own = dataclasses.replace(combination, method=JUDGE)
     is_trained = _trained_as(combination) == own or (own.folder(benchmark.output) / RESULTS_NAME).is_file()
-    if JUDGE not in benchmark.methods or not is_trained:
-        return Probes()
-    judge = saved_model(benchmark, own).to(next(model.parameters()).device)
+    return JUDGE in benchmark.methods and is_trained
+
+
+def _probes(benchmark: Benchmark, combination: Combination, model: nn.Module) -> Probes:
+    """What is asked of the masks, of the judge as well."""
+    judge = saved_model(benchmark, dataclasses.replace(combination, method=JUDGE))
+    judge = judge.to(next(model.parameters()).device)
     return Probes(judge, get_method(JUDGE).title, GradCAM(judge, RIVAL))
 
 

@@ -67,12 +67,14 @@ class Checkpoints:
         output: folder of the run.
         settings: everything that decides what the training gives, as plain values; a run that is resumed must have the
             same.
+        defaults: what stands for settings that a run does not know, as it was started with an earlier version.
     """
 
-    def __init__(self, output: str | Path, settings: dict) -> None:
+    def __init__(self, output: str | Path, settings: dict, defaults: dict[str, dict] | None = None) -> None:
         self.output = Path(output)
         self.folder = self.output / FOLDER
         self.settings = settings
+        self.defaults = defaults or {}
         self._resumes = False
 
     def start(
@@ -96,7 +98,7 @@ class Checkpoints:
         is_over = saved is not None and saved["progress"] is not None
         self._resumes = resume and saved is not None and not is_over
         if saved is not None and resume:
-            compare_settings(saved["settings"], self.settings, self.output)
+            compare_settings(self._completed(saved["settings"]), self.settings, self.output)
             if is_over:
                 progress.load_state_dict(saved["progress"])
         elif not overwrite and (is_over or self.latest() is not None):
@@ -153,6 +155,13 @@ class Checkpoints:
         """The training is over and its results are written: the checkpoints are of no more use."""
         self._write(progress)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _completed(self, saved: dict) -> dict:
+        parts = {
+            name: {**{key: values[key] for key in self.settings[name] if key in values}, **saved[name]}
+            for name, values in self.defaults.items()
+        }
+        return {**saved, **parts}
 
     def _write(self, progress: Progress | None) -> None:
         content = {"settings": self.settings, "progress": None if progress is None else progress.state_dict()}

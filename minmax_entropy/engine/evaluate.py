@@ -130,16 +130,19 @@ def evaluate(
 
     Raises:
         DamagedFileError: a file can't be read, or a mask has another size than its image, unless `skip_damaged`.
-        ValueError: the judge of `probes` has other classes, no image could be read, or the model's classes have other
-            names, or another order, than the images'.
+        ValueError: no image could be read, or the classes of the model, or of the judge of `probes`, have other names,
+            or another order, than the images'.
     """
     if model.class_names is not None and model.class_names != dataset.class_names:
         raise ValueError(
             f"the model's classes are {model.class_names}, those of the images are {dataset.class_names}: "
             "open them with `classes=model.class_names`"
         )
-    if probes is not None and probes.judge is not None and probes.judge.num_classes != model.num_classes:
-        raise ValueError(f"the judge has {probes.judge.num_classes} classes, the model has {model.num_classes}")
+    judge = None if probes is None else probes.judge
+    if judge is not None and judge.num_classes != model.num_classes:
+        raise ValueError(f"the judge has {judge.num_classes} classes, the model has {model.num_classes}")
+    if judge is not None and judge.class_names not in (None, dataset.class_names):
+        raise ValueError(f"the judge's classes are {judge.class_names}, those of the images are {dataset.class_names}")
     started = time.perf_counter()
     threshold = model.mask_threshold if threshold is None else threshold
     prober = None if probes is None else Prober(model, probes, preprocess, threshold)

@@ -73,15 +73,16 @@ class Prober:
     Args:
         model: whose masks they are.
         probes: what is asked.
-        preprocess: of the model's images.
+        preprocess: of the model's images. Classifiers see whole images, also where masks are made of tiles; where this
+            leaves images at their own size, at that of their `data_config`.
         threshold: a pixel is marked where the mask is at least this.
     """
 
     def __init__(self, model: WSLModel, probes: Probes, preprocess: Preprocess | None, threshold: float) -> None:
         self.model, self.probes, self.threshold = model, probes, threshold
-        self.preprocess = preprocess or preprocess_for(model)
-        judge = probes.judge
-        self.judge_preprocess = None if judge is None else _of_the_judge(judge, self.preprocess)
+        side = None if preprocess is None else preprocess.short_side
+        self.preprocess = preprocess_for(model) if side is None else preprocess
+        self.judge_preprocess = None if probes.judge is None else preprocess_for(probes.judge, side)
         self._masks: dict[int, np.ndarray] = {}  # of the two classes that came last, the latest of each
 
     @torch.inference_mode()
@@ -178,14 +179,9 @@ def _scores(judge: WSLModel, images: Tensor) -> Tensor:
     return judge.class_maps(images.to(next(judge.parameters()).device))[0].cpu()
 
 
-def _of_the_judge(judge: WSLModel, preprocess: Preprocess) -> Preprocess:
-    """The judge's own, at the size at which the model sees the images."""
-    return preprocess_for(judge, preprocess.short_side)
-
-
 def _as_input(mask: np.ndarray, image: Image.Image, preprocess: Preprocess) -> Tensor:
     """A mask `[H, W]` in [0, 1] as the network sees the image, `[1, H', W']`: scaled and padded as that is."""
-    picture = Image.fromarray((mask * 255).round().astype(np.uint8))
+    picture = Image.fromarray(mask.astype(np.float32))  # not of 8 bits, which would tie what insertion orders
     if picture.size != image.size:
         picture = picture.resize(image.size, Image.Resampling.BILINEAR)
-    return torch.from_numpy(preprocess.pixels(picture).astype(np.float32) / 255)[None]
+    return torch.from_numpy(preprocess.pixels(picture)).clamp(0, 1)[None]

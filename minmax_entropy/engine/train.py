@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import logging
 import random
@@ -46,6 +47,11 @@ _logger = logging.getLogger(__name__)
 
 Images = LabelledImages | LabelledStream
 
+# Of settings that a run does not know, as a version without them started it.
+DEFAULTS = {
+    name: {key: keyword.default for key, keyword in inspect.signature(built).parameters.items()}
+    for name, built in (("model", WSLModel), ("recipe", Recipe))
+}
 STATUS_STEPS = 10
 CURVES_SECONDS = 30  # the picture takes a second
 
@@ -200,7 +206,7 @@ class _Training:
         )
         self.checkpoints = None
         if self.output is not None:
-            self.checkpoints = Checkpoints(self.output, {**self._settings(), **settings})
+            self.checkpoints = Checkpoints(self.output, {**self._settings(), **settings}, DEFAULTS)
 
     def run(self, resume: bool, overwrite: bool) -> TrainingResult:
         random.seed(self.options.seed)
@@ -456,11 +462,12 @@ class _Training:
         self.model.criterion.class_weights = self.own_weights
 
     def _diagnose(self) -> None:
-        """Say what is wrong with the masks; once, also where the run is over already."""
-        if self.progress.warnings is None:
-            self.progress.warnings = self.selection.diagnose(self.model)
+        """Say what is wrong with the masks; a run that was over already has said it."""
+        if self.progress.warnings is not None:
+            return
+        self.progress.warnings = self.selection.diagnose(self.model)
         for warning in self.progress.warnings if self.is_main else ():
-            _logger.warning("%s", warning)
+            _logger.warning("%s: %s", self.options.title, warning)
 
     def _result(self) -> TrainingResult:
         progress = self.progress
