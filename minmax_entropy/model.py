@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minmax_entropy.backbones import create_backbone
 from minmax_entropy.backbones.init import INITIALIZATIONS
+from minmax_entropy.backbones.margin import ReflectedMargin
 from minmax_entropy.checkpointing import frozen_statistics
 from minmax_entropy.checks import (
     MAX_CHANNELS,
@@ -161,6 +162,9 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
             `mask_normalization` over the batch, do it for every image. None: no closer look. A backbone of one size has
             none.
         mask_normalization: range of the map per "image", or over the "batch" as in the authors' implementation.
+        reflect_margin: the localizer sees each image within a margin of its own reflection, of 16 pixels or of one
+            position of the features, which is cut off them again (`ReflectedMargin`, ours). Convolutions pad with
+            zeros, and masks may settle along the border. A pass takes longer as there are more pixels.
         detach_mask: keep the classifier's gradient from the localizer's head; it flows through the mask otherwise, and
             without a size term the mask then grows to the whole image, a trivial optimum. By default True without
             `size_loss`, False with it.
@@ -216,6 +220,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         evaluation_flip: bool = False,
         evaluation_zoom: dict | None = None,
         mask_normalization: str = "image",
+        reflect_margin: bool = False,
         detach_mask: bool | None = None,
         background_loss: str = "sem",
         size_loss: str | None = None,
@@ -286,6 +291,8 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         if isinstance(backbone, nn.Module):
             del options["pretrained"]
         self.backbone = create_backbone(backbone, **options)
+        check_flag("reflect_margin", reflect_margin)
+        self.margin = ReflectedMargin(self.backbone) if reflect_margin else None
         self.classifier_backbone = None
         if classifier is not None and not shared_backbone:
             own = copy.deepcopy(backbone) if isinstance(backbone, nn.Module) else backbone
@@ -432,16 +439,16 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
             ValueError, TypeError: images of a wrong shape or dtype.
         """
         self._check_images(images)
-        return self._head(self.localizer, self._features(self.backbone, images, True))
+        return self._head(self.localizer, self._seen(images, True))
 
     def _localize(
         self, images: Tensor, whole: bool = True, classes: str | Sequence[int | str] | Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Localizer scores `[B, K]`, class maps `[B, K, h, w]` and mask `[B, 1, H, W]`; `whole` or erased images; with
         `classes` the mask is `[B, N, H, W]`."""
-        views = [self._head(self.localizer, self._features(self.backbone, images, whole))]
+        views = [self._head(self.localizer, self._seen(images, whole))]
         for other in self.at_other_sizes(images):
-            scores, maps = views[0] if other is images else self._head(self.localizer, self.backbone(other))
+            scores, maps = views[0] if other is images else self._head(self.localizer, self._seen(other))
             views.append((scores, self._turned(maps)))
         logits, maps = views[0]
         with torch.no_grad() if self.detach_mask else contextlib.nullcontext():
@@ -459,7 +466,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
                     return maps.gather(1, chosen.expand(-1, -1, *maps.shape[2:]))
 
             def closer(larger: Tensor, rows: Rows) -> Tensor:
-                return region(self._head(self.localizer, self.backbone(larger))[1], rows)
+                return region(self._head(self.localizer, self._seen(larger))[1], rows)
 
             mask = _mean([self._mask(region(each, slice(None)), images) for _, each in views])
             return logits, maps, self._looked_closer(images, mask, closer)
@@ -571,6 +578,12 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
                 f"it gave {shapes} for features {tuple(features.shape)}"
             )
         return tuple(part.float() if part.dtype in (torch.float16, torch.bfloat16) else part for part in result)
+
+    def _seen(self, images: Tensor, counts: bool = False) -> Tensor:
+        """Features `[B, D, h, w]` of images as the localizer sees them, within their margin."""
+        if self.margin is None:
+            return self._features(self.backbone, images, counts)
+        return self.margin(self._features(self.backbone, self.margin.extend(images), counts))
 
     def _features(self, backbone: nn.Module, images: Tensor, counts: bool) -> Tensor:
         """Features `[B, D, h, w]` of a pass, which `counts` for BatchNorm's statistics of images or does not."""

@@ -56,6 +56,7 @@ PRESETS: dict[str, dict] = {
         size_condition="sufficient",
         control_weight=1.0,
         border_weight=2.0,
+        reflect_margin=True,
         decision="localizer",
         bn_statistics="images",
         mask_refinement=dict(
