@@ -173,7 +173,8 @@ class MinMaxEntropyLoss(nn.Module):
     without it they may agree on a code: a mask at any place where there is nothing, which tells the class by where it
     is, while the classifier no longer sees the object (Yu et al., "Rethinking Cooperative Rationalization", EMNLP 2019;
     Jethani et al., "Have We Learned to Explain?", AISTATS 2021). Under masks that say nothing about the class
-    (`minmax_entropy.mask.control_mask`), the classifier has to find it in the pixels.
+    (`minmax_entropy.mask.control_mask`), the classifier has to find it in the pixels. One pass serves it and the
+    background term: half of the images, by lot, are under a control mask, the others are X-.
 
     Args:
         task: "multiclass" (one class an image) or "multilabel" (any number of them).
@@ -277,7 +278,7 @@ class MinMaxEntropyLoss(nn.Module):
         background_logits: Tensor | None = None,
         mask: Tensor | None = None,
         localizer_loss: Tensor | None = None,
-        control_logits: Tensor | None = None,
+        control: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Terms whose input is None are left out (a plain CAM has only the first).
 
@@ -286,7 +287,8 @@ class MinMaxEntropyLoss(nn.Module):
             localizer_logits, logits, background_logits: `[B, K]` each: localizer, classifier on X+, classifier on X-.
             mask: `[B, 1, H, W]`, for the terms of size and border.
             localizer_loss: `[B]`, takes the place of `CE(localizer_logits, target)`; erasing sums it over its passes.
-            control_logits: `[B, K]`, classifier on the image under a control mask.
+            control: bool `[B]`: where `background_logits` are of the image under a control mask. The terms of
+                background and control are then twice those of the images that they are of.
 
         Returns:
             The weighted sum (scalar), and the unweighted terms (scalars, mean over the batch) by name.
@@ -297,7 +299,13 @@ class MinMaxEntropyLoss(nn.Module):
         if logits is not None:
             losses["foreground"] = self.cross_entropy(logits, target).mean()
         if background_logits is not None:
-            losses["background"] = self._background(background_logits, target).mean()
+            background = self._background(background_logits, target)
+            if control is None:
+                losses["background"] = background.mean()
+            else:
+                controlled = self.cross_entropy(background_logits, target)
+                losses["background"] = 2 * torch.where(control, 0.0, background).mean()
+                losses["control"] = 2 * torch.where(control, controlled, 0.0).mean()
         if mask is not None and self.size_loss is not None:
             size = SIZE_LOSSES[self.size_loss](mask)
             if self.size_condition is not None and logits is not None:
@@ -306,8 +314,6 @@ class MinMaxEntropyLoss(nn.Module):
             losses["size"] = size.mean()
         if mask is not None and self.weights["border"] > 0:
             losses["border"] = border_area(mask).mean()
-        if control_logits is not None:
-            losses["control"] = self.cross_entropy(control_logits, target).mean()
         weights = {**self.weights, "size": self.size_share * self.weights["size"]}
         return sum(weights[name] * value for name, value in losses.items()), losses
 

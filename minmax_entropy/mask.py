@@ -105,6 +105,12 @@ def without_border(height: int, width: int, share: float = BORDER) -> tuple[slic
     return tuple(slice(round(share * side), side - round(share * side)) for side in (height, width))
 
 
+def one_half(images: Tensor) -> Tensor:
+    """Half of the images of a batch by lot, bool `[B]`; of an odd number one more or one less."""
+    order = torch.randperm(len(images), device=images.device)
+    return 2 * order + torch.randint(2, (1,), device=images.device) < len(images)
+
+
 def control_mask(mask: Tensor) -> Tensor:
     """Masks that say nothing about the image they are for: by the toss of a coin for each image, 1 everywhere (the
     whole image) or the mask of the image before it in the batch.

@@ -41,6 +41,7 @@ from minmax_entropy.mask import (
     NORMALIZATIONS,
     control_mask,
     min_max_normalize,
+    one_half,
     resample,
     resize,
     soft_mask,
@@ -67,7 +68,8 @@ class WSLOutput(NamedTuple):
             one for each class it was asked for, `[B, N, H, W]`.
         localizer_logits: `[B, K]` of the images at their own size. With erasing, those of the first pass.
         localizer_maps: `[B, K, h, w]` class activation maps, likewise.
-        background_logits: `[B, K]` of the classifier on the irrelevant region X-.
+        background_logits: `[B, K]` of the classifier on the irrelevant region X-; None in a training with a control
+            term, for which X- of every second image alone is seen.
         losses: the unweighted terms by name: `localizer`, `foreground`, `background`, `size`, `border`,
             `control`; with a target only.
     """
@@ -386,16 +388,18 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         else:
             localizer_logits, maps, mask = self._localize(images)
 
-        foreground_logits = background_logits = control_logits = None
+        foreground_logits = background_logits = control = None
         if self.classifier is not None and (background or target is not None or self.classifier_decides):
             relevant, irrelevant = split_regions(images, mask)  # [B, C, H, W] each
             foreground_logits = self.classify(relevant)  # [B, K]
-            background_logits = self.classify(irrelevant) if background else None
             if target is not None and self.training and self.criterion.weights["control"] > 0:
-                control_logits = self.classify(self.control_region(images, mask))
+                control = one_half(images)
+                irrelevant = torch.where(control[:, None, None, None], self.control_region(images, mask), irrelevant)
+            background_logits = self.classify(irrelevant) if background else None
 
         logits = foreground_logits if self.classifier_decides else localizer_logits
-        output = WSLOutput(None, logits, mask, localizer_logits, maps, background_logits)
+        shown = background_logits if control is None else None
+        output = WSLOutput(None, logits, mask, localizer_logits, maps, shown)
         if target is None:
             return output
         loss, losses = self.criterion(
@@ -405,7 +409,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
             background_logits,
             None if self.classifier is None else mask,
             localizer_loss,
-            control_logits,
+            control,
         )
         return output._replace(loss=loss, losses=losses)
 

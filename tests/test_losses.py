@@ -138,10 +138,16 @@ def test_absent_terms(arguments, absent, keys):
 
 
 def test_control_term(arguments):
-    control = logits_of([0.25, 0.5, 0.25], [0.5, 0.25, 0.25])
-    loss, losses = MinMaxEntropyLoss(control_weight=3.0)(**arguments, control_logits=control)
-    assert losses["control"].item() == pytest.approx(math.log(4))
-    assert loss.item() == pytest.approx(sum(TERMS.values()) + 3 * math.log(4))
+    """Of one image control, of the other the background."""
+    arguments["background_logits"] = logits_of([0.25, 0.5, 0.25], [0.5, 0.25, 0.25])
+    undecided = -(math.log(0.5) + 2 * math.log(0.25)) / 3
+    criterion = MinMaxEntropyLoss(control_weight=3.0)
+    for control in ([True, False], [False, True]):
+        loss, losses = criterion(**arguments, control=torch.tensor(control))
+        assert losses["control"].item() == pytest.approx(math.log(4))
+        assert losses["background"].item() == pytest.approx(undecided)
+        expected = TERMS["localizer"] + TERMS["foreground"] + undecided + 3 * math.log(4)
+        assert loss.item() == pytest.approx(expected)
 
 
 def test_the_area_counts_as_far_as_the_region_decides(arguments):

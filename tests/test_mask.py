@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from minmax_entropy.mask import control_mask, min_max_normalize, resize, soft_mask, split_regions, weighted_map
+from minmax_entropy.mask import (
+    control_mask,
+    min_max_normalize,
+    one_half,
+    resize,
+    soft_mask,
+    split_regions,
+    weighted_map,
+)
 from minmax_entropy.tasks import Multiclass, Multilabel
 
 
@@ -122,6 +130,13 @@ def test_control_masks_are_of_the_whole_image_or_of_the_one_before():
     others = torch.cat([masks[-1:], masks[:-1]])
     torch.testing.assert_close(control[~whole], others[~whole])
     assert not control.requires_grad
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, {0, 1}), (2, {1}), (5, {2, 3}), (8, {4})])
+def test_one_half_of_a_batch(count, expected):
+    found = [one_half(torch.zeros(count, 3, 2, 2)) for _ in range(100)]
+    assert {int(half.sum()) for half in found} == expected
+    assert (torch.stack(found).any(dim=0)).all() and not torch.stack(found).all(dim=0).any()
 
 
 def test_the_image_of_a_batch_of_one_is_its_own_control():

@@ -135,23 +135,25 @@ def test_localize_mask_split_classify(images, target, keywords):
 
 @pytest.mark.parametrize("steps", [0, 2])
 def test_control_term(images, target, steps):
-    """The classifier on each image under the mask of the other, or under none; no gradient goes to that mask."""
+    """The classifier on one image under the mask of the other, or under none, and on X- of the other image; no gradient
+    goes to the mask of the other."""
     model = create(control_weight=2.0, foreground_weight=0.0, background_weight=0.0, erasing_steps=steps)
     model.backbone.eval()
     with Passes(model.backbone) as seen:
         output = model(images, target)
-    control = seen[-1]
-    assert len(seen) == 4 + max(steps - 1, 0)
+    assert len(seen) == 3 + max(steps - 1, 0) and output.background_logits is None
     alike = []
     for index, image in enumerate(images):
-        choices = image, image * output.mask[1 - index]
+        choices = image, image * output.mask[1 - index], image * (1 - output.mask[index])
         small = [F.interpolate(one[None], (32, 48), mode="bilinear", align_corners=True)[0] for one in choices]
-        alike.append([torch.allclose(control[index], one, atol=1e-6) for one in small])
-    assert all(sum(one) == 1 for one in alike)
-    scores, _ = model.classifier(model.backbone(control))
-    torch.testing.assert_close(output.losses["control"], F.cross_entropy(scores, target))
-    expected = output.losses["localizer"] + 2 * output.losses["control"]
-    torch.testing.assert_close(output.loss, expected)
+        alike.append([torch.allclose(seen[-1][index], one, atol=1e-6) for one in small])
+    assert all(sum(one) == 1 for one in alike) and sum(one[2] for one in alike) == 1
+    scores, _ = model.classifier(model.backbone(seen[-1]))
+    control = next(index for index, one in enumerate(alike) if not one[2])
+    terms = output.losses
+    torch.testing.assert_close(terms["control"], F.cross_entropy(scores[control], target[control]))
+    torch.testing.assert_close(terms["background"], -scores[1 - control].log_softmax(0).mean())
+    torch.testing.assert_close(output.loss, terms["localizer"] + 2 * terms["control"])
     output.losses["control"].backward()
     assert all(parameter.grad is None for parameter in model.localizer.parameters())
     assert all(parameter.grad is not None for parameter in model.classifier.parameters())
@@ -166,6 +168,7 @@ def test_no_control_outside_of_training(call, images, target):
     with Passes(model.backbone) as seen:
         output = call(model, images, target)
     assert len(seen) <= 3 and "control" not in (output.losses or {})
+    assert output.background_logits is not None or output.losses is None
     assert torch.equal(torch.get_rng_state(), before)
 
 
