@@ -3,12 +3,13 @@ a name, option by option: `preset="refined", mask_refinement=dict(sigma=0.6)`.
 
 `refined`
     What measured best: gradient through the mask; an area that is kept small only as far as the region decides the
-    class; terms of control and border, without which the mask may become a code for the class; masks along the edges
-    of the image; and the class by the localizer, which sees the whole image at its full size, with BatchNorm statistics
-    of whole images, which is what it meets in evaluation. There it looks three times, and once more where it marks
-    little (docs/results/passes.md); `evaluation_scales=(1.0,), evaluation_zoom=None` is one look. How good it is:
-    docs/results/localization.md. `mask_sigma` is the training's. With other heads and with erasing, whose maps are
-    higher or larger, the `sigma` of `mask_refinement` should be higher.
+    class; terms of control and border, and a margin around what the localizer sees, without which the mask may become a
+    code for the class; masks along the edges of the objects; and the class by the localizer, which sees the whole image
+    at its full size, with BatchNorm statistics of whole images, which is what it meets in evaluation. There it looks
+    three times, and once more where it marks little (docs/results/passes.md); `evaluation_scales=(1.0,),
+    evaluation_zoom=None` is one look. How good it is: docs/results/localization.md. `mask_sigma` is the training's.
+    With other heads and with erasing, whose maps are higher or larger, the `sigma` of `mask_refinement` should be
+    higher.
 `area`
     Gradient through the mask with a price on the area and nothing else: the class by the classifier, a threshold in the
     place of the refinement and the looks, no condition on the price and no control.

@@ -120,8 +120,12 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--data", help="instead of the file's")
     parser.add_argument("--seeds", type=int, nargs="+", help="some of the file's, or others")
+    parser.add_argument("--methods", nargs="+", help="others than the file's")
+    parser.add_argument("--epochs", type=int, help="instead of the file's; in a folder of its own")
     args = parser.parse_args()
     config = read_config(args.config, args.data)
+    given = {key: value for key in ("methods", "epochs") if (value := getattr(args, key)) is not None}
+    config |= given
     if not isinstance(config.get("shots"), list):
         return run(config, args.output, args.seeds)
     statuses = [run(config | {"shots": n}, args.output / f"shots{n}", args.seeds) for n in config["shots"]]

@@ -86,13 +86,21 @@ VARIANTS: dict[str, Method] = {
     "area-1": _trained("area, weight 1", size_weight=1.0),
     "area-4": _trained("area, weight 4", size_weight=4.0),
     "before": _trained(
-        "no control, no border term, no condition, area weight 1", control_weight=0.0, border_weight=0.0, **_PRICE
+        "no control, no border term, no margin, no condition, area weight 1",
+        control_weight=0.0,
+        border_weight=0.0,
+        reflect_margin=False,
+        **_PRICE,
     ),
-    "border-alone": _trained("no control, no condition, area weight 1", control_weight=0.0, **_PRICE),
+    "no-margin": _trained("no margin", reflect_margin=False),
     "no-border": _trained("no border term", border_weight=0.0),
+    "no-border-no-margin": _trained("no border term, no margin", border_weight=0.0, reflect_margin=False),
+    "border-1": _trained("border, weight 1", border_weight=1.0),
+    "border-4": _trained("border, weight 4", border_weight=4.0),
     "no-control": _trained("no control", control_weight=0.0),
     "no-condition": _trained("no condition on the area, weight 1", **_PRICE),
     "control-0.5": _trained("control, half", control_weight=0.5),
+    "control-2": _trained("control twice", control_weight=2.0),
     "no-background": _trained("no background term", background_weight=0.0),
     "background-0.5": _trained("background term, half", background_weight=0.5),
     "background-2": _trained("background term twice", background_weight=2.0),
@@ -170,13 +178,32 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("layer-cam-refined", "layer-cam-refined-scales"),
     ),
     "preset": ("refined", "refined-one-scale", "refined-no-zoom"),
+    # What to expect: the preset, and of the baselines the best.
+    "expected": (
+        *("all-ones", "cam-avg", "cam-refined-scales", "layer-cam-refined-scales"),
+        *("refined-one-scale", "refined"),
+    ),
+    # What each part of the objective does, and with other weights.
+    "terms": (
+        *(
+            "cam-avg",
+            "refined",
+            "before",
+            "no-margin",
+            "no-border",
+            "no-border-no-margin",
+            "no-control",
+            "no-condition",
+        ),
+        *("area-1", "area-4", "border-1", "border-4", "control-0.5", "control-2", "no-background", "erasing-2-0.6"),
+        *("refined-0.5", "refined-0.6"),
+    ),
     # Asked of every kind of images.
     "questions": (
-        *("detached", "no-size", "barrier", "area-1", "area-4"),
-        *("before", "border-alone", "no-border", "no-control", "no-condition", "control-0.5"),
-        *("no-background", "eem", "foreground-2", "localizer-2", "sigma-0.5", "omega-4", "omega-16", "batch"),
+        *("detached", "no-size", "barrier"),
+        *("eem", "foreground-2", "localizer-2", "sigma-0.5", "omega-4", "omega-16", "batch"),
         *("average", "lse", "attention", "scale-0.75", "scale-1", "separate"),
-        *("erasing", "erasing-2", "erasing-2-0.6"),
+        "erasing",
     ),
     "evaluation": (
         *("refined-unflipped", "refined-1.25", "refined-2", "refined-plain", "refined-plain-one-scale"),
