@@ -40,6 +40,8 @@ ROWS = {
     "bare backbone, training step": None,
     "CAM, training step": dict(call="step", preset="cam"),
     "step": dict(call="step"),
+    'step, `preset="refined"`': dict(call="step", preset="refined"),
+    'step, `preset="refined"`, no margin': dict(call="step", preset="refined", reflect_margin=False),
     "step, checkpoint_passes": dict(call="step", checkpoint_passes=True),
     "step, 4 erasing passes": dict(call="step", erasing_steps=4),
     "step, 4 erasing passes, checkpoint_passes": dict(call="step", erasing_steps=4, checkpoint_passes=True),
