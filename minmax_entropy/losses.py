@@ -182,7 +182,7 @@ class MinMaxEntropyLoss(nn.Module):
         size_loss: None, "area" (a price on `mean(M+)`) or "barrier" (log-barrier on the areas of both regions).
         size_condition: None, or "sufficient": the size term of an image counts only as far as its region decides the
             class (`sufficiency`, ours; of several labels, on average those that the image has). Without it a high
-            weight of the area empties masks before the classes are learned.
+            weight of the area empties masks before the classes are learned. Without a size term it does nothing.
         localizer_weight, foreground_weight, background_weight, size_weight, control_weight, border_weight: factor of
             each term, 0 or more. Terms of control and border (`border_area`, ours) of weight 0 are not computed.
         label_smoothing: share of each label that goes to all classes alike, in [0, 1) (Szegedy et al., CVPR 2016).
@@ -221,8 +221,6 @@ class MinMaxEntropyLoss(nn.Module):
             raise ValueError(f"size_loss must be None or one of {sorted(SIZE_LOSSES)}, got {size_loss!r}")
         if size_condition not in SIZE_CONDITIONS:
             raise ValueError(f"size_condition must be one of {SIZE_CONDITIONS}, got {size_condition!r}")
-        if size_condition is not None and size_loss is None:
-            raise ValueError(f"size_condition={size_condition!r} needs a term of the size, such as size_loss='area'")
         self.background_loss = background_loss
         self.size_condition = size_condition
         self.size_loss = size_loss

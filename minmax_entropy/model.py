@@ -69,7 +69,7 @@ class WSLOutput(NamedTuple):
         localizer_logits: `[B, K]` of the images at their own size. With erasing, those of the first pass.
         localizer_maps: `[B, K, h, w]` class activation maps, likewise.
         background_logits: `[B, K]` of the classifier on the irrelevant region X-; None in a training with a control
-            term, for which X- of every second image alone is seen.
+            term, where half of the images alone are seen so.
         losses: the unweighted terms by name: `localizer`, `foreground`, `background`, `size`, `border`,
             `control`; with a target only.
     """
@@ -164,9 +164,9 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
             `mask_normalization` over the batch, do it for every image. None: no closer look. A backbone of one size has
             none.
         mask_normalization: range of the map per "image", or over the "batch" as in the authors' implementation.
-        reflect_margin: the localizer sees each image within a margin of its own reflection, of 16 pixels or of one
-            position of the features, which is cut off them again (`ReflectedMargin`, ours). Convolutions pad with
-            zeros, and masks may settle along the border. A pass takes longer as there are more pixels.
+        reflect_margin: in training the localizer sees each image within a margin of its own reflection, of 16 pixels or
+            of one position of the features, which is cut off them again (`ReflectedMargin`, ours). Convolutions pad
+            with zeros, and masks may settle along the border. The pass takes longer as there are more pixels.
         detach_mask: keep the classifier's gradient from the localizer's head; it flows through the mask otherwise, and
             without a size term the mask then grows to the whole image, a trivial optimum. By default True without
             `size_loss`, False with it.
@@ -277,7 +277,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         self.evaluation_zoom = evaluation_zoom
         self.mask_normalization = mask_normalization
         flags = dict(shared_backbone=shared_backbone, freeze_backbone=freeze_backbone, freeze_bn=freeze_bn)
-        for name, flag in dict(flags, checkpoint_passes=checkpoint_passes).items():
+        for name, flag in dict(flags, checkpoint_passes=checkpoint_passes, reflect_margin=reflect_margin).items():
             check_flag(name, flag)
         self.freeze_backbone, self.freeze_bn = freeze_backbone, freeze_bn
         self.bn_statistics = bn_statistics
@@ -293,7 +293,6 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         if isinstance(backbone, nn.Module):
             del options["pretrained"]
         self.backbone = create_backbone(backbone, **options)
-        check_flag("reflect_margin", reflect_margin)
         self.margin = ReflectedMargin(self.backbone) if reflect_margin else None
         self.classifier_backbone = None
         if classifier is not None and not shared_backbone:
@@ -363,7 +362,8 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
             images: `[B, C, H, W]`, normalized with `data_config`'s mean and std.
             target: class indices `[B]` (int64); for the multilabel task `[B, K]` of zeros and ones. In training mode,
                 and where `erasing.steps` is set, the mask is then found by recursive erasing.
-            background: compute the classifier on X- as well; by default in training mode or with a target.
+            background: compute the classifier on X- as well; by default in training mode or with a target. False
+                leaves out the terms of background and control.
             pixel_values, labels: `images` and `target` by the names that Hugging Face's `Trainer` gives them.
 
         Returns:
@@ -392,7 +392,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         if self.classifier is not None and (background or target is not None or self.classifier_decides):
             relevant, irrelevant = split_regions(images, mask)  # [B, C, H, W] each
             foreground_logits = self.classify(relevant)  # [B, K]
-            if target is not None and self.training and self.criterion.weights["control"] > 0:
+            if background and target is not None and self.training and self.criterion.weights["control"] > 0:
                 control = one_half(images)
                 irrelevant = torch.where(control[:, None, None, None], self.control_region(images, mask), irrelevant)
             background_logits = self.classify(irrelevant) if background else None
@@ -452,7 +452,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         `classes` the mask is `[B, N, H, W]`."""
         views = [self._head(self.localizer, self._seen(images, whole))]
         for other in self.at_other_sizes(images):
-            scores, maps = views[0] if other is images else self._head(self.localizer, self._seen(other))
+            scores, maps = views[0] if other is images else self._head(self.localizer, self.backbone(other))
             views.append((scores, self._turned(maps)))
         logits, maps = views[0]
         with torch.no_grad() if self.detach_mask else contextlib.nullcontext():
@@ -470,7 +470,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
                     return maps.gather(1, chosen.expand(-1, -1, *maps.shape[2:]))
 
             def closer(larger: Tensor, rows: Rows) -> Tensor:
-                return region(self._head(self.localizer, self._seen(larger))[1], rows)
+                return region(self._head(self.localizer, self.backbone(larger))[1], rows)
 
             mask = _mean([self._mask(region(each, slice(None)), images) for _, each in views])
             return logits, maps, self._looked_closer(images, mask, closer)
@@ -583,11 +583,12 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
             )
         return tuple(part.float() if part.dtype in (torch.float16, torch.bfloat16) else part for part in result)
 
-    def _seen(self, images: Tensor, counts: bool = False) -> Tensor:
-        """Features `[B, D, h, w]` of images as the localizer sees them, within their margin."""
-        if self.margin is None:
+    def _seen(self, images: Tensor, counts: bool) -> Tensor:
+        """Features `[B, D, h, w]` of images as the localizer sees them, in training within their margin."""
+        if self.margin is None or not self.training:
             return self._features(self.backbone, images, counts)
-        return self.margin(self._features(self.backbone, self.margin.extend(images), counts))
+        extended = self.margin.extend(images)
+        return self.margin(self._features(self.backbone, extended, counts), tuple(extended.shape[-2:]))
 
     def _features(self, backbone: nn.Module, images: Tensor, counts: bool) -> Tensor:
         """Features `[B, D, h, w]` of a pass, which `counts` for BatchNorm's statistics of images or does not."""

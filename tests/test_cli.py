@@ -408,7 +408,7 @@ def test_choose_the_least_probability(model, data, tmp_path, capsys):
         assert run(*command, own, *option) == 2
         assert "writes no --output, and goes before or after" in capsys.readouterr().err
     assert run(*command, own, "--judge", own) == 2
-    assert "--judge, --rival and --curves are of an evaluation" in capsys.readouterr().err
+    assert "--judge, --rival and --curves can't be combined with --choose-..." in capsys.readouterr().err
 
 
 def test_choose_a_threshold_without_damaged_files(model, tmp_path, capsys):

@@ -227,8 +227,7 @@ def test_half_precision_of_the_images(keywords):
 )
 def test_sizes_that_the_backbone_takes(sizes, scales, expected):
     """The nearest; what comes out as the image itself counts, and takes no pass of its own."""
-    options = dict(preset="refined", evaluation_scales=scales, evaluation_flip=False, reflect_margin=False)
-    model, seen = create(**options).eval(), []
+    model, seen = create(preset="refined", evaluation_scales=scales, evaluation_flip=False).eval(), []
     model.backbone.sizes = sizes
     model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[-2:])))
     assert model(images_of(64, 64)).mask.shape == (2, 1, 64, 64) and seen == expected

@@ -130,13 +130,15 @@ def test_masks_of_images_of_another_size():
 
 def test_classifiers_see_whole_images_at_a_size_they_know(judge):
     """Not at the image's own, which may be of any number of pixels."""
-    prober = Prober(judge, Probes(judge), preprocess_for(judge, "native"), 0.5)
+    model = model_of(Colours(), BY_COLOUR, "average")
+    prober = Prober(model, Probes(judge), preprocess_for(model, "native"), 0.5)
     seen = []
-    judge.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape[-2:])))
+    for one in (model, judge):
+        one.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape[-2:])))
     large = picture(RED, BLUE).resize((8 * SIDE, 8 * SIDE), Image.Resampling.NEAREST)
     figures = prober(large, 0, np.kron(half(LEFT), np.ones((8, 8), dtype=np.float32)))
-    assert figures == {"judge_whole": 1, "judge_foreground": 1, "judge_background": 0}
-    assert set(seen) == {(SIDE, SIDE)}
+    assert figures["classifier_foreground"] == figures["judge_foreground"] == 1 and figures["judge_background"] == 0
+    assert seen == [(SIDE, SIDE)] * 2
 
 
 def test_masks_are_ordered_as_finely_as_they_are(judge):
@@ -321,3 +323,14 @@ def test_a_training_says_what_is_wrong(shapes, caplog):
     result = fit(model, shapes, Recipe(lr=1e-2, batch_size=8, size_warmup=0.0), 2, valid=shapes, cpu=True)
     assert result.warnings and all(f"train: {warning}" in caplog.text for warning in result.warnings)
     assert fit(create(), shapes, Recipe(batch_size=8), 1, cpu=True).warnings == []  # nothing to look at
+
+
+def test_a_training_that_is_over_does_not_say_it_again(shapes, tmp_path, caplog):
+    def train():
+        model, recipe = create(preset="area", size_weight=1e3), Recipe(lr=1e-2, batch_size=8, size_warmup=0.0)
+        return fit(model, shapes, recipe, 1, valid=shapes, cpu=True, output=tmp_path, resume=True).warnings
+
+    warnings = train()
+    assert warnings and warnings[0] in caplog.text
+    caplog.clear()
+    assert train() == warnings and warnings[0] not in caplog.text

@@ -201,7 +201,6 @@ def test_localizer_loss_from_erasing(arguments):
     [
         (dict(background_loss="max"), r"background_loss must be one of \['eem', 'sem'\], got 'max'"),
         (dict(size_loss="log"), r"size_loss must be None or one of \['area', 'barrier'\], got 'log'"),
-        (dict(size_condition="sufficient"), "size_condition='sufficient' needs a term of the size"),
         (dict(size_weight=-1), "size_weight must be a finite number of 0 or more, got -1"),
         (dict(foreground_weight=float("nan")), "foreground_weight must be a finite number"),
         (dict(localizer_weight=float("inf")), "localizer_weight must be a finite number"),

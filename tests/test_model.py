@@ -159,6 +159,13 @@ def test_control_term(images, target, steps):
     assert all(parameter.grad is not None for parameter in model.classifier.parameters())
 
 
+def test_no_control_without_the_background(images, target):
+    model = create(control_weight=1.0)
+    with Passes(model.backbone) as seen:
+        output = model(images, target, background=False)
+    assert len(seen) == 2 and output.losses.keys() == {"localizer", "foreground"}
+
+
 @pytest.mark.parametrize(
     "call", [lambda m, x, y: m.eval()(x, y), lambda m, x, y: m.train()(x), lambda m, x, y: m.eval()(x)]
 )

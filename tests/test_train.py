@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import inspect
 import json
 import logging
 import math
@@ -726,7 +727,11 @@ def test_a_run_of_an_earlier_version_is_resumed(shapes, tmp_path, monkeypatch):
     unfinished(tmp_path, shapes, monkeypatch)
     path = tmp_path / "run.json"
     content = json.loads(path.read_text())
-    del content["settings"]["model"]["control_weight"], content["settings"]["recipe"]["patience"]
+    for part, built in (("model", mme.WSLModel), ("recipe", Recipe)):
+        for name, keyword in inspect.signature(built).parameters.items():
+            if json.loads(json.dumps(keyword.default, default=str)) == content["settings"][part].get(name, ...):
+                del content["settings"][part][name]
+    assert "control_weight" not in content["settings"]["model"] and "patience" not in content["settings"]["recipe"]
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"model\.control_weight: it has 0\.0, asked for is 1\.0$"):
         run(create(control_weight=1.0), shapes, epochs=2, output=tmp_path, resume=True)

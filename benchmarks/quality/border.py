@@ -25,7 +25,9 @@ TRIES = 30
 
 def cut(mask: np.ndarray, rng: np.random.Generator) -> tuple[int, int, int, int] | None:
     """A box `(left, top, right, bottom)` with a side that runs through the object, at its second to eighth tenth;
-    None where the object is too near to the border for any."""
+    None where the object is too far from every border, or too small once it is cut."""
+    if not mask.any():
+        return None
     height, width = mask.shape
     box = round(SHARE * width), round(SHARE * height)
     places = np.nonzero(mask)[::-1]  # columns, rows

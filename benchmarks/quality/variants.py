@@ -76,12 +76,8 @@ VARIANTS: dict[str, Method] = {
         "averaged with the flipped image", trained_as="refined", inference=dict(flips=("horizontal",))
     ),
     # The objective.
-    "detached": _trained(
-        "mask detached, no size term", detach_mask=True, size_loss=None, size_condition=None, border_weight=0.0
-    ),
-    "no-size": _trained(
-        "gradient through the mask, no size term", detach_mask=False, size_loss=None, size_condition=None
-    ),
+    "detached": _trained("mask detached, no size term", detach_mask=True, size_loss=None, border_weight=0.0),
+    "no-size": _trained("gradient through the mask, no size term", detach_mask=False, size_loss=None),
     "barrier": _trained("log-barrier on both areas", size_loss="barrier"),
     "area-1": _trained("area, weight 1", size_weight=1.0),
     "area-4": _trained("area, weight 4", size_weight=4.0),

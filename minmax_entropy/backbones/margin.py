@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from minmax_entropy.backbones.sizes import ImageSizes
+from minmax_entropy.mask import resize
 
 SMALLEST = 16  # pixels
 
@@ -16,22 +17,27 @@ class ReflectedMargin(nn.Module):
     """Images within a margin of their own reflection, which is cut off their features again. Ours, beyond the paper.
 
     Convolutions pad with zeros, so that the features along the border are unlike those of any other place, and a mask
-    may settle there. With a margin, what is cut off are those features.
+    may settle there. The margin takes the features that padding changes most; those of deep networks feel it further
+    in, and less.
 
     Args:
         backbone: the module with `sizes` and `reduction` whose features they are. It sees images as they are where it
             has no convolution that overlaps, as a plain transformer, and so pads nothing; and where it takes images of
             one size, or multiples of a step that the margin breaks.
+
+    Attributes:
+        pixels: width of the margin, 16 or the next whole multiple of the deepest stride and of a position of the
+            features; 0 for none.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         sizes: ImageSizes = backbone.sizes
-        unit = math.lcm(sizes.stride, backbone.reduction)
+        self.reduction = round(backbone.reduction)
+        unit = math.lcm(sizes.stride, self.reduction)
         pixels = math.ceil(SMALLEST / unit) * unit
         fits = sizes.fixed is None and all(2 * pixels % step == 0 for step in sizes.step)
         self.pixels = pixels if fits and _overlaps(backbone) else 0
-        self.cells = self.pixels // backbone.reduction
 
     def extend(self, images: Tensor) -> Tensor:
         """`[B, C, H, W]` to `[B, C, H + 2 * pixels, W + 2 * pixels]`."""
@@ -41,10 +47,15 @@ class ReflectedMargin(nn.Module):
             images = images.index_select(axis, _reflected(images.shape[axis], self.pixels, images.device))
         return images
 
-    def forward(self, features: Tensor) -> Tensor:
-        """The features `[B, D, h, w]` of the images alone, from those of `extend`."""
-        cells = self.cells
-        return features if cells == 0 else features[..., cells:-cells, cells:-cells]
+    def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """The features `[B, D, h, w]` of the images alone, from those of `extend`, which has made them of this size."""
+        if self.pixels == 0:
+            return features
+        positions = [math.ceil(side / self.reduction) for side in size]
+        if any(abs(found - sought) > 1 for found, sought in zip(features.shape[-2:], positions, strict=True)):
+            features = resize(features, positions)  # the network has a grid of its own, whatever the image
+        cells = self.pixels // self.reduction
+        return features[..., cells:-cells, cells:-cells]
 
     def extra_repr(self) -> str:
         return f"pixels={self.pixels}"

@@ -115,7 +115,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if share is not None and (options.choose_threshold or options.output is not None):
         raise ValueError("--choose-min-probability writes no --output, and goes before or after --choose-threshold")
     if chooses and (options.judge is not None or options.rival is not None or options.curves):
-        raise ValueError("--judge, --rival and --curves are of an evaluation, which --choose-... does not make")
+        raise ValueError("--judge, --rival and --curves can't be combined with --choose-...")
     if chooses and options.model.startswith(tuple(set(hub.SOURCES) - {hub.LOCAL})):
         raise ValueError(f"a threshold is stored in a model's folder, {options.model} is none: save it to one first")
     model = load(options)

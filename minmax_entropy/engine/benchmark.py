@@ -216,7 +216,7 @@ def _run(benchmark: Benchmark, combination: Combination) -> dict:
     has_judge = _has_judge(benchmark, combination)
     if path.is_file():
         saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved.get("has_judge") or not has_judge:  # which may have been trained since
+        if "judge_whole" in saved["figures"] or not has_judge:  # which may have been trained since
             return row | saved["figures"]
     model, training = _trained(benchmark, combination)
     result = evaluate(
@@ -230,7 +230,6 @@ def _run(benchmark: Benchmark, combination: Combination) -> dict:
     names = benchmark.test.class_names
     content = {
         "method": _definition(combination),
-        "has_judge": has_judge,
         "figures": figures_as_json({**result.metrics, **training}),
         "classes": {names[label]: figures_as_json(figures) for label, figures in result.by_class().items()},
         "warnings": warnings_of(result, names),

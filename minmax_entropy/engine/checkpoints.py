@@ -158,7 +158,7 @@ class Checkpoints:
 
     def _completed(self, saved: dict) -> dict:
         parts = {
-            name: {**{key: values[key] for key in self.settings[name] if key in values}, **saved[name]}
+            name: {**{key: values[key] for key in self.settings[name] if key in values}, **saved.get(name, {})}
             for name, values in self.defaults.items()
         }
         return {**saved, **parts}
@@ -174,7 +174,8 @@ def compare_settings(saved: dict, settings: dict, place: Path) -> None:
     Raises:
         ValueError: they differ; the message says where.
     """
-    texts = list(_differences(saved, json.loads(json.dumps(settings)), ""))
+    saved, settings = (json.loads(json.dumps(one)) for one in (saved, settings))  # lists for tuples
+    texts = list(_differences(saved, settings, ""))
     if texts:
         raise ValueError(f"what is in {place} can't be resumed with other settings than its own: {'; '.join(texts)}")
 

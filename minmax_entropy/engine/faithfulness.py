@@ -184,4 +184,4 @@ def _as_input(mask: np.ndarray, image: Image.Image, preprocess: Preprocess) -> T
     picture = Image.fromarray(mask.astype(np.float32))  # not of 8 bits, which would tie what insertion orders
     if picture.size != image.size:
         picture = picture.resize(image.size, Image.Resampling.BILINEAR)
-    return torch.from_numpy(preprocess.pixels(picture)).clamp(0, 1)[None]
+    return torch.tensor(preprocess.pixels(picture)).clamp(0, 1)[None]

@@ -75,11 +75,10 @@ class GradCAM(nn.Module):
     def _region(self, images: Tensor, classes: Tensor) -> Tensor:
         """Maps `[B, 1, h, w]` in [0, 1] of classes `[B]` of images, at the size of the features for a refinement."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        layer = self.model.backbone if self.model.margin is None else self.model.margin
         try:
             for parameter in trained:
                 parameter.requires_grad_(False)
-            with torch.inference_mode(False), torch.enable_grad(), self._cam(self.scores, [layer]) as cam:
+            with torch.inference_mode(False), torch.enable_grad(), self._cam(self.scores, [self.model.backbone]) as cam:
                 targets = [self._target(index) for index in classes.tolist()]
                 region = cam(images.clone().requires_grad_(), targets=targets)  # [B, H, W], each image's in [0, 1]
         finally:
