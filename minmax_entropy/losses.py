@@ -116,8 +116,8 @@ def area(mask: Tensor) -> Tensor:
 def border_area(mask: Tensor) -> Tensor:
     """Part of the area that lies along the border of the image, within 8 % of each side: a price on the border.
 
-    Where the evidence for a class is everywhere, as in the texture of a surface, nothing but this keeps the mask from a
-    strip along the border.
+    Where the evidence for a class is everywhere, as in the texture of a surface, a strip along the border is enough for
+    every other term. With a margin around the images (`ReflectedMargin`) fewer masks go there.
 
     Args:
         mask: `[B, 1, H, W]` in [0, 1].

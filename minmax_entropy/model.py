@@ -164,9 +164,10 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
             `mask_normalization` over the batch, do it for every image. None: no closer look. A backbone of one size has
             none.
         mask_normalization: range of the map per "image", or over the "batch" as in the authors' implementation.
-        reflect_margin: in training the localizer sees each image within a margin of its own reflection, of 16 pixels or
-            of one position of the features, which is cut off them again (`ReflectedMargin`, ours). Convolutions pad
-            with zeros, and masks may settle along the border. The pass takes longer as there are more pixels.
+        reflect_margin: in training the localizer sees each image within a margin of its own reflection, 16 pixels
+            rounded up to whole positions of the features (32 at a stride of 32), which is cut off them again
+            (`ReflectedMargin`, ours). Convolutions pad with zeros, and masks may settle along the border. The pass
+            takes longer as there are more pixels. Plain transformers and backbones of one size have none.
         detach_mask: keep the classifier's gradient from the localizer's head; it flows through the mask otherwise, and
             without a size term the mask then grows to the whole image, a trivial optimum. By default True without
             `size_loss`, False with it.
