@@ -29,7 +29,7 @@ class Multiclass:
     @staticmethod
     def label_loss(logits: Tensor, target: Tensor) -> Tensor:
         """`-log p` of the label, `[B, K]` and `[B]` to `[B]`."""
-        return F.cross_entropy(logits, target, reduction="none")
+        return Multiclass.loss(logits, target)
 
     @staticmethod
     def agreement(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,11 +56,13 @@ def write(source: Path, target: Path, split: str, rng: np.random.Generator) -> l
         if box is None:
             continue
         row = [f"{folder}/{split}_{number:04d}.png" for folder in ("images", "masks")]
-        for picture, path, filter in ((image, row[0], "BICUBIC"), (mask, row[1], "NEAREST")):
+        image = image.crop(box).resize(image.size, Image.Resampling.BICUBIC)
+        mask = mask.crop(box).resize(image.size, Image.Resampling.NEAREST)
+        for picture, path in zip((image, mask), row, strict=True):
             (target / path).parent.mkdir(parents=True, exist_ok=True)
-            picture.crop(box).resize(image.size, Image.Resampling[filter]).save(target / path)
+            picture.save(target / path)
         lines.append([*row, name])
-        shares.append(border_share(np.asarray(Image.open(target / row[1])) > 0))
+        shares.append(border_share(np.asarray(mask) > 0))
     with (target / f"{split}.csv").open("w", newline="") as file:
         csv.writer(file).writerows(lines)
     return shares

@@ -124,8 +124,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, help="instead of the file's; in a folder of its own")
     args = parser.parse_args()
     config = read_config(args.config, args.data)
-    given = {key: value for key in ("methods", "epochs") if (value := getattr(args, key)) is not None}
-    config |= given
+    config |= {key: value for key in ("methods", "epochs") if (value := getattr(args, key)) is not None}
     if not isinstance(config.get("shots"), list):
         return run(config, args.output, args.seeds)
     statuses = [run(config | {"shots": n}, args.output / f"shots{n}", args.seeds) for n in config["shots"]]

@@ -181,16 +181,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     # What each part of the objective does, and with other weights.
     "terms": (
-        *(
-            "cam-avg",
-            "refined",
-            "before",
-            "no-margin",
-            "no-border",
-            "no-border-no-margin",
-            "no-control",
-            "no-condition",
-        ),
+        *("cam-avg", "refined", "before", "no-margin", "no-border", "no-border-no-margin"),
+        *("no-control", "no-condition"),
         *("area-1", "area-4", "border-1", "border-4", "control-0.5", "control-2", "no-background", "erasing-2-0.6"),
         *("refined-0.5", "refined-0.6"),
     ),

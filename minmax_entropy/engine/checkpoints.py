@@ -157,6 +157,7 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _completed(self, saved: dict) -> dict:
+        """Saved settings, with the default of each that they do not know."""
         parts = {
             name: {**{key: values[key] for key in self.settings[name] if key in values}, **saved.get(name, {})}
             for name, values in self.defaults.items()
