@@ -40,8 +40,9 @@ ROWS = {
     "bare backbone, training step": None,
     "CAM, training step": dict(call="step", preset="cam"),
     "step": dict(call="step"),
-    'step, `preset="refined"`': dict(call="step", preset="refined"),
-    'step, `preset="refined"`, no margin': dict(call="step", preset="refined", reflect_margin=False),
+    # A training with the preset takes one half of its steps each way.
+    'step, `preset="refined"`, with the margin': dict(call="step", preset="refined", reflect_margin=1.0),
+    'step, `preset="refined"`, without': dict(call="step", preset="refined", reflect_margin=0.0),
     "step, checkpoint_passes": dict(call="step", checkpoint_passes=True),
     "step, 4 erasing passes": dict(call="step", erasing_steps=4),
     "step, 4 erasing passes, checkpoint_passes": dict(call="step", erasing_steps=4, checkpoint_passes=True),

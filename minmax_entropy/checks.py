@@ -70,15 +70,15 @@ def check_threshold(name: str, value: float) -> None:
         raise ValueError(f"{name} cuts a mask with values in [0, 1], it must be over 0 and below 1, got {value!r}")
 
 
-def check_min_probability(value: float) -> None:
-    """Refuse what is no lower bound of a probability.
+def check_share(name: str, value: float) -> None:
+    """Refuse what is no share or probability.
 
     Raises:
         ValueError: it is no number, or not in [0, 1].
     """
-    check_number("min_probability", value)
+    check_number(name, value)
     if not 0 <= value <= 1:
-        raise ValueError(f"min_probability must be in [0, 1], got {value!r}")
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
 
 
 def check_scales(name: str, scales: Sequence[float]) -> tuple[float, ...]:

@@ -28,6 +28,7 @@ from minmax_entropy.checks import (
     check_data_config,
     check_flag,
     check_mask,
+    check_share,
     check_threshold,
 )
 from minmax_entropy.conventions import TimmConventions
@@ -164,10 +165,11 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
             `mask_normalization` over the batch, do it for every image. None: no closer look. A backbone of one size has
             none.
         mask_normalization: range of the map per "image", or over the "batch" as in the authors' implementation.
-        reflect_margin: in training the localizer sees each image within a margin of its own reflection, 16 pixels
-            rounded up to whole positions of the features (32 at a stride of 32), which is cut off them again
-            (`ReflectedMargin`, ours). Convolutions pad with zeros, and masks may settle along the border. The pass
-            takes longer as there are more pixels. Plain transformers and backbones of one size have none.
+        reflect_margin: share of the training steps, drawn by chance, in which the localizer sees each image within a
+            margin of its own reflection, 16 pixels rounded up to whole positions of the features (32 at a stride of
+            32), which is cut off them again (`ReflectedMargin`, ours). Convolutions pad with zeros, and masks may
+            settle along the border. Such a pass takes longer as there are more pixels. Plain transformers and backbones
+            of one size have none.
         detach_mask: keep the classifier's gradient from the localizer's head; it flows through the mask otherwise, and
             without a size term the mask then grows to the whole image, a trivial optimum. By default True without
             `size_loss`, False with it.
@@ -223,7 +225,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         evaluation_flip: bool = False,
         evaluation_zoom: dict | None = None,
         mask_normalization: str = "image",
-        reflect_margin: bool = False,
+        reflect_margin: float = 0.0,
         detach_mask: bool | None = None,
         background_loss: str = "sem",
         size_loss: str | None = None,
@@ -278,7 +280,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         self.evaluation_zoom = evaluation_zoom
         self.mask_normalization = mask_normalization
         flags = dict(shared_backbone=shared_backbone, freeze_backbone=freeze_backbone, freeze_bn=freeze_bn)
-        for name, flag in dict(flags, checkpoint_passes=checkpoint_passes, reflect_margin=reflect_margin).items():
+        for name, flag in dict(flags, checkpoint_passes=checkpoint_passes).items():
             check_flag(name, flag)
         self.freeze_backbone, self.freeze_bn = freeze_backbone, freeze_bn
         self.bn_statistics = bn_statistics
@@ -294,7 +296,8 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         if isinstance(backbone, nn.Module):
             del options["pretrained"]
         self.backbone = create_backbone(backbone, **options)
-        self.margin = ReflectedMargin(self.backbone) if reflect_margin else None
+        check_share("reflect_margin", reflect_margin)
+        self.margin = ReflectedMargin(self.backbone, reflect_margin) if reflect_margin else None
         self.classifier_backbone = None
         if classifier is not None and not shared_backbone:
             own = copy.deepcopy(backbone) if isinstance(backbone, nn.Module) else backbone
@@ -585,8 +588,9 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         return tuple(part.float() if part.dtype in (torch.float16, torch.bfloat16) else part for part in result)
 
     def _seen(self, images: Tensor, counts: bool) -> Tensor:
-        """Features `[B, D, h, w]` of images as the localizer sees them, in training within their margin."""
-        if self.margin is None or not self.training:
+        """Features `[B, D, h, w]` of images as the localizer sees them, in some of the training steps within their
+        margin."""
+        if self.margin is None or not self.training or not self.margin.drawn():
             return self._features(self.backbone, images, counts)
         extended = self.margin.extend(images)
         return self.margin(self._features(self.backbone, extended, counts), tuple(extended.shape[-2:]))

@@ -13,8 +13,8 @@ from minmax_entropy.checks import (
     check_choice,
     check_empty_classes,
     check_flag,
-    check_min_probability,
     check_scales,
+    check_share,
 )
 from minmax_entropy.zoom import Zoom
 
@@ -57,7 +57,7 @@ class LiveSettings(nn.Module):
 
     @min_probability.setter
     def min_probability(self, value: float) -> None:
-        check_min_probability(value)
+        check_share("min_probability", value)
         self._min_probability = float(value)
 
     @property

@@ -37,7 +37,7 @@ class OwnGrid(Means):
 
 
 def within(backbone):
-    return mme.WSLModel(backbone, 2, localizer="average", classifier=None, reflect_margin=True)
+    return mme.WSLModel(backbone, 2, localizer="average", classifier=None, reflect_margin=1)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (20, 16), (5, 3)])
@@ -74,7 +74,8 @@ def test_features_of_a_grid_that_does_not_follow_the_image():
     ("keywords", "pixels"), [({}, 32), (dict(neck="fpn"), 32), (dict(output_stride=8), 16), (dict(out_index=1), 16)]
 )
 def test_the_localizer_alone_sees_it_and_in_training_alone(keywords, pixels):
-    model = create("wsl_resnet18", preset="refined", evaluation_scales=(1.0,), evaluation_zoom=None, **keywords)
+    settings = dict(reflect_margin=1, evaluation_scales=(1.0,), evaluation_zoom=None, **keywords)
+    model = create("wsl_resnet18", preset="refined", **settings)
     seen = []
     model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[-1]))
     output = model.train()(images_of(), torch.tensor([0, 1]))
@@ -91,7 +92,7 @@ def test_the_localizer_alone_sees_it_and_in_training_alone(keywords, pixels):
     [("wsl_test_vit", 96), ("wsl_vit_tiny_patch16_224", 224), ("wsl_swin_tiny_patch4_window7_224", 224)],
 )
 def test_backbones_that_pad_nothing_or_take_one_size_have_none(name, size):
-    margin, images = create(name, reflect_margin=True, img_size=size).margin, images_of(size)
+    margin, images = create(name, reflect_margin=1, img_size=size).margin, images_of(size)
     assert margin.pixels == 0 and margin.extend(images) is images and margin(images, (size, size)) is images
 
 
@@ -104,9 +105,21 @@ def test_a_step_that_the_margin_breaks():
 
 
 def test_it_is_saved_and_needs_no_weights(tmp_path):
-    model = create(reflect_margin=True)
+    model = create(reflect_margin=0.5)
     assert model.state_dict().keys() == create().state_dict().keys()
     model.save_pretrained(tmp_path)
-    assert mme.create_model(f"local-dir:{tmp_path}").margin.pixels == 32
-    with pytest.raises(TypeError, match="reflect_margin must be True or False"):
+    margin = mme.create_model(f"local-dir:{tmp_path}").margin
+    assert (margin.pixels, margin.share) == (32, 0.5)
+    with pytest.raises(ValueError, match=r"reflect_margin must be in \[0, 1\], got 2"):
         create(reflect_margin=2)
+
+
+def test_a_share_of_the_steps_has_it():
+    model = within(Means())
+    model.margin.share = 0.5
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[-1]))
+    torch.manual_seed(0)
+    for _ in range(100):
+        model(images_of(32))
+    assert set(seen) == {32, 64} and 30 < seen.count(64) < 70

@@ -9,14 +9,19 @@ Trainings of it save a model without the variant, which is a matter of training 
 
 from __future__ import annotations
 
+import copy
+import itertools
+from unittest import mock
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import minmax_entropy.model as model_module
 from minmax_entropy import WSLModel, WSLOutput, register_model
 from minmax_entropy.factory import build_model
 from minmax_entropy.losses import SIZE_LOSSES
-from minmax_entropy.mask import resize
+from minmax_entropy.mask import control_mask, resize, weighted_map
 from minmax_entropy.modes import with_settings
 
 
@@ -65,7 +70,8 @@ class Whole(WSLModel):
 
 
 class Control(WSLModel):
-    """Other control masks: of "whole" images alone, of "others" alone, or "random" in the place of others'."""
+    """Other control masks: of "whole" images alone, of "others" alone, or in the place of others' "random" ones, or the
+    image's own, "shifted" by half of each side."""
 
     masks = "whole"
 
@@ -76,9 +82,101 @@ class Control(WSLModel):
         if self.masks == "random":
             coarse = torch.rand(len(images), 1, 4, 4, device=images.device) > 0.5
             others = F.interpolate(coarse.to(mask.dtype), mask.shape[2:], mode="bilinear")
+        if self.masks == "shifted":
+            others = mask.detach().roll([side // 2 for side in mask.shape[2:]], dims=(2, 3))
+        if self.masks != "others":
             whole = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
             others = torch.where(whole, 1.0, others)
         return (images * others).to(images.dtype)
+
+
+class Filled(WSLModel):
+    """What is cut in training is filled, in the place of zeros, with "noise", with the image "blurred", or with what
+    "others" of the batch have outside of their own masks."""
+
+    fill = "noise"
+
+    def forward(self, *args, **kwargs) -> WSLOutput:
+        if not self.training:
+            return super().forward(*args, **kwargs)
+        with mock.patch.object(model_module, "split_regions", self._split):
+            return super().forward(*args, **kwargs)
+
+    def control_region(self, images: Tensor, mask: Tensor) -> Tensor:
+        control = control_mask(mask)
+        return (images * control + self._filling(images, mask) * (1 - control)).to(images.dtype)
+
+    def _split(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        filling = self._filling(images, mask)
+        parts = (images * mask + filling * (1 - mask), images * (1 - mask) + filling * mask)
+        return tuple(part.to(images.dtype) for part in parts)
+
+    def _filling(self, images: Tensor, mask: Tensor) -> Tensor:
+        if self.fill == "noise":
+            return torch.randn_like(images)
+        if self.fill == "others":
+            return (images * (1 - mask.detach())).roll(1, dims=0)
+        coarse = F.interpolate(images, (4, 4), mode="bilinear", antialias=True)
+        return F.interpolate(coarse, images.shape[2:], mode="bicubic")
+
+
+class Averaged(WSLModel):
+    """An average over the steps (EMA) of backbone and classifier judges X+; the classifier itself is trained on X+ as
+    it is, without gradient to the mask, in a pass more."""
+
+    decay = 0.95
+    _average, _own = None, None
+
+    def forward(self, images: Tensor, target: Tensor | None = None, *args, **kwargs) -> WSLOutput:
+        if not self.training:
+            return super().forward(images, target, *args, **kwargs)
+        live = [*self.backbone.parameters(), *self.classifier.parameters()]
+        if self._average is None:
+            average = copy.deepcopy((self.backbone, self.classifier))
+            for parameter in itertools.chain(*(module.parameters() for module in average)):
+                parameter.requires_grad_(False)
+            self.__dict__["_average"] = average  # no part of what is saved
+        averaged = itertools.chain(*(module.parameters() for module in self._average))
+        with torch.no_grad():
+            for mean, now in zip(averaged, live, strict=True):
+                mean.lerp_(now, 1 - self.decay)
+        self._own = []
+        output = super().forward(images, target, *args, **kwargs)
+        own, self._own = self._own, None
+        return output._replace(loss=output.loss + self.criterion.cross_entropy(own[0], target).mean())
+
+    def classify(self, region: Tensor) -> Tensor:
+        if self._own is None or self._own:  # in evaluation, and for X-, which comes second
+            return super().classify(region)
+        self._own.append(super().classify(region.detach()))
+        backbone, classifier = self._average
+        return self._head(classifier, backbone(resize(region, self.classifier_size(*region.shape[-2:]))))[0]
+
+
+class Follows(WSLModel):
+    """The expected map of a part of each image, cut by chance at 0.6 to 1 of each side, shown at half of the image's
+    size and as often as not flipped, must be that part of the image's map: their mean difference is a term."""
+
+    weight = 1.0
+
+    def forward(self, images: Tensor, target: Tensor | None = None, *args, **kwargs) -> WSLOutput:
+        output = super().forward(images, target, *args, **kwargs)
+        if output.loss is None or not self.training:
+            return output
+        height, width = images.shape[-2:]
+        share = float(torch.empty(()).uniform_(0.6, 1.0))
+        rows, columns = int(share * height), int(share * width)
+        top, left = (int(torch.randint(n + 1, ())) for n in (height - rows, width - columns))
+        cut = (..., slice(top, top + rows), slice(left, left + columns))
+        flipped = bool(torch.rand(()) < 0.5)
+        part = resize(images[cut], self.classifier_size(height, width))
+        found = self._head(self.localizer, self.backbone(part.flip(-1) if flipped else part))[1]
+        weights = self.map_weights(output.localizer_logits).detach()
+        whole = weighted_map(output.localizer_maps, weights)
+        found = weighted_map(found.flip(-1) if flipped else found, weights)
+        sought = F.interpolate(resize(whole, (height, width))[cut], found.shape[-2:], mode="bilinear", antialias=True)
+        difference = (sought - found).abs().mean() / (sought.detach().abs().mean() + 1e-3)
+        return output._replace(loss=output.loss + self.weight * difference)
 
 
 class Crop(WSLModel):
@@ -138,6 +236,9 @@ TRIALS = {
     "learned": Learned,
     "whole": Whole,
     "control": Control,
+    "filled": Filled,
+    "averaged": Averaged,
+    "follows": Follows,
     "crop": Crop,
     "random-scale": RandomScale,
     None: WSLModel,

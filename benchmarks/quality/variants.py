@@ -85,12 +85,13 @@ VARIANTS: dict[str, Method] = {
         "no control, no border term, no margin, no condition, area weight 1",
         control_weight=0.0,
         border_weight=0.0,
-        reflect_margin=False,
+        reflect_margin=0.0,
         **_PRICE,
     ),
-    "no-margin": _trained("no margin", reflect_margin=False),
+    "no-margin": _trained("no margin", reflect_margin=0.0),
+    "margin-1": _trained("margin in every step", reflect_margin=1.0),
     "no-border": _trained("no border term", border_weight=0.0),
-    "no-border-no-margin": _trained("no border term, no margin", border_weight=0.0, reflect_margin=False),
+    "no-border-no-margin": _trained("no border term, no margin", border_weight=0.0, reflect_margin=0.0),
     "border-1": _trained("border, weight 1", border_weight=1.0),
     "border-4": _trained("border, weight 4", border_weight=4.0),
     "no-control": _trained("no control", control_weight=0.0),
@@ -143,6 +144,12 @@ VARIANTS: dict[str, Method] = {
     "control-whole": _trial("control by whole images alone", "control", masks="whole"),
     "control-others": _trial("control by masks of other images alone", "control", masks="others"),
     "control-random": _trial("control by whole images and masks of chance", "control", masks="random"),
+    "control-shifted": _trial("control by whole images and the own mask, shifted", "control", masks="shifted"),
+    "fill-noise": _trial("cut parts filled with noise", "filled", fill="noise"),
+    "fill-blurred": _trial("cut parts filled with the blurred image", "filled", fill="blurred"),
+    "fill-others": _trial("cut parts filled with the rest of another image", "filled", fill="others"),
+    "averaged": _trial("X+ judged by an average of the classifier", "averaged"),
+    "follows": _trial("maps that follow crops and flips", "follows"),
     "whole": _trial("classifier trained on the whole image as well", "whole"),
     "whole-classifier": _evaluated("the same, the classifier decides", "whole", decision="classifier"),
     "crop": _trial("X+ cut to what is marked, and enlarged", "crop"),
@@ -181,7 +188,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     # What each part of the objective does, and with other weights.
     "terms": (
-        *("cam-avg", "refined", "before", "no-margin", "no-border", "no-border-no-margin"),
+        *("cam-avg", "refined", "before", "no-margin", "margin-1", "no-border", "no-border-no-margin"),
         *("no-control", "no-condition"),
         *("area-1", "area-4", "border-1", "border-4", "control-0.5", "control-2", "no-background", "erasing-2-0.6"),
         *("refined-0.5", "refined-0.6"),
@@ -198,10 +205,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("refined-classifier", "refined-predicted", "refined-0.4", "refined-0.6", "refined-linear", "refined-flip"),
     ),
     # With the model of `trials.py`.
+    "control-trials": (
+        *("control-whole", "control-others", "control-random", "control-shifted"),
+        *("fill-noise", "fill-blurred", "fill-others", "averaged", "follows"),
+    ),
     "trials": (
         *("refined", "refined-classifier", "prior", "background-0.5", "background-2", "learned", "top-2"),
         *("erasing-2", "erasing-sigma-1", "erasing-sigma-100"),
-        *("control-whole", "control-others", "control-random"),
         *("whole", "whole-classifier", "crop", "crop-classifier", "random-scale"),
     ),
 }

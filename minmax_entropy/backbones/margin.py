@@ -24,20 +24,26 @@ class ReflectedMargin(nn.Module):
         backbone: the module with `sizes` and `reduction` whose features they are. It sees images as they are where it
             has no convolution that overlaps, as a plain transformer, and so pads nothing; and where it takes images of
             one size, or multiples of a step that the margin breaks.
+        share: of the training steps, in which the images have it.
 
     Attributes:
         pixels: width of the margin, 16 or the next whole multiple of the deepest stride and of a position of the
             features; 0 for none.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, share: float = 1.0) -> None:
         super().__init__()
+        self.share = share
         sizes: ImageSizes = backbone.sizes
         self.reduction = round(backbone.reduction)
         unit = math.lcm(sizes.stride, self.reduction)
         pixels = math.ceil(SMALLEST / unit) * unit
         fits = sizes.fixed is None and all(2 * pixels % step == 0 for step in sizes.step)
         self.pixels = pixels if fits and _overlaps(backbone) else 0
+
+    def drawn(self) -> bool:
+        """Whether the images of a step have it, by lot (torch's generator of the CPU)."""
+        return self.pixels > 0 and (self.share == 1 or bool(torch.rand(()) < self.share))
 
     def extend(self, images: Tensor) -> Tensor:
         """`[B, C, H, W]` to `[B, C, H + 2 * pixels, W + 2 * pixels]`."""
@@ -58,7 +64,7 @@ class ReflectedMargin(nn.Module):
         return features[..., cells:-cells, cells:-cells]
 
     def extra_repr(self) -> str:
-        return f"pixels={self.pixels}"
+        return f"pixels={self.pixels}, share={self.share:g}"
 
 
 def _overlaps(backbone: nn.Module) -> bool:
