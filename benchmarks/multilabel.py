@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 import minmax_entropy as mme
+from minmax_entropy.cli.demo import SIZE
 from minmax_entropy.data import SyntheticShapes
-from minmax_entropy.demo import SIZE
 from minmax_entropy.engine import get_recipe
 from minmax_entropy.losses import BINARY_BACKGROUND_LOSSES
 from minmax_entropy.metrics import dice

@@ -23,7 +23,7 @@ import timm
 import torch
 
 import minmax_entropy as mme
-from minmax_entropy.modes import ONE_LOOK
+from minmax_entropy._modes import ONE_LOOK
 
 CLASSES = 100
 # What each row runs; None is the bare timm model with its own head.

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 import minmax_entropy as mme
+from minmax_entropy.cli.demo import EPOCHS, OURS, SIZE, TRAIN_IMAGES, train_method
 from minmax_entropy.data import LabelledImages, SyntheticShapes, open_split
-from minmax_entropy.demo import EPOCHS, OURS, SIZE, TRAIN_IMAGES, train_method
 from minmax_entropy.engine import Inference, create_refinement, predict_images
-from minmax_entropy.engine.refine import refine_mask
 from minmax_entropy.engine.threshold import THRESHOLDS, DiceCurve
+from minmax_entropy.inference.filters import refine_mask
 
 VIEWS = {
     "as it is": Inference(scales=(1.0,)),

@@ -18,8 +18,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import minmax_entropy as mme
+from minmax_entropy.cli.demo import SIZE, Method, train_method
 from minmax_entropy.data import SyntheticShapes
-from minmax_entropy.demo import SIZE, Method, train_method
 
 CLASSES = 6
 METHOD = {"img_size": SIZE, "preset": "area", "localizer": "average", "classifier_scale": 0.75}

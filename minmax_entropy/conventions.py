@@ -9,8 +9,8 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from minmax_entropy._checks import check_count
 from minmax_entropy.backbones.sizes import Size, as_pair
-from minmax_entropy.checks import check_count
 from minmax_entropy.heads import create_head
 
 if TYPE_CHECKING:

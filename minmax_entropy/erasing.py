@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from minmax_entropy.checks import check_choice, check_flag, check_number
+from minmax_entropy._checks import check_choice, check_flag, check_number
 from minmax_entropy.tasks import TASKS
 
 SCOPES = ("image", "batch")

@@ -13,10 +13,11 @@ from huggingface_hub.utils import validate_repo_id
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from minmax_entropy import hub
+from minmax_entropy._registry import Registry, matching, unknown_name
 from minmax_entropy.backbones import is_backbone, list_backbones
-from minmax_entropy.configuration import CONFIG_NAME, read_config
+from minmax_entropy.hub.config import read_config
+from minmax_entropy.hub.names import CONFIG_NAME
 from minmax_entropy.model import WSLModel
-from minmax_entropy.registry import Registry, matching, unknown_name
 
 _logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def create_model(
     given = {"num_classes": num_classes, "in_chans": in_chans, "preset": preset}
     kwargs.update({key: value for key, value in given.items() if value is not None})
     if name.startswith(hub.SOURCES):
-        model = hub.load_model(name, weights=pretrained is not False, **kwargs)
+        model = hub.load_model(WSLModel, name, weights=pretrained is not False, **kwargs)
     elif pretrained and name in _PRETRAINED:
         model = _registered(name, kwargs)
     else:
@@ -125,7 +126,7 @@ def register_pretrained(
         source = f"{hub.HUB}{hf_hub_id}@{revision}" if revision else f"{hub.HUB}{hf_hub_id}"
     else:
         directory = Path(local_dir).expanduser().absolute()
-        read_config(directory / CONFIG_NAME)
+        read_config(directory / CONFIG_NAME, WSLModel)
         source = f"{hub.LOCAL}{directory}"
     if _PRETRAINED.setdefault(name, source) != source:
         raise ValueError(f"{name} has weights already, at {_PRETRAINED[name]}; give these a tag, {base}.TAG")
@@ -190,7 +191,7 @@ def build_model(backbone: str, pretrained: bool = False, *, tag: str = "", **kwa
 
 def _registered(name: str, kwargs: dict) -> WSLModel:
     """The model of `register_pretrained`; what is there must be of the architecture that it was registered for."""
-    model = hub.load_model(_PRETRAINED[name], **kwargs)
+    model = hub.load_model(WSLModel, _PRETRAINED[name], **kwargs)
     backbone = name.split(".")[0].removeprefix(PREFIX)
     found = str(model.config["backbone"]).split(".")[0]
     if is_backbone(backbone) and found != backbone:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minmax_entropy.checks import check_choice, check_number
+from minmax_entropy._checks import check_choice, check_number
 from minmax_entropy.mask import without_border
 from minmax_entropy.tasks import TASKS
 

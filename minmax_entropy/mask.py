@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minmax_entropy.symbolic import is_symbolic
+from minmax_entropy._symbolic import is_symbolic
 
 NORMALIZATIONS = ("image", "batch")
 MASK_SOURCES = ("expected", "predicted")

@@ -15,11 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from minmax_entropy.backbones import create_backbone
-from minmax_entropy.backbones.init import INITIALIZATIONS
-from minmax_entropy.backbones.margin import ReflectedMargin
-from minmax_entropy.checkpointing import frozen_statistics
-from minmax_entropy.checks import (
+from minmax_entropy._checks import (
     MAX_CHANNELS,
     MAX_SCALE,
     MAX_SIDE,
@@ -31,9 +27,15 @@ from minmax_entropy.checks import (
     check_share,
     check_threshold,
 )
+from minmax_entropy._symbolic import rounded_share, truncated_share
+from minmax_entropy.backbones import create_backbone
+from minmax_entropy.backbones.init import INITIALIZATIONS
+from minmax_entropy.backbones.margin import ReflectedMargin
+from minmax_entropy.backbones.passes import frozen_statistics
 from minmax_entropy.conventions import TimmConventions
 from minmax_entropy.erasing import RecursiveErasing
 from minmax_entropy.heads import create_head
+from minmax_entropy.hub.shareable import Shareable
 from minmax_entropy.inputs import check_images, check_target, class_index, either
 from minmax_entropy.keywords import Keywords
 from minmax_entropy.losses import MinMaxEntropyLoss
@@ -51,8 +53,6 @@ from minmax_entropy.mask import (
 )
 from minmax_entropy.presets import resolve_preset
 from minmax_entropy.settings import LiveSettings
-from minmax_entropy.sharing import Shareable
-from minmax_entropy.symbolic import rounded_share, truncated_share
 from minmax_entropy.tasks import TASKS
 
 Rows = Tensor | slice  # of a batch
@@ -249,6 +249,8 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         num_classes, in_chans = check_count("num_classes", num_classes), check_count("in_chans", in_chans)
         if in_chans > MAX_CHANNELS:
             raise ValueError(f"in_chans must be at most {MAX_CHANNELS}, got {in_chans}")
+        if isinstance(reflect_margin, bool):
+            reflect_margin = float(reflect_margin)  # every step, or none
         if freeze_bn == "pretrained":
             freeze_bn = bool(pretrained) and isinstance(backbone, str)  # a module comes with its weights, or without
         config = {name: value for name, value in locals().items() if name in _MODEL_KEYWORDS}

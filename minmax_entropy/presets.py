@@ -23,7 +23,7 @@ a name, option by option: `preset="refined", mask_refinement=dict(sigma=0.6)`.
 
 from __future__ import annotations
 
-from minmax_entropy.registry import unknown_name
+from minmax_entropy._registry import unknown_name
 
 _AREA = dict(mask_sigma=0.28, detach_mask=False, size_loss="area", size_weight=1.0)
 _REFERENCE_HEAD = dict(name="wildcat", modalities=5, kmax=0.09, kmin=0.09, alpha=0.0, dropout=0.0)

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minmax_entropy.checks import check_count, check_mask
-from minmax_entropy.configuration import build_without_memory
+from minmax_entropy._checks import check_count, check_mask
+from minmax_entropy.hub.bounds import build_without_memory
+from minmax_entropy.hub.weights import check_fit, load_state_dict, read_state_dict
 from minmax_entropy.model import WSLModel
 from minmax_entropy.presets import PRESETS, resolve_preset
-from minmax_entropy.weights import check_fit, load_state_dict, read_state_dict
 
 # The authors' stem is three convolutions, flat in the network; timm keeps the first two BatchNorms inside `conv1`.
 _STEM = {"conv1": "conv1.0", "bn1": "conv1.1", "conv2": "conv1.3", "bn2": "conv1.4", "conv3": "conv1.6", "bn3": "bn1"}
@@ -111,7 +111,7 @@ def convert_reference_checkpoint(
     data_config["resize"] = "reference_native" if short_side is None else "reference"
     keywords = dict(heads, data_config=data_config, img_size=short_side, backbone_kwargs=options)
     keywords = resolve_preset("reference", {**keywords, **settings, "backbone": backbone, "num_classes": num_classes})
-    check_fit(build_without_memory(keywords), _renamed(state, source)[0], source)
+    check_fit(build_without_memory(WSLModel, keywords), _renamed(state, source)[0], source)
     model = load_reference_checkpoint(WSLModel(**keywords), state)
     model.class_names = class_names
     return model.eval()

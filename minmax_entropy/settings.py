@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from minmax_entropy.affinity import AffinityRefinement
-from minmax_entropy.checks import (
+from minmax_entropy._checks import (
     check_choice,
     check_empty_classes,
     check_flag,
     check_scales,
     check_share,
 )
-from minmax_entropy.zoom import Zoom
+from minmax_entropy.inference.refinement import AffinityRefinement
+from minmax_entropy.inference.zoom import Zoom
 
 DECISIONS = ("classifier", "localizer")
 BN_STATISTICS = ("passes", "images")

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import minmax_entropy as mme
-from minmax_entropy.affinity import AffinityRefinement
+from minmax_entropy.benchmark.grad_cam import GradCAM
 from minmax_entropy.data import Preprocess, SyntheticShapes
-from minmax_entropy.engine.grad_cam import GradCAM
-from minmax_entropy.engine.tiles import obstacle, predict_tiled
+from minmax_entropy.inference.refinement import AffinityRefinement
+from minmax_entropy.inference.tiles import obstacle, predict_tiled
 from minmax_entropy.mask import min_max_normalize, resize, soft_mask
 
 OPTIONS = dict(iterations=3, dilations=(1, 3), temperature=0.2, scale=2)
@@ -187,7 +187,7 @@ def test_a_limit_on_the_enlargement(monkeypatch):
     """Whole and by tiles: a map is enlarged as far as it may, and is never made smaller."""
     maps, images = torch.rand(1, 1, 10, 20), torch.rand(1, 3, 80, 160)
     for limit, expected in ((2**20, (40, 80)), (2000, (30, 60)), (10, (10, 20))):
-        monkeypatch.setattr("minmax_entropy.affinity.MAX_POSITIONS", limit)
+        monkeypatch.setattr("minmax_entropy.inference.refinement.MAX_POSITIONS", limit)
         assert AffinityRefinement(iterations=1)(maps, images).shape[-2:] == expected
 
 

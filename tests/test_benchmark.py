@@ -15,11 +15,13 @@ from PIL import Image
 
 import minmax_entropy as mme
 from minmax_entropy import factory, losses
+from minmax_entropy.benchmark import methods
+from minmax_entropy.benchmark import runs as benchmark
+from minmax_entropy.benchmark.grad_cam import GradCAM
+from minmax_entropy.benchmark.methods import METHODS, Method, get_method, register_method
+from minmax_entropy.benchmark.runs import Benchmark, Combination, markdown, run_benchmark, summarize
 from minmax_entropy.data import DamagedFileError, SyntheticShapes
-from minmax_entropy.engine import Inference, Recipe, TrainingError, benchmark, evaluate, methods, preprocess_for
-from minmax_entropy.engine.benchmark import Benchmark, Combination, markdown, run_benchmark, summarize
-from minmax_entropy.engine.grad_cam import GradCAM
-from minmax_entropy.engine.methods import METHODS, Method, get_method, register_method
+from minmax_entropy.engine import Inference, Recipe, TrainingError, evaluate, preprocess_for
 
 SIZE = 64
 TRAINED = [name for name, method in METHODS.items() if name != "all-ones" and method.trained_as is None]
@@ -195,7 +197,7 @@ def test_a_method_that_changed_is_refused(done, monkeypatch):
 
 def test_own_methods(shapes, tmp_path, monkeypatch):
     """With a learning rate of its own, and one that takes its weights with another threshold on the map."""
-    monkeypatch.setattr("minmax_entropy.engine.methods.METHODS", dict(METHODS))
+    monkeypatch.setattr("minmax_entropy.benchmark.methods.METHODS", dict(METHODS))
     register_method("own", Method("own", dict(preset="cam", localizer="max"), dict(lr=0.125)))
     register_method("low", Method("own, low", trained_as="own", evaluated_with=dict(mask_sigma=0.1)))
     with pytest.raises(ValueError, match="unknown method 'owm'; did you mean own"):
@@ -372,11 +374,11 @@ def test_benchmark_command(tmp_path, capsys, monkeypatch):
         Image.fromarray(sample.mask).save(tmp_path / "masks" / place)
     output, plugin = tmp_path / "out", tmp_path / "methods.py"
     plugin.write_text(
-        "from minmax_entropy.engine.methods import Method, register_method\n"
+        "from minmax_entropy.benchmark.methods import Method, register_method\n"
         "method = Method('WILDCAT, steep', trained_as='wildcat', evaluated_with=dict(mask_omega=20.0))\n"
         "register_method('steep', method)\n"
     )
-    monkeypatch.setattr("minmax_entropy.engine.methods.METHODS", dict(METHODS))
+    monkeypatch.setattr("minmax_entropy.benchmark.methods.METHODS", dict(METHODS))
     command = f"benchmark --data {tmp_path} --plugin {plugin} --models wsl_test_resnet --epochs 1 --size {SIZE}"
     command += " --methods all-ones wildcat steep"
     status = main([*command.split(), "--recipe", "scratch", "--shots", "8", "--output", str(output)])

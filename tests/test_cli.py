@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 import minmax_entropy as mme
-from minmax_entropy import cli, demo
+from minmax_entropy import cli
+from minmax_entropy.cli import demo
+from minmax_entropy.cli.demo import run_demo
 from minmax_entropy.data import SyntheticShapes
-from minmax_entropy.demo import run_demo
 from minmax_entropy.engine import TrainingResult
 from minmax_entropy.engine.evaluate import MEANS
 from minmax_entropy.engine.faithfulness import PROBED

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 import minmax_entropy as mme
+from minmax_entropy.benchmark.grad_cam import GradCAM
 from minmax_entropy.cli import main
 from minmax_entropy.data import LabelledImages, SyntheticShapes
 from minmax_entropy.engine import (
@@ -15,8 +16,7 @@ from minmax_entropy.engine import (
     evaluate_all_ones,
     predict_images,
 )
-from minmax_entropy.engine.grad_cam import GradCAM
-from minmax_entropy.engine.predict import predict_files
+from minmax_entropy.inference.files import predict_files
 from minmax_entropy.mask import weighted_map
 
 

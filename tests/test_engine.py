@@ -13,14 +13,15 @@ from minmax_entropy.engine import (
     evaluate,
     evaluate_all_ones,
     fit,
-    pictures,
     predict_images,
     preprocess_for,
 )
-from minmax_entropy.engine.pictures import grid, mask_picture, overlay, save_picture
-from minmax_entropy.engine.predict import expand_paths, predict_files
-from minmax_entropy.engine.report import case_grid, metrics_table, ranked_cases
+from minmax_entropy.engine.cases import case_grid, ranked_cases
+from minmax_entropy.inference.files import expand_paths, predict_files
 from minmax_entropy.metrics import dice
+from minmax_entropy.report import pictures
+from minmax_entropy.report.pictures import grid, mask_picture, overlay, save_picture
+from minmax_entropy.report.tables import metrics_table
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from PIL import Image
 
 import minmax_entropy as mme
 from minmax_entropy.backbones.sizes import ImageSizes
+from minmax_entropy.benchmark.grad_cam import GradCAM
 from minmax_entropy.engine import Inference, predict_images
-from minmax_entropy.engine.grad_cam import GradCAM
-from minmax_entropy.engine.refine import guided_filter, refine_mask
 from minmax_entropy.engine.selection import _as_validated
+from minmax_entropy.inference.filters import guided_filter, refine_mask
 from minmax_entropy.mask import min_max_normalize, resize, soft_mask, weighted_map
 
 SCALES = (0.75, 1.0, 1.5)
@@ -362,13 +362,13 @@ def test_tiles(flips, monkeypatch):
     model.evaluation_zoom = None
     model.evaluation_flip = False
     # By themselves, as soon as the largest view is too large.
-    for module in (mme.engine.inference, mme.engine.tiles):
+    for module in (mme.inference.predictor, mme.inference.tiles):
         monkeypatch.setattr(module, "MAX_WHOLE", 64 * 64)
-    monkeypatch.setattr(mme.engine.tiles, "TILE", 32)
+    monkeypatch.setattr(mme.inference.tiles, "TILE", 32)
     square = picture(64, 64)
     (by_tiles,) = predict(model, square)
     # Or a closer look, whether there will be one or not.
-    for module in (mme.engine.inference, mme.engine.tiles):
+    for module in (mme.inference.predictor, mme.inference.tiles):
         monkeypatch.setattr(module, "MAX_WHOLE", 96 * 96)
     seen = []
     model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[-2:])))

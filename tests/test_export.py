@@ -11,11 +11,11 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 import minmax_entropy as mme
-from minmax_entropy import export
+from minmax_entropy._symbolic import rounded_quotient
 from minmax_entropy.backbones.sizes import ImageSizes
-from minmax_entropy.export import METADATA_NAME, ExportError, export_onnx, export_program, save_program
 from minmax_entropy.heads.wildcat import pooled_positions
-from minmax_entropy.symbolic import rounded_quotient
+from minmax_entropy.inference import export
+from minmax_entropy.inference.export import METADATA_NAME, ExportError, export_onnx, export_program, save_program
 
 K = 3
 SWIN = dict(embed_dim=16, depths=(1, 2), num_heads=(1, 2), img_size=64)

@@ -4,6 +4,7 @@ import json
 import logging
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from torch import nn
 
 import minmax_entropy as mme
 from minmax_entropy import hub
-from minmax_entropy.configuration import CONFIG_NAME
-from minmax_entropy.weights import WEIGHTS_NAME
+from minmax_entropy.hub.config import CONFIG_NAME
+from minmax_entropy.hub.weights import WEIGHTS_NAME
 
 K = 3
 VARIANTS = {
@@ -130,7 +131,7 @@ def test_keywords_replace_the_saved_ones(saved):
 
 
 def test_other_classes_give_fresh_heads(saved, caplog):
-    with caplog.at_level(logging.INFO, "minmax_entropy.hub"):
+    with caplog.at_level(logging.INFO, "minmax_entropy.hub.loading"):
         model = load(saved, num_classes=5)
     assert [record.getMessage() for record in caplog.records] == [
         f"local-dir:{saved}: 5 classes instead of 3, both heads start afresh"
@@ -186,13 +187,13 @@ def test_a_save_that_fails_changes_nothing(saved, monkeypatch, broken):
 
 
 def test_a_swap_that_fails_puts_the_earlier_model_back(saved, monkeypatch):
-    real = hub.Path.rename
+    real = Path.rename
 
     def rename(self, target):
         return fail() if target == saved and not self.name.endswith(".old") else real(self, target)
 
     with monkeypatch.context() as context:
-        context.setattr(hub.Path, "rename", rename)
+        context.setattr(Path, "rename", rename)
         with pytest.raises(OSError, match="disk full"):
             create(mask_sigma=0.1).save_pretrained(saved)
     assert [path.name for path in saved.parent.iterdir()] == ["model"]

@@ -12,7 +12,6 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, jaccard_score
 from torchvision import ops
 
-from minmax_entropy.engine.report import HEADINGS, metrics_table
 from minmax_entropy.metrics import (
     BoxAccuracy,
     ClassificationError,
@@ -27,6 +26,8 @@ from minmax_entropy.metrics import (
     regions,
     target_rank,
 )
+from minmax_entropy.metrics.names import HEADINGS
+from minmax_entropy.report.tables import metrics_table
 
 RNG = np.random.default_rng(0)
 

@@ -22,12 +22,12 @@ from minmax_entropy.engine import (
     list_refinements,
     predict_images,
     preprocess_for,
-    refine,
     threshold,
 )
-from minmax_entropy.engine.predict import predict_files
-from minmax_entropy.engine.report import case_grid
+from minmax_entropy.engine.cases import case_grid
 from minmax_entropy.engine.threshold import THRESHOLDS, DiceCurve
+from minmax_entropy.inference import filters as refine
+from minmax_entropy.inference.files import predict_files
 from minmax_entropy.metrics import dice
 
 SIZES = [(40, 56), (40, 56), (33, 64), (64, 35), (40, 56)]
@@ -138,7 +138,7 @@ def test_evaluation_of_averages(model, data):
 
 
 def test_dice_curve_equals_dice_at_each_threshold(monkeypatch):
-    monkeypatch.setattr("minmax_entropy.engine.bands.BAND_PIXELS", 100)
+    monkeypatch.setattr("minmax_entropy._bands.BAND_PIXELS", 100)
     rng, curve = np.random.default_rng(0), DiceCurve()
     pairs = [(rng.random((19, 23)).astype(np.float32), rng.random((19, 23)) < share) for share in (0.3, 0.0, 1.0)]
     pairs.append((np.float32([[0.0, 0.5, 1.0]]), np.array([[False, True, True]])))

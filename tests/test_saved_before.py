@@ -1,8 +1,9 @@
 """What an earlier version saved gives what it gave: `saved/`, written by commit 9a5f05a.
 
 The model is `create_model("wsl_test_resnet", num_classes=6, img_size=64, out_index=1, preset="refined", stem_width=8,
-channels=(8, 8, 8, 16))`, seed 0, after four epochs of `get_recipe("scratch")` on 120 bundled images with seed 0; `weights.pt`
-is its state dict, and `expected.npz` what `predict_images` gave for three test images, with its views and with one.
+channels=(8, 8, 8, 16))`, seed 0, after four epochs of `get_recipe("scratch")` on 120 bundled images with seed 0;
+`weights.pt` is its state dict, and `expected.npz` what `predict_images` gave for three test images,
+with its views and with one.
 """
 
 from pathlib import Path
@@ -11,9 +12,9 @@ import numpy as np
 import pytest
 
 import minmax_entropy as mme
+from minmax_entropy._modes import ONE_LOOK, with_settings
 from minmax_entropy.data import open_split
 from minmax_entropy.engine import predict_images
-from minmax_entropy.modes import ONE_LOOK, with_settings
 
 SAVED = Path(__file__).parent / "saved"
 ARCHITECTURE = dict(num_classes=6, img_size=64, out_index=1, stem_width=8, channels=(8, 8, 8, 16))

@@ -18,11 +18,11 @@ import safetensors.torch
 import torch
 
 import minmax_entropy as mme
-from minmax_entropy.card import MARK
-from minmax_entropy.configuration import CONFIG_NAME, LOADING
+from minmax_entropy.hub.card import MARK
+from minmax_entropy.hub.config import CONFIG_NAME, LOADING
+from minmax_entropy.hub.untrusted import MAX_JSON_BYTES
+from minmax_entropy.hub.weights import INDEX_NAME, WEIGHTS_NAME
 from minmax_entropy.reference import _STEM, convert_reference_checkpoint, load_reference_checkpoint
-from minmax_entropy.untrusted import MAX_JSON_BYTES
-from minmax_entropy.weights import INDEX_NAME, WEIGHTS_NAME
 
 pytestmark = pytest.mark.xdist_group("test_security")  # bombs are measured once
 

@@ -13,9 +13,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import minmax_entropy as mme
-from minmax_entropy import card, factory, heads
+from minmax_entropy import factory, heads
 from minmax_entropy.data import SyntheticShapes
 from minmax_entropy.engine import preprocess_for
+from minmax_entropy.hub import card
 
 K = 3
 NAMES = ["ash", "beech", "cedar"]
@@ -320,7 +321,7 @@ def test_from_pretrained(tmp_path):
 
 def test_other_channels_give_a_fresh_first_convolution(tmp_path, caplog):
     directory = create().save_pretrained(tmp_path / "model", class_names=NAMES)
-    with caplog.at_level(logging.INFO, "minmax_entropy.hub"):
+    with caplog.at_level(logging.INFO, "minmax_entropy.hub.loading"):
         model = load(directory, in_chans=4)
     assert [record.getMessage() for record in caplog.records] == [
         f"local-dir:{directory}: 4 channels instead of 3, the first convolution starts afresh"
@@ -387,7 +388,7 @@ def test_registered_weights_by_tag(tmp_path):
 
 def test_weights_are_registered_with_their_revision(monkeypatch):
     asked = []
-    monkeypatch.setattr(factory.hub, "load_model", lambda source, **keywords: asked.append((source, keywords)))
+    monkeypatch.setattr(factory.hub, "load_model", lambda _, source, **keywords: asked.append((source, keywords)))
     mme.register_pretrained("wsl_test_resnet", "org/trees", revision="v2")
     with pytest.raises(AttributeError):  # nothing is loaded here
         mme.create_model("wsl_test_resnet", pretrained=True, num_classes=2)
@@ -430,7 +431,7 @@ def test_registered_weights_are_of_that_architecture(tmp_path):
 def test_a_checkpoint_of_other_classes_or_channels(tmp_path, caplog):
     path = create().save_pretrained(tmp_path / "model") / "model.safetensors"
     saved = safetensors.torch.load_file(path)
-    with caplog.at_level(logging.INFO, "minmax_entropy.hub"):
+    with caplog.at_level(logging.INFO, "minmax_entropy.hub.loading"):
         model = mme.create_model("wsl_test_resnet", num_classes=5, in_chans=1, checkpoint_path=path)
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: 5 classes instead of those of the file, both heads start afresh",

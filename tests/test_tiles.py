@@ -13,14 +13,16 @@ from PIL import Image
 from torch import nn
 
 import minmax_entropy as mme
+from minmax_entropy import _bands as bands
+from minmax_entropy._bands import RegionMask, resized_rows, row_bands
 from minmax_entropy.backbones.sizes import ImageSizes
 from minmax_entropy.data import DamagedFileError, ImageFiles, Preprocess, Record, read_image
-from minmax_entropy.engine import Inference, allow_pixels, bands, evaluate, predict_images, preprocess_for, tiles
-from minmax_entropy.engine.bands import RegionMask, resized_rows, row_bands
-from minmax_entropy.engine.pictures import mask_picture, overlay, reduced
-from minmax_entropy.engine.predict import predict_files
+from minmax_entropy.engine import Inference, allow_pixels, evaluate, predict_images, preprocess_for
+from minmax_entropy.inference import tiles
+from minmax_entropy.inference.files import predict_files
 from minmax_entropy.mask import min_max_normalize, resize, soft_mask
 from minmax_entropy.metrics import dice
+from minmax_entropy.report.pictures import mask_picture, overlay, reduced
 
 
 class Patches(nn.Module):
@@ -187,7 +189,7 @@ def test_large_inputs_go_by_tiles_by_themselves(monkeypatch):
     attention = create(localizer="attention")
     preprocess = preprocess_for(model, 64)
     whole = [predict(each, image, preprocess).mask for each in (model, attention)]
-    for module in (mme.engine.inference, tiles):
+    for module in (mme.inference.predictor, tiles):
         monkeypatch.setattr(module, "MAX_WHOLE", 64 * 80)
     monkeypatch.setattr(tiles, "TILE", 32)
     calls = []
@@ -337,7 +339,7 @@ def test_files_of_more_pixels_are_refused_by_number(tmp_path):
 
 def test_predicted_files_by_tiles(tmp_path, monkeypatch):
     """A large image, in small: mask and overlay as files, boxes in the image's own pixels."""
-    monkeypatch.setattr(mme.engine.predict, "OVERLAY_SIDE", 100)
+    monkeypatch.setattr(mme.inference.files, "OVERLAY_SIDE", 100)
     monkeypatch.setattr(bands, "BAND_PIXELS", 1000)
     path, model = tmp_path / "large.png", create(mask_threshold=0.4)
     picture(170, 230).save(path)

@@ -22,7 +22,6 @@ from PIL import Image
 from small import RECIPE, SIZE, InMemory, create, noise_images
 
 import minmax_entropy as mme
-from minmax_entropy.affinity import AffinityRefinement
 from minmax_entropy.data import (
     DamagedFileError,
     ImageFiles,
@@ -48,6 +47,7 @@ from minmax_entropy.engine import (
     warmup_cosine,
 )
 from minmax_entropy.engine.checkpoints import Checkpoints
+from minmax_entropy.inference.refinement import AffinityRefinement
 
 
 def run(model, data, recipe=RECIPE, epochs=1, **keywords):

@@ -9,7 +9,7 @@ goes on. Several processes may each do some of the `--seeds`; a last run of all 
 The file has `data` (as `minmax-entropy train` takes it), `models`, `methods`, `seeds`, `epochs`, and may have
 `data_options`, `classes`, `size`, `pretrained`, `plugins`, `settings` (keywords of `create_model` for every method),
 `recipe` (`name` and fields), `shots` (a number of images a class, or a list of them: then each has a folder and a table
-of its own), `run` (fields of `Run`). `methods` are names of `minmax_entropy.engine.methods.METHODS` and of
+of its own), `run` (fields of `Run`). `methods` are names of `minmax_entropy.benchmark.methods.METHODS` and of
 `variants.py`, or of groups there; `plugins` may register more.
 """
 
@@ -25,10 +25,10 @@ from pathlib import Path
 import torch
 from variants import GROUPS, register
 
+from minmax_entropy.benchmark.methods import get_method
+from minmax_entropy.benchmark.runs import Benchmark, Combination, markdown, run_benchmark, summarize
 from minmax_entropy.data import open_split
 from minmax_entropy.engine import get_recipe
-from minmax_entropy.engine.benchmark import Benchmark, Combination, markdown, run_benchmark, summarize
-from minmax_entropy.engine.methods import get_method
 
 REQUIRED = {"data", "models", "methods", "seeds", "epochs"}
 KNOWN = REQUIRED | {

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from run import create_benchmark, read_config
 
+from minmax_entropy.benchmark.methods import ALL_ONES, get_method
+from minmax_entropy.benchmark.runs import Combination, saved_model
 from minmax_entropy.engine import choose_threshold, preprocess_for
-from minmax_entropy.engine.benchmark import Combination, saved_model
-from minmax_entropy.engine.inference import Inference
-from minmax_entropy.engine.methods import ALL_ONES, get_method
+from minmax_entropy.inference.predictor import Inference
 
 
 def main() -> None:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 import minmax_entropy.model as model_module
 from minmax_entropy import WSLModel, WSLOutput, register_model
+from minmax_entropy._modes import with_settings
 from minmax_entropy.factory import build_model
 from minmax_entropy.losses import SIZE_LOSSES
 from minmax_entropy.mask import control_mask, resize, weighted_map
-from minmax_entropy.modes import with_settings
 
 
 class Detached(WSLModel):

@@ -1,4 +1,4 @@
-"""Methods that the configurations here name, beside those of `minmax_entropy.engine.methods.METHODS`: the preset
+"""Methods that the configurations here name, beside those of `minmax_entropy.benchmark.methods.METHODS`: the preset
 `refined` with one thing changed, in training or in evaluation alone, baselines with other learning rates; and `GROUPS`,
 names that stand for several."""
 
@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from minmax_entropy.engine.methods import METHODS, Method, register_method
-from minmax_entropy.modes import ONE_LOOK
+from minmax_entropy._modes import ONE_LOOK
+from minmax_entropy.benchmark.methods import METHODS, Method, register_method
 from minmax_entropy.presets import PRESETS
 
 

@@ -7,10 +7,10 @@ import inspect
 import timm
 from torch import nn
 
+from minmax_entropy._registry import Registry, unknown_name
 from minmax_entropy.backbones.module import ModuleBackbone
 from minmax_entropy.backbones.sizes import as_pair
 from minmax_entropy.backbones.timm_backbone import TimmBackbone
-from minmax_entropy.registry import Registry, unknown_name
 
 _BACKBONES = Registry("backbone")
 register_backbone = _BACKBONES.register

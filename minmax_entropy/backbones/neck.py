@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minmax_entropy.checks import check_choice, check_count
+from minmax_entropy._checks import check_choice, check_count
 
 FINEST_STRIDE = 8  # of the neck by default: the first level of this stride or more
 DEPTHS = 4  # levels that are read where all are of one stride

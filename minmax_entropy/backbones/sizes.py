@@ -10,8 +10,8 @@ import timm
 from timm.layers import HybridEmbed, PatchEmbed
 from torch import nn
 
-from minmax_entropy.checks import MAX_SIDE
-from minmax_entropy.symbolic import rounded_quotient
+from minmax_entropy._checks import MAX_SIDE
+from minmax_entropy._symbolic import rounded_quotient
 
 Size = tuple[int, int]
 

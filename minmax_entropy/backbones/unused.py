@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from minmax_entropy._modes import in_evaluation
 from minmax_entropy.backbones.sizes import Size
-from minmax_entropy.modes import in_evaluation
 
 # What torch takes apart into many small operations on the meta device, so slowly that a real pass is quicker.
 SLOW_ON_META = (nn.LSTM, nn.GRU, nn.RNN)

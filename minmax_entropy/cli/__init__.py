@@ -13,7 +13,7 @@ import torch
 from minmax_entropy.cli import models, prediction, training
 from minmax_entropy.cli.arguments import machine_options
 from minmax_entropy.engine import TrainingError
-from minmax_entropy.export import ExportError
+from minmax_entropy.inference.export import ExportError
 from minmax_entropy.version import __version__
 
 

@@ -9,9 +9,10 @@ import json
 import torch
 
 from minmax_entropy import hub
-from minmax_entropy.checks import check_threshold
-from minmax_entropy.engine.inference import FLIPS, NATIVE
+from minmax_entropy._checks import check_threshold
+from minmax_entropy.data.preprocess import NATIVE
 from minmax_entropy.factory import create_model
+from minmax_entropy.inference.predictor import FLIPS
 from minmax_entropy.model import WSLModel
 
 

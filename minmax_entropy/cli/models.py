@@ -7,9 +7,10 @@ from pathlib import Path
 
 from minmax_entropy import hub
 from minmax_entropy.cli.arguments import load, positive, seed, setting
-from minmax_entropy.demo import run_demo
-from minmax_entropy.export import export_onnx, save_program
+from minmax_entropy.cli.demo import run_demo
 from minmax_entropy.factory import list_models
+from minmax_entropy.inference.export import export_onnx, save_program
+from minmax_entropy.model import WSLModel
 from minmax_entropy.reference import CLASSES, convert_reference_checkpoint
 
 EXPORTS = {".onnx": export_onnx, ".pt2": save_program}
@@ -65,7 +66,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    hub.check_target(options.output)
+    hub.check_target(options.output, WSLModel)
     classes = options.classes or (CLASSES[options.data_set] if options.data_set else None)
     model = convert_reference_checkpoint(
         options.checkpoint,

@@ -7,9 +7,13 @@ import json
 from pathlib import Path
 
 from minmax_entropy import hub
+from minmax_entropy._files import write_csv, write_text
+from minmax_entropy.benchmark.grad_cam import METHODS as GRAD_CAMS
+from minmax_entropy.benchmark.grad_cam import GradCAM
 from minmax_entropy.cli.arguments import add_data_options, flips, load, positive, scales, setting, size, threshold
-from minmax_entropy.configuration import figures_as_json
 from minmax_entropy.data import LabelledImages, Preprocess, open_split
+from minmax_entropy.data.limits import DEFAULT_PIXELS
+from minmax_entropy.data.preprocess import NATIVE
 from minmax_entropy.engine import (
     Evaluation,
     Inference,
@@ -24,25 +28,15 @@ from minmax_entropy.engine import (
     list_refinements,
     preprocess_for,
 )
+from minmax_entropy.engine.cases import case_grid, class_cases, class_table, ranked_cases
 from minmax_entropy.engine.diagnosis import warnings_of
 from minmax_entropy.engine.faithfulness import Probes
-from minmax_entropy.engine.files import write_csv, write_text
-from minmax_entropy.engine.grad_cam import METHODS as GRAD_CAMS
-from minmax_entropy.engine.grad_cam import GradCAM
-from minmax_entropy.engine.inference import NATIVE
-from minmax_entropy.engine.limits import DEFAULT_PIXELS
-from minmax_entropy.engine.pictures import save_picture
-from minmax_entropy.engine.predict import expand_paths, predict_files
-from minmax_entropy.engine.report import (
-    FOUND,
-    FOUND_LEGEND,
-    case_grid,
-    class_cases,
-    class_table,
-    metrics_table,
-    ranked_cases,
-)
+from minmax_entropy.hub.config import figures_as_json
+from minmax_entropy.inference.files import expand_paths, predict_files
+from minmax_entropy.metrics.names import FOUND, FOUND_LEGEND
 from minmax_entropy.model import WSLModel
+from minmax_entropy.report.pictures import save_picture
+from minmax_entropy.report.tables import metrics_table
 
 CASES = 8  # images in a picture
 

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import torch
 
+from minmax_entropy._registry import unknown_name
+from minmax_entropy.benchmark.methods import METHODS
+from minmax_entropy.benchmark.runs import Benchmark, markdown, run_benchmark, summarize
 from minmax_entropy.cli.arguments import add_data_options, positive, seed, setting
 from minmax_entropy.data import AUGMENTATIONS, LabelledImages, LabelledStream, few_shots, fold, open_split
 from minmax_entropy.engine import RECIPES, Recipe, TrainingResult, fit, get_recipe, preprocess_for
-from minmax_entropy.engine.benchmark import Benchmark, markdown, run_benchmark, summarize
-from minmax_entropy.engine.methods import METHODS
-from minmax_entropy.engine.report import LEGEND
 from minmax_entropy.engine.run import CHECKPOINT_STEPS, PRECISIONS
 from minmax_entropy.factory import create_model
+from minmax_entropy.metrics.names import LEGEND
 from minmax_entropy.presets import PRESETS
-from minmax_entropy.registry import unknown_name
 
 BENCHMARKED = ["all-ones", "cam-avg", "cam-refined-scales", "refined"]
 Images = LabelledImages | LabelledStream

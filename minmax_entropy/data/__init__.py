@@ -9,9 +9,10 @@ from minmax_entropy.data.glas import open_glas
 from minmax_entropy.data.hub_datasets import HubImages, open_hub
 from minmax_entropy.data.hub_stream import HubStream
 from minmax_entropy.data.images import BoxError, DamagedFileError, MaskSizeError, image_size, read_image, read_mask
+from minmax_entropy.data.limits import allow_pixels
 from minmax_entropy.data.lists import open_lists, read_list
 from minmax_entropy.data.loading import TrainingBatch, TrainingImages, TrainingPlan, TransformedImages, training_loader
-from minmax_entropy.data.preprocess import Preprocess, padding, scaled_size
+from minmax_entropy.data.preprocess import Preprocess, padding, preprocess_for, scaled_size
 from minmax_entropy.data.sources import list_readers, open_split, register_reader
 from minmax_entropy.data.subsets import Subset, class_weights, few_shots, fold
 from minmax_entropy.data.synthetic import SyntheticShapes, open_shapes
@@ -37,6 +38,7 @@ __all__ = [
     "TrainingPlan",
     "TrainingTransform",
     "TransformedImages",
+    "allow_pixels",
     "class_weights",
     "few_shots",
     "fold",
@@ -52,6 +54,7 @@ __all__ = [
     "open_shapes",
     "open_split",
     "padding",
+    "preprocess_for",
     "read_image",
     "read_list",
     "read_mask",

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from minmax_entropy._extras import require
 from minmax_entropy.data.downloads import Download
 from minmax_entropy.data.files import ImageFiles, Record, select_records
 from minmax_entropy.data.images import read_image
 from minmax_entropy.data.sources import register_reader
-from minmax_entropy.extras import require
 
 _logger = logging.getLogger(__name__)
 

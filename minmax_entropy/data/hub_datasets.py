@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from minmax_entropy._extras import require
 from minmax_entropy.data.dataset import Box, LabelledImages
 from minmax_entropy.data.hub_columns import (
     Columns,
@@ -25,7 +26,6 @@ from minmax_entropy.data.hub_columns import (
 from minmax_entropy.data.hub_stream import HubStream
 from minmax_entropy.data.selection import HELD_OUT, SPLIT_SEED, SPLITS, check_classes, draw_per_class
 from minmax_entropy.data.sources import register_reader
-from minmax_entropy.extras import require
 
 _logger = logging.getLogger(__name__)
 

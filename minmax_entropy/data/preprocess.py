@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from minmax_entropy.checks import INTERPOLATIONS, check_choice
+from minmax_entropy._checks import INTERPOLATIONS, check_choice
 from minmax_entropy.mask import resize
 
 PAD_MULTIPLE = 32
 # Longer sides than this many short sides are scaled down to it, so that a strip of pixels does not become a huge image.
 MAX_ASPECT = 8
+NATIVE = "native"
 
 
 def scaled_size(height: int, width: int, short_side: int | None, reference: bool = False) -> tuple[int, int]:
@@ -119,3 +120,36 @@ class Preprocess:
     def _crop(self, inner: int, outer: int) -> slice:
         start = outer // 2 - inner // 2 if self.reference else padding(inner, self.multiple)[0]
         return slice(start, start + inner)
+
+
+def preprocess_for(model: nn.Module, short_side: int | str | None = None) -> Preprocess:
+    """The evaluation input that a model expects.
+
+    Mean, std and interpolation are those of the model's `data_config`. Its `crop_pct` is not used: the mask must cover
+    the whole image, which is never cropped.
+
+    Args:
+        model: with a `data_config`, and a `backbone` that knows its `sizes`.
+        short_side: shorter side of the images as the network sees them, or "native": the images' own; by default that
+            of `data_config`'s `input_size`. A model built for one size sees whole images at that one. Where
+            `data_config` has `resize="reference"` only images that are smaller are scaled, and none with
+            "reference_native", as in the authors' implementation, whose interpolation is bilinear.
+
+    Raises:
+        ValueError: another text than "native".
+    """
+    if isinstance(short_side, str) and short_side != NATIVE:
+        raise ValueError(f"short_side is a number of pixels or {NATIVE!r}, got {short_side!r}")
+    config = model.data_config
+    resize = config.get("resize", "short_side")
+    if short_side is None and resize != "reference_native":
+        short_side = min(config["input_size"][-2:])
+    return Preprocess(
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        short_side=None if short_side == NATIVE else short_side,
+        multiple=model.backbone.sizes.multiple,
+        fixed_size=model.backbone.sizes.fixed,
+        reference=resize != "short_side",
+        interpolation=config["interpolation"] if resize == "short_side" else "bilinear",
+    )

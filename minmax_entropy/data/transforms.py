@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from minmax_entropy._registry import unknown_name
 from minmax_entropy.backbones.sizes import as_pair
 from minmax_entropy.data.preprocess import MAX_ASPECT, resampling
-from minmax_entropy.registry import unknown_name
 
 # The paper's crops of 480 pixels are cut from images whose smaller side is 500.
 PAPER_CROP, PAPER_SIDE = 480, 500

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minmax_entropy._files import write_text
 from minmax_entropy.data import LabelledImages, LabelledStream
 from minmax_entropy.data.subsets import targets_of
-from minmax_entropy.engine.files import write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

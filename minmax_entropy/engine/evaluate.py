@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
+from minmax_entropy._progress import progress_bar
 from minmax_entropy.data import DamagedFileError, LabelledImages, LabelledStream, Preprocess, Sample
 from minmax_entropy.engine.faithfulness import PROBED, SWAPPED, Prober, Probes
-from minmax_entropy.engine.inference import Inference, Prediction, predict_images
-from minmax_entropy.engine.progress import progress_bar
+from minmax_entropy.inference.predictor import Inference, Prediction, predict_images
 from minmax_entropy.metrics import LocalizationMeter, MaskPlaces, border_share, target_rank
 from minmax_entropy.metrics.classification import TOP, resolve_rank
 from minmax_entropy.model import WSLModel

@@ -10,9 +10,9 @@ import torch
 from timm.models import group_parameters
 from torch import nn
 
+from minmax_entropy._registry import unknown_name
 from minmax_entropy.data.loading import SAMPLINGS
 from minmax_entropy.data.transforms import AUGMENTATIONS
-from minmax_entropy.registry import unknown_name
 
 MIN_LR = 1e-7
 BACKBONE_PREFIXES = ("backbone.net.", "classifier_backbone.net.")  # a neck starts afresh, as the heads do

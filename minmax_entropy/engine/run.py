@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from minmax_entropy.extras import require
+from minmax_entropy._extras import require
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from minmax_entropy._modes import ONE_LOOK, with_settings
 from minmax_entropy.data import LabelledImages, LabelledStream, Preprocess
 from minmax_entropy.engine.diagnosis import warnings_of
 from minmax_entropy.engine.evaluate import Evaluation, evaluate, length_of
 from minmax_entropy.engine.faithfulness import Probes
 from minmax_entropy.engine.run import gather_objects
 from minmax_entropy.hub import check_target
+from minmax_entropy.hub.weights import SavedWeights, weight_files
 from minmax_entropy.model import WSLModel
-from minmax_entropy.modes import ONE_LOOK, with_settings
-from minmax_entropy.weights import SavedWeights, weight_files
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -69,7 +69,7 @@ class Selection:
         self.tolerance = tolerance
         self._weights: dict[str, Tensor] = {}
         for folder in () if output is None else FOLDERS:  # before the training, not after it
-            check_target(output / folder)
+            check_target(output / folder, WSLModel)
 
     def validate(self, model: WSLModel) -> tuple[dict[str, float], int, list[str]]:
         """Figures by name, `valid_...`, the same in every process; of how many images; files that could not be read.

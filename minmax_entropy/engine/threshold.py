@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from minmax_entropy._bands import row_bands
+from minmax_entropy._progress import progress_bar
 from minmax_entropy.data import LabelledImages, Preprocess
-from minmax_entropy.engine.bands import row_bands
 from minmax_entropy.engine.evaluate import evaluate, length_of, read_samples
-from minmax_entropy.engine.inference import Inference, predict_images
-from minmax_entropy.engine.progress import progress_bar
+from minmax_entropy.inference.predictor import Inference, predict_images
 from minmax_entropy.metrics import dice
 from minmax_entropy.model import WSLModel
 

@@ -20,8 +20,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from minmax_entropy._files import write_csv
+from minmax_entropy._progress import progress_bar
 from minmax_entropy.backbones.sizes import as_pair
-from minmax_entropy.configuration import to_config
 from minmax_entropy.data import (
     DamagedFileError,
     LabelledImages,
@@ -34,14 +35,13 @@ from minmax_entropy.data.loading import TrainingPlan, TrainingStream, stream_loa
 from minmax_entropy.data.subsets import class_weights, targets_of
 from minmax_entropy.engine.checkpoints import Checkpoints, Progress, fingerprint
 from minmax_entropy.engine.diagnosis import MASK_AREA_RANGE
-from minmax_entropy.engine.files import write_csv
-from minmax_entropy.engine.inference import require_multiclass
-from minmax_entropy.engine.log import write_curves
-from minmax_entropy.engine.progress import progress_bar
 from minmax_entropy.engine.recipes import Recipe
 from minmax_entropy.engine.run import MACHINE, Run, create_accelerator, gather_objects, own_state, share_buffers
 from minmax_entropy.engine.selection import BEST, ERROR, F1, FOLDERS, Selection
+from minmax_entropy.hub.config import to_config
+from minmax_entropy.inference.predictor import require_multiclass
 from minmax_entropy.model import WSLModel
+from minmax_entropy.report.curves import write_curves
 
 _logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import inspect
 
 from torch import nn
 
-from minmax_entropy.registry import Registry
+from minmax_entropy._registry import Registry
 
 _HEADS = Registry("head")
 register_head = _HEADS.register

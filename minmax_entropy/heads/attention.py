@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from minmax_entropy.checks import check_count
+from minmax_entropy._checks import check_count
 
 
 class AttentionHead(nn.Module):

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minmax_entropy.checks import check_count, check_number
-from minmax_entropy.symbolic import is_symbolic
+from minmax_entropy._checks import check_count, check_number
+from minmax_entropy._symbolic import is_symbolic
 
 
 def average_pool(maps: Tensor) -> Tensor:

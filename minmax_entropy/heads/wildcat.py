@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minmax_entropy.checks import check_number
+from minmax_entropy._checks import check_number
+from minmax_entropy._symbolic import is_symbolic, rounded_share
 from minmax_entropy.heads.pooling import ClassMapHead
-from minmax_entropy.symbolic import is_symbolic, rounded_share
 
 
 def pooled_positions(fraction: int | float, positions: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from minmax_entropy.data import DamagedFileError
+from minmax_entropy.data.images import DamagedFileError
 
 # Pillow itself refuses images of more than twice this.
 DEFAULT_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)

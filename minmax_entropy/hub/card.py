@@ -6,21 +6,21 @@ import json
 import math
 import numbers
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
+from torch import nn
 
-from minmax_entropy.modes import in_evaluation
+from minmax_entropy._modes import in_evaluation
+from minmax_entropy.data import preprocess_for, read_image
+from minmax_entropy.hub.names import CARD_NAME, EXAMPLE_NAME
+from minmax_entropy.metrics.names import HEADINGS, LEGEND
+from minmax_entropy.report.pictures import grid, overlay, save_picture
 from minmax_entropy.tasks import TASKS
 
-if TYPE_CHECKING:
-    from minmax_entropy.model import WSLModel
-
-CARD_NAME = "README.md"
-EXAMPLE_NAME = "example.png"
 # A card with this line is written again at the next saving; without it, it is somebody's own text.
 MARK = "<!-- Written by minmax_entropy at each saving. Remove this line to keep a text of your own. -->"
 CELL = 320  # pixels a side of each picture in the example
@@ -57,7 +57,7 @@ import torch
 from PIL import Image
 
 import minmax_entropy
-from minmax_entropy.engine import preprocess_for
+from minmax_entropy.data import preprocess_for
 
 model = minmax_entropy.create_model({source}).eval()
 preprocess = preprocess_for(model)
@@ -83,7 +83,7 @@ mask = output.mask  # [1, 1, {height}, {width}] in [0, 1]
 
 
 def model_card(
-    model: WSLModel,
+    model: nn.Module,
     source: str,
     *,
     class_names: list[str] | None = None,
@@ -124,7 +124,7 @@ def model_card(
 
 
 def write_card(
-    model: WSLModel,
+    model: nn.Module,
     directory: Path,
     source: str,
     *,
@@ -148,7 +148,7 @@ def write_card(
 
 
 def save_example(
-    model: WSLModel, example: str | Path | Image.Image, path: Path, class_names: list[str] | None = None
+    model: nn.Module, example: str | Path | Image.Image, path: Path, class_names: list[str] | None = None
 ) -> None:
     """Save a picture of an image beside what the model marks in it, with the class it is most sure of.
 
@@ -162,10 +162,6 @@ def save_example(
         ValueError: the model takes other images than those of 1 or 3 channels.
         OSError: the file can't be read.
     """
-    from minmax_entropy.data import read_image  # what surrounds the model is not needed to load one
-    from minmax_entropy.engine import preprocess_for
-    from minmax_entropy.engine.pictures import grid, overlay, save_picture
-
     image = example.convert("RGB") if isinstance(example, Image.Image) else read_image(example)
     preprocess = preprocess_for(model)
     with in_evaluation(model), torch.inference_mode():
@@ -179,7 +175,7 @@ def save_example(
     save_picture(grid([[image, overlay(image, mask)]], ["image", "model"], [["", caption]], cell=CELL), path)
 
 
-def _facts(model: WSLModel, class_names: list[str] | None, info: dict[str, Any]) -> str:
+def _facts(model: nn.Module, class_names: list[str] | None, info: dict[str, Any]) -> str:
     """A table of what is known; what is not known is said."""
     size = model.data_config["input_size"]
     trained_on = info.get("training_data") or "not stated"
@@ -203,8 +199,6 @@ def _facts(model: WSLModel, class_names: list[str] | None, info: dict[str, Any])
 def _metrics(metrics: dict[str, Any] | None) -> str:
     if not metrics:
         return "None were given when the model was saved."
-    from minmax_entropy.engine.report import HEADINGS, LEGEND
-
     lines = []
     for name, value in metrics.items():
         value = value.tolist() if hasattr(value, "tolist") else value
@@ -223,7 +217,7 @@ def _cell(text: object) -> str:
     return " ".join(str(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
 
 
-def _snippet(model: WSLModel, source: str) -> str:
+def _snippet(model: nn.Module, source: str) -> str:
     channels, height, width = model.data_config["input_size"]
     template = SNIPPET if channels in (1, 3) else SNIPPET_OF_TENSORS
     return template.format(

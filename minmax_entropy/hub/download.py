@@ -20,8 +20,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from minmax_entropy.configuration import CONFIG_NAME
-from minmax_entropy.weights import INDEX_NAME, WEIGHTS_NAME, shard_names
+from minmax_entropy.hub.names import CONFIG_NAME
+from minmax_entropy.hub.weights import INDEX_NAME, WEIGHTS_NAME, shard_names
 
 _logger = logging.getLogger(__name__)
 

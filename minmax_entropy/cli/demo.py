@@ -13,15 +13,17 @@ from huggingface_hub.utils import tqdm
 from PIL import Image
 from torch import Tensor
 
+from minmax_entropy._progress import progress_bar
+from minmax_entropy.benchmark.methods import get_method
 from minmax_entropy.data import SyntheticShapes
 from minmax_entropy.data.subsets import targets_of
 from minmax_entropy.engine import evaluate, evaluate_all_ones, get_recipe, preprocess_for
-from minmax_entropy.engine.methods import get_method
-from minmax_entropy.engine.pictures import save_picture
-from minmax_entropy.engine.progress import progress_bar
-from minmax_entropy.engine.report import LEGEND, case_grid, metrics_table
+from minmax_entropy.engine.cases import case_grid
 from minmax_entropy.factory import create_model
+from minmax_entropy.metrics.names import LEGEND
 from minmax_entropy.model import WSLModel
+from minmax_entropy.report.pictures import save_picture
+from minmax_entropy.report.tables import metrics_table
 
 TRAIN_IMAGES, TEST_IMAGES, SIZE = 2000, 300, 64
 EPOCHS = 5

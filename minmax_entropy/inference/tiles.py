@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from minmax_entropy._bands import RegionMask
 from minmax_entropy.data import Preprocess, padding, scaled_size
-from minmax_entropy.engine.bands import RegionMask
 from minmax_entropy.heads import ClassMapHead
 from minmax_entropy.mask import resize, split_regions
 from minmax_entropy.model import WSLModel

@@ -11,7 +11,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from minmax_entropy.untrusted import read_json, read_pickled_state_dict
+from minmax_entropy.hub.untrusted import read_json, read_pickled_state_dict
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from minmax_entropy._checks import check_count, check_flag
+from minmax_entropy._extras import require
+from minmax_entropy._modes import in_evaluation
+from minmax_entropy._symbolic import LARGEST_DENOMINATOR
 from minmax_entropy.backbones.sizes import Size, as_pair
-from minmax_entropy.checks import check_count, check_flag
-from minmax_entropy.extras import require
 from minmax_entropy.model import WSLModel
-from minmax_entropy.modes import in_evaluation
-from minmax_entropy.symbolic import LARGEST_DENOMINATOR
 from minmax_entropy.version import __version__
 
 if TYPE_CHECKING:

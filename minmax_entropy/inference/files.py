@@ -8,11 +8,11 @@ from pathlib import Path
 
 from minmax_entropy.data import DamagedFileError, Preprocess, read_image
 from minmax_entropy.data.folder import image_files
-from minmax_entropy.engine.inference import Inference, check_inference, predict_images
-from minmax_entropy.engine.limits import allow_pixels
-from minmax_entropy.engine.pictures import mask_picture, overlay, reduced, save_picture
+from minmax_entropy.data.limits import allow_pixels
+from minmax_entropy.inference.predictor import Inference, check_inference, predict_images
 from minmax_entropy.metrics import region_boxes
 from minmax_entropy.model import WSLModel
+from minmax_entropy.report.pictures import mask_picture, overlay, reduced, save_picture
 
 # Regions smaller than this share of the image are left out of the boxes.
 MIN_REGION = 0.001

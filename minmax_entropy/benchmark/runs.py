@@ -16,25 +16,28 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minmax_entropy.configuration import figures_as_json
+from minmax_entropy._files import write_csv, write_text
+from minmax_entropy.benchmark.grad_cam import GradCAM
+from minmax_entropy.benchmark.methods import ALL_ONES, Method, get_method
 from minmax_entropy.data import DamagedFileError, LabelledImages, LabelledStream, few_shots
+from minmax_entropy.data.preprocess import preprocess_for
 from minmax_entropy.data.subsets import targets_of
+from minmax_entropy.engine.cases import MAX_CLASSES, case_grid
 from minmax_entropy.engine.checkpoints import compare_settings, fingerprint
 from minmax_entropy.engine.diagnosis import warnings_of
 from minmax_entropy.engine.evaluate import evaluate, evaluate_all_ones
 from minmax_entropy.engine.faithfulness import Probes
-from minmax_entropy.engine.files import write_csv, write_text
-from minmax_entropy.engine.grad_cam import GradCAM
-from minmax_entropy.engine.inference import Inference, preprocess_for
-from minmax_entropy.engine.methods import ALL_ONES, Method, get_method
-from minmax_entropy.engine.pictures import save_picture
 from minmax_entropy.engine.recipes import Recipe
-from minmax_entropy.engine.report import BY_CLASS, FOUND, FOUND_LEGEND, HEADINGS, MAX_CLASSES, case_grid, table_text
 from minmax_entropy.engine.run import MACHINE, Run
 from minmax_entropy.engine.train import TrainingError, fit
 from minmax_entropy.factory import create_model
+from minmax_entropy.hub.config import figures_as_json
+from minmax_entropy.inference.predictor import Inference
+from minmax_entropy.metrics.names import BY_CLASS, FOUND, FOUND_LEGEND, HEADINGS
 from minmax_entropy.model import WSLModel
 from minmax_entropy.presets import resolve_preset
+from minmax_entropy.report.pictures import save_picture
+from minmax_entropy.report.tables import table_text
 
 _logger = logging.getLogger(__name__)
 

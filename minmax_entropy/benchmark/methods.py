@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from minmax_entropy.engine.grad_cam import METHODS as GRAD_CAMS
-from minmax_entropy.engine.inference import Inference
+from minmax_entropy._modes import ONE_LOOK
+from minmax_entropy._registry import unknown_name
+from minmax_entropy.benchmark.grad_cam import METHODS as GRAD_CAMS
 from minmax_entropy.engine.recipes import Recipe
-from minmax_entropy.modes import ONE_LOOK
+from minmax_entropy.inference.predictor import Inference
 from minmax_entropy.presets import PRESETS
-from minmax_entropy.registry import unknown_name
 
 ERASING = dict(erasing_steps=4)  # the paper's passes (arXiv 1907.12934), from the second epoch on
 # What a trained model may be evaluated with.

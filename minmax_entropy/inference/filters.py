@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from minmax_entropy.extras import require
-from minmax_entropy.registry import Registry
+from minmax_entropy._extras import require
+from minmax_entropy._registry import Registry
 
 # From an image, uint8 [H, W, 3], and its mask, float32 [H, W] in [0, 1], to a mask of the same kind.
 Refinement = Callable[[np.ndarray, np.ndarray], np.ndarray]

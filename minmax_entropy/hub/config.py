@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
-import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import timm
-import torch
 from torch import nn
-from torch.nn.modules.module import (
-    register_module_module_registration_hook,
-    register_module_parameter_registration_hook,
-)
 
-from minmax_entropy.heads import BUILT_IN
-from minmax_entropy.model import WSLModel
-from minmax_entropy.registry import unknown_name
-from minmax_entropy.untrusted import check_values, read_json
+from minmax_entropy._registry import unknown_name
+from minmax_entropy.hub.bounds import build_without_memory, check_size
+from minmax_entropy.hub.names import CONFIG_NAME, LIBRARY_NAME
+from minmax_entropy.hub.untrusted import check_values, read_json
+from minmax_entropy.hub.weights import check_fit
 from minmax_entropy.version import __version__
-from minmax_entropy.weights import check_fit
 
-CONFIG_NAME = "config.json"
-LIBRARY_NAME = "minmax_entropy"
 # What is known of the weights beside the model's own settings, as `WSLModel.info` holds it.
 INFO = ("license", "training_data", "metrics", "backbone_weights")
 KEYS = ("library_name", "library_version", "model", "data_config", "class_names", *INFO)
@@ -43,30 +32,21 @@ LOADING = (
     "pretrained_strict",
 )
 
-# Far beyond any real model; what is larger was made to fill the memory of whoever loads it.
-MAX_MODULES = 15_000  # and parameters; the largest timm model has 4,000
-MAX_STATE_BYTES = 2**36  # the largest timm model has 25 GiB
-MAX_HIDDEN_BYTES = 2**30  # of buffers that are not saved (indices, masks), beyond twice the weights
-MAX_PARTS, MAX_TEXT, MAX_SIZE = 64, 256, 2**14  # of lists, texts and numbers in backbone_kwargs
-LIMITS = {"window": 64, "depth|layers|levels|blocks|block_config": 512}  # numbers, by words in their names
-
-
-class _OutOfBounds(ValueError):
-    pass
-
 
 @dataclasses.dataclass(frozen=True)
 class SavedConfig:
     """A configuration that was read.
 
     Attributes:
+        kind: class of the model, which has `config_keywords()`.
         path: of the file, for messages.
-        model: keywords of `WSLModel`.
+        model: keywords of the class.
         data_config: preprocessing: mean, std, input size, interpolation, crop.
         class_names: in the order of the logits, or None.
         info: licence, training data, metrics and the backbone's weights, where they are known.
     """
 
+    kind: type[nn.Module]
     path: Path
     model: dict
     data_config: dict
@@ -74,8 +54,8 @@ class SavedConfig:
     info: dict
 
     def with_overrides(self, overrides: dict) -> dict:
-        """Keywords of `WSLModel`: the saved ones, replaced by `overrides`; unknown ones are the backbone's."""
-        known = WSLModel.config_keywords()
+        """Keywords of the class: the saved ones, replaced by `overrides`; unknown ones are the backbone's."""
+        known = self.kind.config_keywords()
         given = {key: value for key, value in overrides.items() if key in known}
         if given.get("freeze_bn") == "pretrained":
             del given["freeze_bn"]  # as it was trained
@@ -90,7 +70,7 @@ class SavedConfig:
         return options
 
 
-def to_config(model: WSLModel, class_names: list[str] | None, info: dict) -> str:
+def to_config(model: nn.Module, class_names: list[str] | None, info: dict) -> str:
     """The text of `config.json` for a model.
 
     Raises:
@@ -124,15 +104,15 @@ def to_config(model: WSLModel, class_names: list[str] | None, info: dict) -> str
     written = json.loads(text)  # what would not be read is not written
     check_values(written)
     try:
-        saved = _checked(Path(CONFIG_NAME), written)
-        check_fit(build_without_memory(saved.with_overrides({})), model.state_dict(), "the model as it is")
+        saved = _checked(type(model), Path(CONFIG_NAME), written)
+        check_fit(build_without_memory(saved.kind, saved.with_overrides({})), model.state_dict(), "the model as it is")
     except (ValueError, TypeError) as error:
         raise ValueError(f"this model would not load again: {error}") from error
     return text + "\n"
 
 
-def read_config(path: str | Path) -> SavedConfig:
-    """Read and check a `config.json`. Nothing that it names is imported, downloaded or opened.
+def read_config(path: str | Path, kind: type[nn.Module]) -> SavedConfig:
+    """Read and check the `config.json` of a model of a class. Nothing that it names is imported, downloaded or opened.
 
     Raises:
         FileNotFoundError: no such file.
@@ -145,59 +125,19 @@ def read_config(path: str | Path) -> SavedConfig:
     if not isinstance(config, dict) or config.get("library_name") != LIBRARY_NAME:
         raise ValueError(f"{path} is not a configuration of {LIBRARY_NAME}")
     try:
-        return _checked(path, config)
+        return _checked(kind, path, config)
     except (ValueError, TypeError, RecursionError) as error:
         version = config.get("library_version")
         hint = "" if version == __version__ else f" (written by version {version}, this is {__version__})"
         raise ValueError(f"{path}: {error}{hint}") from error
 
 
-def build_without_memory(options: dict) -> WSLModel:
-    """A model on the meta device: its shapes are known before any memory is taken.
-
-    Args:
-        options: keywords of `WSLModel`.
-
-    Raises:
-        ValueError: the model is beyond all bounds. Whatever else is raised comes from the building itself.
-    """
-    try:
-        with torch.device("meta"), _bounded():
-            model = WSLModel(**options)
-    except _OutOfBounds:
-        raise
-    except Exception:
-        if not _has_own_parts(options):
-            raise
-        model = WSLModel(**options)  # not everything of a user's own can be built there
-    saved = model.state_dict()
-    size = sum(tensor.nbytes for tensor in saved.values())
-    if size > MAX_STATE_BYTES:
-        raise ValueError(f"a model of {size / 2**30:.0f} GiB is beyond all bounds")
-    if size > _memory():
-        raise ValueError(
-            f"a model of {size / 2**30:.0f} GiB is more than this machine's memory, {_memory() / 2**30:.0f} GiB"
-        )
-    hidden = sum(buffer.nbytes for name, buffer in model.named_buffers() if name not in saved)
-    if hidden > MAX_HIDDEN_BYTES + 2 * size:
-        raise ValueError(f"a model whose tables take {hidden / 2**30:.0f} GiB is beyond all bounds")
-    return model
-
-
-def _has_own_parts(options: dict) -> bool:
-    """Whether backbone or heads are a user's own, registered ones."""
-    heads = [options.get(key) for key in ("localizer", "classifier")]
-    names = [head.get("name", "wildcat") if isinstance(head, dict) else head for head in heads]
-    own = [name for name in names if isinstance(name, str) and name not in BUILT_IN]
-    return bool(own) or not timm.is_model(options["backbone"])
-
-
-def _checked(path: Path, config: dict) -> SavedConfig:
+def _checked(kind: type[nn.Module], path: Path, config: dict) -> SavedConfig:
     _check_keys("key", config, KEYS)
     model = config.get("model")
     if not isinstance(model, dict) or not {"backbone", "num_classes"} <= set(model):
         raise ValueError("it has no model with a backbone and num_classes")
-    _check_keys("keyword", model, WSLModel.config_keywords() - {"data_config"})
+    _check_keys("keyword", model, kind.config_keywords() - {"data_config"})
     _check_type("model.backbone", model["backbone"], str)
     for key in ("localizer", "classifier"):
         _check_type(f"model.{key}", model.get(key), str, dict, type(None))
@@ -207,7 +147,7 @@ def _checked(path: Path, config: dict) -> SavedConfig:
     if refused:
         raise ValueError(f"backbone_kwargs must not say where weights come from, got {', '.join(refused)}")
     if timm.is_model(model["backbone"]):
-        _check_size("backbone_kwargs", backbone_kwargs)
+        check_size("backbone_kwargs", backbone_kwargs)
     data_config = config.get("data_config")
     _check_type("data_config", data_config, dict, type(None))
     names = config.get("class_names")
@@ -218,10 +158,11 @@ def _checked(path: Path, config: dict) -> SavedConfig:
     for key in ("license", "backbone_weights"):
         _check_type(key, info.get(key), str, type(None))
     _check_type("training_data", info.get("training_data"), str, list, type(None))
-    for name in _parts(info.get("training_data")):
-        _check_type("a name in training_data", name, str)
+    if isinstance(info.get("training_data"), list):
+        for name in info["training_data"]:
+            _check_type("a name in training_data", name, str)
     _check_type("metrics", info.get("metrics"), dict, type(None))
-    return SavedConfig(path, _tuples(model), _tuples(data_config or {}), names, info)
+    return SavedConfig(kind, path, _tuples(model), _tuples(data_config or {}), names, info)
 
 
 def _check_keys(kind: str, found: dict, known: tuple[str, ...] | frozenset[str]) -> None:
@@ -237,42 +178,6 @@ def _check_type(name: str, value: object, *kinds: type) -> None:
         raise TypeError(f"{name} must be {wanted}, got {value!r}")
 
 
-def _check_size(name: str, value: object) -> None:
-    """Refuse what no backbone has: timm's factories make lists of some of these numbers, whatever they are."""
-    parts = list(value.items()) if isinstance(value, dict) else [(name, part) for part in _parts(value)]
-    if len(parts) > MAX_PARTS or (isinstance(value, str) and len(value) > MAX_TEXT):
-        raise ValueError(f"{name} has {len(parts) or len(value)} parts, which no backbone has")
-    for key, part in parts:
-        _check_size(str(key), part)
-    if isinstance(value, (int, float)):
-        limit = next((most for words, most in LIMITS.items() if re.search(words, name)), MAX_SIZE)
-        if abs(value) > limit:
-            raise ValueError(f"{name} is {value:.4g}, a backbone has at most {limit}")
-
-
-def _parts(value: object) -> list:
-    return value if isinstance(value, list) else []
-
-
-@contextlib.contextmanager
-def _bounded() -> Iterator[None]:
-    """Stop the building of a model that has more parts than any real one."""
-    count = 0
-
-    def limit(*_) -> None:
-        nonlocal count
-        count += 1
-        if count > MAX_MODULES:
-            raise _OutOfBounds(f"a model of more than {MAX_MODULES} modules and parameters is beyond all bounds")
-
-    hooks = register_module_module_registration_hook(limit), register_module_parameter_registration_hook(limit)
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def figures_as_json(value: object) -> object:
     """Figures as JSON has them: what is not finite (no image had a mask) becomes null."""
     value = value.tolist() if hasattr(value, "tolist") else value
@@ -281,14 +186,6 @@ def figures_as_json(value: object) -> object:
     if isinstance(value, (list, tuple)):
         return [figures_as_json(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _memory() -> float:
-    """Bytes of memory of this machine, infinite where it does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return math.inf
 
 
 def _plain(value: object) -> object:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minmax_entropy.checks import check_count, check_number
+from minmax_entropy._checks import check_count, check_number
+from minmax_entropy._symbolic import is_symbolic
 from minmax_entropy.mask import resample, resize
-from minmax_entropy.symbolic import is_symbolic
 
 MAX_ITERATIONS, MAX_DILATION, MAX_DILATIONS = 1000, 1024, 16
 MAX_POSITIONS = 2**20  # of an enlarged map; the neighbours of one take some 1.2 KB for a while (four dilations)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from minmax_entropy.checks import LARGEST_SCALE, check_number
+from minmax_entropy._checks import LARGEST_SCALE, check_number
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from minmax_entropy.engine.bands import BAND_PIXELS, row_bands
+from minmax_entropy._bands import BAND_PIXELS, row_bands
 from minmax_entropy.metrics.meter import THRESHOLD
 
 TINT = (255, 60, 20)

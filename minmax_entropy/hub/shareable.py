@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 
+from minmax_entropy.hub import loading, saving
+from minmax_entropy.hub.card import model_card
+from minmax_entropy.hub.names import HUB, LOCAL, SOURCES
+
 if TYPE_CHECKING:
     from PIL import Image
-
-    from minmax_entropy.model import WSLModel
+    from typing_extensions import Self
 
 
 class Shareable(
@@ -20,7 +23,7 @@ class Shareable(
     pipeline_tag="image-segmentation",
     tags=["image-classification", "weakly-supervised-localization", "weakly-supervised-segmentation"],
 ):
-    """Save, load and share, for a `WSLModel`. The model itself knows nothing of files: `minmax_entropy.hub` does."""
+    """Save, load and share a model that has `config_keywords()` and `settings()`."""
 
     @classmethod
     def from_pretrained(
@@ -33,7 +36,7 @@ class Shareable(
         force_download: bool = False,
         local_files_only: bool = False,
         **keywords: Any,
-    ) -> WSLModel:
+    ) -> Self:
         """A saved model, in evaluation mode.
 
         Args:
@@ -41,20 +44,19 @@ class Shareable(
                 is a directory here is taken from here. With the prefix `local-dir:` or `hf-hub:` it is that.
             revision: branch, tag or commit on the Hub.
             cache_dir, token, force_download, local_files_only: as in `huggingface_hub.hf_hub_download`.
-            keywords: of `WSLModel`, in place of the saved ones; see `minmax_entropy.hub.load_model`.
+            keywords: of the class, in place of the saved ones; see `minmax_entropy.hub.loading.load_model`.
 
         Raises:
             FileNotFoundError: no such model, revision or file, or not in the cache while offline.
             ConnectionError: the server can't be reached, or was lost half-way.
             ValueError: what is there can't be read, can't be trusted or does not fit.
         """
-        from minmax_entropy import hub
-
         source = str(pretrained_model_name_or_path)
-        if not source.startswith(hub.SOURCES):
-            source = f"{hub.LOCAL if Path(source).expanduser().is_dir() else hub.HUB}{source}"
+        if not source.startswith(SOURCES):
+            source = f"{LOCAL if Path(source).expanduser().is_dir() else HUB}{source}"
         client = dict(cache_dir=cache_dir, token=token, force_download=force_download)
-        return hub.load_model(source, revision=revision, local_files_only=local_files_only, **client, **keywords).eval()
+        client |= dict(revision=revision, local_files_only=local_files_only)
+        return loading.load_model(cls, source, **client, **keywords).eval()
 
     def save_pretrained(
         self,
@@ -89,9 +91,7 @@ class Shareable(
                 the weights hold NaN or infinite values, or the model is no longer what its settings say.
             FileExistsError: the directory holds something else than a saved model.
         """
-        from minmax_entropy import hub
-
-        return hub.save_pretrained(
+        return saving.save_pretrained(
             self,
             save_directory,
             class_names=class_names,
@@ -131,13 +131,9 @@ class Shareable(
             ValueError: as `save_pretrained`; nothing is uploaded then.
             OSError: the server refused, or can't be reached.
         """
-        from minmax_entropy import hub
-
         upload = dict(commit_message=commit_message, private=private, token=token, branch=branch, create_pr=create_pr)
-        return hub.push_to_hub(self, repo_id, **upload, **keywords)
+        return saving.push_to_hub(self, repo_id, **upload, **keywords)
 
     def generate_model_card(self, *args: Any, **keywords: Any) -> ModelCard:
-        """The model card; keywords as in `minmax_entropy.card.model_card`."""
-        from minmax_entropy import card
-
-        return card.model_card(self, *args, **keywords)
+        """The model card; keywords as in `minmax_entropy.hub.card.model_card`."""
+        return model_card(self, *args, **keywords)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minmax_entropy.extras import require
+from minmax_entropy._extras import require
 from minmax_entropy.model import WSLModel, WSLOutput
 
 # Method -> class of the package, and where it is from.

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from minmax_entropy.data import Preprocess, padding, scaled_size
+from minmax_entropy._bands import RegionMask
+from minmax_entropy._modes import ONE_LOOK, in_evaluation, with_settings
+from minmax_entropy.data import Preprocess, padding, preprocess_for, scaled_size
 from minmax_entropy.data.preprocess import MAX_ASPECT
-from minmax_entropy.engine.bands import RegionMask
-from minmax_entropy.engine.refine import Refinement, refine_mask
-from minmax_entropy.engine.tiles import MAX_WHOLE, check_tile, obstacle, predict_tiled
+from minmax_entropy.inference.filters import Refinement, refine_mask
+from minmax_entropy.inference.tiles import MAX_WHOLE, check_tile, obstacle, predict_tiled
+from minmax_entropy.inference.zoom import Zoom
 from minmax_entropy.model import WSLModel
-from minmax_entropy.modes import ONE_LOOK, in_evaluation, with_settings
-from minmax_entropy.zoom import Zoom
 
 # Flip -> what brings a picture there, and a mask back.
 FLIPS = {
@@ -29,41 +29,6 @@ FLIPS = {
 }
 # Flip -> the same of a picture that was flipped horizontally before.
 MIRRORED = {None: "horizontal", "horizontal": None, "vertical": "both", "both": "vertical"}
-
-
-NATIVE = "native"
-
-
-def preprocess_for(model: WSLModel, short_side: int | str | None = None) -> Preprocess:
-    """The evaluation input that a model expects.
-
-    Mean, std and interpolation are those of the model's `data_config`. Its `crop_pct` is not used: the mask must cover
-    the whole image, which is never cropped.
-
-    Args:
-        short_side: shorter side of the images as the network sees them, or "native": the images' own; by default that
-            of `data_config`'s `input_size`. A model built for one size sees whole images at that one. Where
-            `data_config` has `resize="reference"` only images that are smaller are scaled, and none with
-            "reference_native", as in the authors' implementation, whose interpolation is bilinear.
-
-    Raises:
-        ValueError: another text than "native".
-    """
-    if isinstance(short_side, str) and short_side != NATIVE:
-        raise ValueError(f"short_side is a number of pixels or {NATIVE!r}, got {short_side!r}")
-    config = model.data_config
-    resize = config.get("resize", "short_side")
-    if short_side is None and resize != "reference_native":
-        short_side = min(config["input_size"][-2:])
-    return Preprocess(
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        short_side=None if short_side == NATIVE else short_side,
-        multiple=model.backbone.sizes.multiple,
-        fixed_size=model.backbone.sizes.fixed,
-        reference=resize != "short_side",
-        interpolation=config["interpolation"] if resize == "short_side" else "bilinear",
-    )
 
 
 def require_multiclass(model: WSLModel) -> None:
@@ -93,7 +58,7 @@ class Inference:
             size, class probabilities as they are. They take the place of the model's own `evaluation_scales` and closer
             look, which are in force with None and leave the class to the image at its own size. (By tiles each scale's
             mask is that of its own scores, and a classifier sees X+ of the image's own size.)
-        refine: brings the mask closer to the image's edges; see `minmax_entropy.engine.refine`.
+        refine: brings the mask closer to the image's edges; see `minmax_entropy.inference.filters`.
 
     Raises:
         ValueError: an unknown flip, no scale or one that is not over 0, tile or overlap below 1.

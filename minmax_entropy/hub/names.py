@@ -1,0 +1,9 @@
+"""Where a saved model is, and what its files are called."""
+
+LOCAL, HUB = "local-dir:", "hf-hub:"
+SOURCES = (LOCAL, HUB, "hf_hub:")  # timm knows the last one as well
+
+LIBRARY_NAME = "minmax_entropy"
+CONFIG_NAME = "config.json"
+CARD_NAME = "README.md"
+EXAMPLE_NAME = "example.png"
