@@ -23,18 +23,16 @@ import timm
 import torch
 
 import minmax_entropy as mme
-from minmax_entropy._modes import ONE_LOOK
+from minmax_entropy.inference.views import recommended_views, see
 
 CLASSES = 100
 # What each row runs; None is the bare timm model with its own head.
 ROWS = {
     "bare backbone, forward": None,
     "localize": dict(call="localize"),
-    'localize, `preset="refined"`, no image closer': dict(call="localize", preset="refined", evaluation_zoom=None),
-    'localize, `preset="refined"`, each image closer': dict(
-        call="localize", preset="refined", evaluation_zoom=dict(below=1.0)
-    ),
-    'localize, `preset="refined"`, one look': dict(call="localize", preset="refined", **ONE_LOOK),
+    'localize, `preset="refined"`': dict(call="localize", preset="refined"),
+    "its views, no image closer": dict(call="views", preset="refined", evaluation_zoom=None),
+    "its views, each image closer": dict(call="views", preset="refined", evaluation_zoom=dict(below=1.0)),
     "eval forward": dict(call="forward"),
     "eval forward with X-": dict(call="forward", background=True),
     "bare backbone, training step": None,
@@ -92,7 +90,12 @@ def build(row: str, options: argparse.Namespace) -> Callable[[], None]:
             loss.backward()
             return
         with torch.inference_mode(), autocast():
-            model.localize(images) if call == "localize" else model(images, background=background)
+            if call == "localize":
+                model.localize(images)
+            elif call == "views":
+                see(model, images, recommended_views(model))
+            else:
+                model(images, background=background)
 
     return work
 

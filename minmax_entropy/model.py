@@ -8,7 +8,7 @@ import functools
 import inspect
 import itertools
 import numbers
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ from minmax_entropy._checks import (
     check_share,
     check_threshold,
 )
-from minmax_entropy._symbolic import rounded_share, truncated_share
+from minmax_entropy._symbolic import truncated_share
 from minmax_entropy.backbones import create_backbone
 from minmax_entropy.backbones.init import INITIALIZATIONS
 from minmax_entropy.backbones.margin import ReflectedMargin
@@ -45,7 +45,6 @@ from minmax_entropy.mask import (
     control_mask,
     min_max_normalize,
     one_half,
-    resample,
     resize,
     soft_mask,
     split_regions,
@@ -153,17 +152,16 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         mask_refinement: a dictionary of options of `AffinityRefinement` ({} for its defaults), which in evaluation mode
             brings the map to the image's edges, and may have a `sigma` of its own for it; None leaves the map as it is.
             Training through it costs more and gave the same (docs/results/localization_trials.md).
-        evaluation_scales: sizes, as shares of the image's own, at which the localizer sees each image in evaluation
-            mode, for a pass of the backbone each: up to 8 of 0.1 to 4. The mask is the mean of theirs, each made of
-            maps that are weighted by the mean scores. Class, scores and maps are those of the image at its own size, 1,
-            which must be among them. A backbone of one size sees that alone.
-        evaluation_flip: whether the other sizes are seen flipped horizontally, and their maps flipped back. It costs
-            nothing more. Not for classes that differ in left and right.
-        evaluation_zoom: a dictionary of options of `Zoom` ({} for its defaults): in evaluation mode, masks that mark
-            little are made from a closer look at the image as well, a pass of the backbone on an image `scale` times as
-            large, of `scale**2` times the cost. Compiled and exported programs, and models with a
-            `mask_normalization` over the batch, do it for every image. None: no closer look. A backbone of one size has
-            none.
+        evaluation_scales: recommended for predictions (`predict_images`, `evaluate`); the model's own calls are one pass.
+            Sizes, as shares of the image's own, at which the localizer sees each image,
+            for a pass of the backbone each: up to 8 of 0.1 to 4. The mask is the mean of theirs, each made of maps that
+            are weighted by the mean scores. The class is that of the image at its own size, 1, which must be among
+            them. A backbone of one size sees that alone.
+        evaluation_flip: likewise, whether the other sizes are seen flipped horizontally, and their maps flipped back.
+            It costs nothing more. Not for classes that differ in left and right.
+        evaluation_zoom: likewise, a dictionary of options of `Zoom` ({} for its defaults): masks that mark little are
+            made from a closer look at the image as well, a pass of the backbone on an image `scale` times as large, of
+            `scale**2` times the cost. None: no closer look. A backbone of one size has none.
         mask_normalization: range of the map per "image", or over the "batch" as in the authors' implementation.
         reflect_margin: share of the training steps, drawn by chance, in which the localizer sees each image within a
             margin of its own reflection, 16 pixels rounded up to whole positions of the features (32 at a stride of
@@ -420,9 +418,7 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         return output._replace(loss=loss, losses=losses)
 
     def localize(self, images: Tensor, classes: str | Sequence[int | str] | Tensor | None = None) -> WSLOutput:
-        """Mask, localizer scores and maps, for one pass of the backbone (in evaluation mode one for each of
-        `evaluation_scales`, and one for a closer look where `evaluation_zoom` asks for it; scores and maps are those of
-        the images at their own size). The classifier does not run.
+        """Mask, localizer scores and maps, for one pass of the backbone. The classifier does not run.
 
         Args:
             images: `[B, C, H, W]`, normalized with `data_config`'s mean and std.
@@ -456,71 +452,14 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Localizer scores `[B, K]`, class maps `[B, K, h, w]` and mask `[B, 1, H, W]`; `whole` or erased images; with
         `classes` the mask is `[B, N, H, W]`."""
-        views = [self._head(self.localizer, self._seen(images, whole))]
-        for other in self.at_other_sizes(images):
-            scores, maps = views[0] if other is images else self._head(self.localizer, self.backbone(other))
-            views.append((scores, self._turned(maps)))
-        logits, maps = views[0]
+        logits, maps = self._head(self.localizer, self._seen(images, whole))
         with torch.no_grad() if self.detach_mask else contextlib.nullcontext():
             if classes is None:
-                seen = views if self.mask_source == "expected" else views[:1]  # the map is that of the class it says
-                weights = self.map_weights(_mean([scores for scores, _ in seen]))
-
-                def region(maps: Tensor, rows: Rows) -> Tensor:
-                    return weighted_map(maps, weights[rows])
+                regions = self.region(images, maps, self.map_weights(logits))
             else:
                 index = class_index(classes, images.shape[0], self.num_classes, self.class_names).to(logits.device)
-
-                def region(maps: Tensor, rows: Rows) -> Tensor:
-                    chosen = index[rows][:, :, None, None]  # [B, N, 1, 1]
-                    return maps.gather(1, chosen.expand(-1, -1, *maps.shape[2:]))
-
-            def closer(larger: Tensor, rows: Rows) -> Tensor:
-                return region(self._head(self.localizer, self.backbone(larger))[1], rows)
-
-            mask = _mean([self._mask(region(each, slice(None)), images) for _, each in views])
-            return logits, maps, self._looked_closer(images, mask, closer)
-
-    def _looked_closer(self, images: Tensor, mask: Tensor, region: Callable[[Tensor, Rows], Tensor]) -> Tensor:
-        """Masks `[B, N, H, W]` of images `[B, C, H, W]`, where those that mark little are made from a closer look as
-        well; `region` gives the maps `[B', N, h, w]` of larger images, which are those rows of `images`."""
-        zoom = None if self.training else self.closer_look
-        if zoom is None:
-            return mask
-        small = mask.mean(dim=(2, 3)) < zoom.below  # [B, N]
-        for rows in self._looked_at(small, zoom.scale):
-            seen, before = images[rows], mask[rows]
-            larger = self._turned(resample(seen, self._share(zoom.scale, images)))
-            found = self._mask(self._turned(region(larger, rows)), seen)
-            after = torch.where(small[rows][:, :, None, None], torch.lerp(before, found, zoom.share), before)
-            mask = after if isinstance(rows, slice) else mask.index_copy(0, rows, after)
-        return mask
-
-    def _looked_at(self, small: Tensor, scale: float) -> Sequence[Rows]:
-        """Rows of the images with a small mask, in parts of about as many pixels as the batch; all of them in a
-        program for any image, and where masks depend on the batch."""
-        if torch.compiler.is_compiling() or small.is_meta or self.mask_normalization == "batch":
-            return [slice(None)]
-        rows = small.any(dim=1).nonzero()[:, 0]
-        return rows.split(max(1, int(len(small) / scale**2))) if len(rows) else []
-
-    def at_other_sizes(self, images: Tensor) -> Iterator[Tensor]:
-        """The images at the other `evaluation_scales`, in the nearest sizes that the backbone takes, flipped
-        with `evaluation_flip`; themselves where that is what they are. None in training, and for a backbone of one
-        size."""
-        if self.training or self.backbone.sizes.fixed is not None:
-            return
-        for scale in self.evaluation_scales:
-            if scale != 1:
-                yield self._turned(resample(images, self._share(scale, images)))
-
-    def _share(self, scale: float, images: Tensor) -> tuple[int, int]:
-        """The nearest size that the backbone takes to a share of that of the images."""
-        return self.backbone.sizes.nearest(*(rounded_share(scale, side) for side in images.shape[-2:]))
-
-    def _turned(self, tensor: Tensor) -> Tensor:
-        """Images or maps of other sizes, `[..., W]`: flipped, or back, where `evaluation_flip` says so."""
-        return tensor.flip(-1) if self.evaluation_flip else tensor
+                regions = maps.gather(1, index[:, :, None, None].expand(-1, -1, *maps.shape[2:]))  # [B, N, h, w]
+            return logits, maps, self.make_mask(regions, images)
 
     def map_weights(self, logits: Tensor) -> Tensor:
         """What each class's map counts in the map that becomes the mask: `[B, K]` from the localizer's `[B, K]`, by
@@ -529,14 +468,18 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         task = TASKS[self.task]
         return task.probabilities(logits) if self.mask_source == "expected" else task.predicted(logits)
 
+    def region(self, images: Tensor, maps: Tensor, weights: Tensor) -> Tensor:
+        """The map `[B, 1, h, w]` that becomes the mask, of class maps `[B, K, h, w]` with weights `[B, K]`."""
+        return weighted_map(maps, weights)
+
     def without_empty(self, logits: Tensor) -> Tensor:
         """Scores `[B, K]` with minus infinity for `empty_classes`."""
         if not self._empty_classes:
             return logits
         return logits.index_fill(1, torch.tensor(self._empty_classes, device=logits.device), -torch.inf)
 
-    def _mask(self, regions: Tensor, images: Tensor) -> Tensor:
-        """From maps `[B, N, h, w]` of images `[B, C, H, W]` to masks `[B, N, H, W]` in [0, 1]."""
+    def make_mask(self, regions: Tensor, images: Tensor) -> Tensor:
+        """From maps `[B, N, h, w]` of images `[B, C, H, W]` to masks `[B, N, H, W]` in [0, 1], a map by itself."""
         if self.refinement is not None and not self.training:
             regions = self.refinement(regions, images)
         regions = resize(regions, images.shape[-2:])
@@ -560,6 +503,16 @@ class WSLModel(LiveSettings, TimmConventions, Shareable):
         features = self._features(backbone, region, backbone is not self.backbone)  # [B, D, h', w']
         logits, _ = self._head(self.classifier, features)
         return logits
+
+    def decide(self, images: Tensor, scores: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
+        """Scores of the class `[B, K]`: where the classifier decides its own on X+, or else the localizer's.
+
+        Args:
+            images: `[B, C, H, W]`.
+            scores: of the localizer, `[B, K]` for each way that it has seen the images.
+            mask: `[B, 1, H, W]`.
+        """
+        return [self.classify(split_regions(images, mask)[0])] if self.classifier_decides else list(scores)
 
     def control_region(self, images: Tensor, mask: Tensor) -> Tensor:
         """Images `[B, C, H, W]` under masks that say nothing about them, made of those of the batch `[B, 1, H, W]`."""

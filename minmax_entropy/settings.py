@@ -16,7 +16,7 @@ from minmax_entropy._checks import (
     check_share,
 )
 from minmax_entropy.inference.refinement import AffinityRefinement
-from minmax_entropy.inference.zoom import Zoom
+from minmax_entropy.inference.views import Zoom
 
 DECISIONS = ("classifier", "localizer")
 BN_STATISTICS = ("passes", "images")
@@ -87,11 +87,6 @@ class LiveSettings(nn.Module):
     @evaluation_zoom.setter
     def evaluation_zoom(self, options: dict | None) -> None:
         self._zoom = None if options is None else _from_options("evaluation_zoom", Zoom, options)
-
-    @property
-    def closer_look(self) -> Zoom | None:
-        """`evaluation_zoom` as it is in force: none for a backbone of one size."""
-        return None if self.backbone.sizes.fixed is not None else self._zoom
 
     @property
     def empty_classes(self) -> list[int]:

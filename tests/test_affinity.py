@@ -9,7 +9,8 @@ import minmax_entropy as mme
 from minmax_entropy.benchmark.grad_cam import GradCAM
 from minmax_entropy.data import Preprocess, SyntheticShapes
 from minmax_entropy.inference.refinement import AffinityRefinement
-from minmax_entropy.inference.tiles import obstacle, predict_tiled
+from minmax_entropy.inference.tiles import see_tiled, why_not_tiled
+from minmax_entropy.inference.views import Views
 from minmax_entropy.mask import min_max_normalize, resize, soft_mask
 
 OPTIONS = dict(iterations=3, dilations=(1, 3), temperature=0.2, scale=2)
@@ -199,17 +200,16 @@ def test_tiles(decision):
     picture = SyntheticShapes(length=1, size=96)[0].image
     with torch.inference_mode():
         output = model(preprocess(picture)[None])
-        logits, mask = predict_tiled(model, picture, preprocess, tile=96)
-    whole = torch.from_numpy(next(iter(mask.bands()))[1])
-    assert (whole - output.mask[0, 0]).abs().mean() < 0.01
-    torch.testing.assert_close(logits, output.logits[0], rtol=0.002, atol=0.002)
+        (scores,), mask = see_tiled(model, picture, preprocess, Views(), tile=96)
+    assert (torch.from_numpy(mask) - output.mask[0, 0]).abs().mean() < 0.01
+    torch.testing.assert_close(scores, output.logits, rtol=0.002, atol=0.002)
 
 
 def test_a_classifier_that_does_not_decide_is_no_obstacle_to_tiles():
     model = create(preset="refined", classifier_scale=(64, 64))
-    assert obstacle(model) is None
+    assert why_not_tiled(model) is None
     model.decision = "classifier"
-    assert "classifier_scale" in obstacle(model)
+    assert "classifier_scale" in why_not_tiled(model)
 
 
 def test_grad_cam_is_refined():
@@ -226,7 +226,8 @@ def test_grad_cam_is_refined():
     weight = next(parameter for parameter in model.localizer.parameters() if parameter.ndim == 4)
     maps = torch.einsum("kd,bdhw->bkhw", weight.flatten(1).clamp(min=0), features)
     best = int(model.localize(images).localizer_logits.argmax())
-    expected = model._mask(maps[:, best : best + 1], images)
+    region = resize(model.refinement(maps[:, best : best + 1], images), (64, 64))
+    expected = soft_mask(min_max_normalize(region), 0.4, model.mask_omega)
     torch.testing.assert_close(refined, expected, rtol=0, atol=0.1)
     assert (refined - expected).abs().mean() < 0.02
 

@@ -17,7 +17,7 @@ from minmax_entropy.engine import (
     predict_images,
 )
 from minmax_entropy.inference.files import predict_files
-from minmax_entropy.mask import weighted_map
+from minmax_entropy.mask import min_max_normalize, resize, soft_mask, weighted_map
 
 
 def create(**keywords):
@@ -47,7 +47,8 @@ def test_the_mask_is_made_of_the_other_maps(source):
     output = model.localize(images)
     assert torch.equal(output.localizer_logits, usual.localizer_logits) and not torch.equal(output.mask, usual.mask)
     region = weighted_map(output.localizer_maps, model.map_weights(output.localizer_logits))
-    torch.testing.assert_close(output.mask, model._mask(region, images))
+    expected = soft_mask(min_max_normalize(resize(region, (64, 64))), model.mask_sigma, model.mask_omega)
+    torch.testing.assert_close(output.mask, expected)
 
 
 def test_a_class_alone_beside_an_empty_one():

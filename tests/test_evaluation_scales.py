@@ -1,4 +1,4 @@
-"""Images seen at several sizes in evaluation: masks are the means."""
+"""Test-time views: images seen at several sizes and closer, of models, of Grad-CAM and by tiles; masks are means."""
 
 import numpy as np
 import pytest
@@ -8,9 +8,10 @@ from PIL import Image
 import minmax_entropy as mme
 from minmax_entropy.backbones.sizes import ImageSizes
 from minmax_entropy.benchmark.grad_cam import GradCAM
-from minmax_entropy.engine import Inference, predict_images
+from minmax_entropy.engine import Inference, predict_images, preprocess_for
 from minmax_entropy.engine.selection import _as_validated
 from minmax_entropy.inference.filters import guided_filter, refine_mask
+from minmax_entropy.inference.views import Views, recommended_views, see
 from minmax_entropy.mask import min_max_normalize, resize, soft_mask, weighted_map
 
 SCALES = (0.75, 1.0, 1.5)
@@ -32,6 +33,24 @@ def picture(height=96, width=128):
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
+def seen(model, images, views=None):
+    """Scores and mask in the views that the model recommends."""
+    (scores,), mask = see(model, images, views or recommended_views(model))
+    return scores, mask
+
+
+def plain_mask(model, region, images):
+    """The mask of a map, step by step."""
+    if model.refinement is not None:
+        region = model.refinement(region, images)
+    normalized = min_max_normalize(resize(region, images.shape[-2:]))
+    return soft_mask(normalized, model.evaluation_sigma, model.mask_omega)
+
+
+def enlarged(images, height, width):
+    return torch.nn.functional.interpolate(images, (height, width), mode="bilinear", antialias=True)
+
+
 def predict(model, *pictures, **keywords):
     return list(predict_images(model, enumerate(pictures), inference=Inference(**keywords)))
 
@@ -46,35 +65,56 @@ def test_masks_are_the_means():
     masks = [
         soft_mask(min_max_normalize(resize(weighted_map(maps, logits.softmax(dim=1)), (64, 96)))) for _, maps in views
     ]
-    output = model(images)
-    assert torch.equal(output.logits, views[1][0]) and torch.equal(output.localizer_logits, output.logits)
-    torch.testing.assert_close(output.mask, sum(masks) / 3)
-    assert torch.equal(output.localizer_maps, views[1][1])
-    of_classes = [soft_mask(min_max_normalize(resize(maps[:, 2:], (64, 96)))) for _, maps in views]
-    torch.testing.assert_close(model.localize(images, classes=[2]).mask, sum(of_classes) / 3)
-    assert not torch.allclose(output.mask, masks[1], atol=1e-3)
+    scores, mask = seen(model, images)
+    assert torch.equal(scores, views[1][0])
+    torch.testing.assert_close(mask, sum(masks) / 3)
+    assert not torch.allclose(mask, masks[1], atol=1e-3)
+    torch.testing.assert_close(seen(model, images, Views())[1], model(images).mask)
+
+
+@pytest.mark.parametrize("decision", ["localizer", "classifier"])
+def test_calls_of_the_model_are_one_pass(decision):
+    """Whatever it recommends."""
+    views = dict(evaluation_scales=SCALES, evaluation_flip=True, evaluation_zoom=dict(below=1.0))
+    plain, found = (create(decision=decision, **keywords).eval() for keywords in ({}, views))
+    passes = []
+    found.backbone.register_forward_pre_hook(lambda _, inputs: passes.append(inputs[0].shape[-1]))
+    for call in ("__call__", "localize"):
+        expected, output = (getattr(model, call)(images_of()) for model in (plain, found))
+        assert torch.equal(output.mask, expected.mask)
+    assert passes == ([96, 96] if decision == "localizer" else [96, 48, 96])
 
 
 def test_other_sizes_may_be_flipped():
     model, images = create(evaluation_scales=SCALES, mask_refinement={"iterations": 2}).eval(), images_of()
-    plain = model(images)
+    scores, plain = seen(model, images)
     model.evaluation_flip = True
-    output, flipped = model(images), images.flip(-1)
-    assert torch.equal(output.logits, plain.logits) and torch.equal(output.localizer_maps, plain.localizer_maps)
-    assert (output.mask - plain.mask).abs().max() > 0.01
-    views = [model.class_maps(torch.nn.functional.interpolate(images, (64, 96)))]
+    again, mask = seen(model, images)
+    assert torch.equal(again, scores) and (mask - plain).abs().max() > 0.01
+    views = [model.class_maps(images)]
     for size in ((48, 72), (96, 144)):
-        logits, maps = model.class_maps(torch.nn.functional.interpolate(flipped, size, mode="bilinear", antialias=True))
+        logits, maps = model.class_maps(enlarged(images.flip(-1), *size))
         views.append((logits, maps.flip(-1)))
     weights = (sum(logits for logits, _ in views) / 3).softmax(dim=1)
-    expected = sum(model._mask(weighted_map(maps, weights), images) for _, maps in views) / 3
-    torch.testing.assert_close(output.mask, expected)
-    of_class = sum(model._mask(maps[:, 1:2], images) for _, maps in views) / 3
-    torch.testing.assert_close(model.localize(images, classes=[1]).mask, of_class)
-    model.evaluation_scales = (1.0,)
-    one = model(images).mask
-    model.evaluation_flip = False
-    assert torch.equal(model(images).mask, one)
+    expected = sum(plain_mask(model, weighted_map(maps, weights), images) for _, maps in views) / 3
+    torch.testing.assert_close(mask, expected)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_every_scale_has_every_flip(mirror):
+    model, images = create(mask_source="predicted").eval(), images_of()
+    scores, mask = see(model, images, Views((1.0, 1.5), mirror, flips=("vertical", "both")))
+    weights = torch.nn.functional.one_hot(scores[0].argmax(dim=1), 3).float()
+    other = {(): (-1,), (-1,): (), (-2,): (-2, -1), (-2, -1): (-2,)} if mirror else {}
+    expected = []
+    for size in ((64, 96), (96, 144)):
+        for axes in ((), (-2,), (-2, -1)):
+            axes = axes if size == (64, 96) else other.get(axes, axes)
+            maps = model.class_maps(enlarged(images, *size).flip(axes))[1].flip(axes)
+            expected.append(plain_mask(model, weighted_map(maps, weights), images))
+    torch.testing.assert_close(mask, sum(expected) / 6)
+    assert len(scores) == 3
+    torch.testing.assert_close(scores[1], model.class_maps(images.flip(-2))[0])
 
 
 ZOOM = dict(scale=2.0, below=0.3, share=0.3)
@@ -85,7 +125,7 @@ def zoomed(**keywords):
     options = dict(evaluation_scales=SCALES, evaluation_flip=True, mask_sigma=0.6, mask_refinement={"iterations": 2})
     model = create(**options | keywords).eval()
     images = images_of(number=8)
-    before = model(images).mask.detach()
+    before = seen(model, images)[1].detach()
     below = float(before.mean(dim=(1, 2, 3)).median()) + 1e-4
     model.evaluation_zoom = dict(ZOOM, below=below)
     small = before.mean(dim=(1, 2, 3)) < below
@@ -93,77 +133,54 @@ def zoomed(**keywords):
     return model, images, before, small
 
 
+@torch.no_grad()
 def test_masks_that_mark_little_have_a_closer_look():
     model, images, before, small = zoomed()
-    views = [images, *model.at_other_sizes(images)]
-    weights = (sum(model.class_maps(view)[0] for view in views) / 3).softmax(dim=1)
-    larger = torch.nn.functional.interpolate(images.flip(-1), (128, 192), mode="bilinear", antialias=True)
-    found = model._mask(weighted_map(model.class_maps(larger)[1].flip(-1), weights), images)
-    seen = []
-    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
-    output = model(images)
+    views = [model.class_maps(images)]
+    views += [model.class_maps(enlarged(images.flip(-1), *size)) for size in ((48, 72), (96, 144))]
+    weights = (sum(scores for scores, _ in views) / 3).softmax(dim=1)
+    larger = enlarged(images.flip(-1), 128, 192)
+    found = plain_mask(model, weighted_map(model.class_maps(larger)[1].flip(-1), weights), images)
+    passes = []
+    hook = model.backbone.register_forward_pre_hook(lambda _, inputs: passes.append(inputs[0].shape))
+    mask = seen(model, images)[1]
     expected = torch.where(small[:, None, None, None], 0.7 * before + 0.3 * found, before)
-    torch.testing.assert_close(output.mask, expected)
+    torch.testing.assert_close(mask, expected)
     # No pass is of more pixels than the batch.
-    assert seen[3:] == [(2, 3, 128, 192)] * (int(small.sum()) // 2) and (expected - before).abs().max() > 0.05
-    alone = torch.cat([model(image[None]).mask for image in images])
+    assert passes[3:] == [(2, 3, 128, 192)] * (int(small.sum()) // 2) and (expected - before).abs().max() > 0.05
+    hook.remove()
+    alone = torch.cat([seen(model, image[None])[1] for image in images])
     torch.testing.assert_close(alone, expected, atol=1e-5, rtol=0)
     model.evaluation_zoom = dict(ZOOM, below=1e-6)
-    assert torch.equal(model(images).mask, before)
+    assert torch.equal(seen(model, images)[1], before)
     model.evaluation_zoom, model.evaluation_scales = dict(ZOOM, below=1.0), (1.0,)
-    both = model(images).mask
-    model.evaluation_zoom = None
-    assert (model(images).mask - both).abs().max() > 0.01
-    model.evaluation_zoom = dict(ZOOM, below=1.0)
+    assert (model(images).mask - seen(model, images)[1]).abs().max() > 0.01
     model.backbone.sizes = ImageSizes(8, fixed=(64, 96))
-    assert torch.equal(model(images).mask, model.localize(images).mask) and model.closer_look is None
+    assert torch.equal(model(images).mask, seen(model, images)[1])
 
 
+@torch.no_grad()
 def test_a_closer_look_where_masks_depend_on_the_batch():
-    """At all images, as a program does."""
-    model, images, *_ = zoomed(mask_normalization="batch")
-    expected = model(images).mask
-    program = torch.export.export(model, (images,)).module()
-    torch.testing.assert_close(program(images).mask, expected, atol=1e-5, rtol=0)
+    """At all images, in one pass."""
+    model, images, before, small = zoomed(mask_normalization="batch")
+    passes = []
+    model.backbone.register_forward_pre_hook(lambda _, inputs: passes.append(inputs[0].shape))
+    mask = seen(model, images)[1]
+    assert passes[3:] == [(8, 3, 128, 192)]
+    changed = (mask - before).abs().amax(dim=(1, 2, 3)) > 1e-6
+    assert torch.equal(changed, small)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_closer_look_in_other_precision(dtype):
+def test_views_in_other_precision(dtype):
     model, images, *_ = zoomed()
     model.evaluation_zoom = dict(ZOOM, below=1.0)
-    expected, tolerance = model(images).mask, 0.1 if dtype is torch.bfloat16 else 1e-4
+    expected, tolerance = seen(model, images)[1], 0.1 if dtype is torch.bfloat16 else 1e-4
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(model(images).mask, expected, atol=0.1, rtol=0)
-    found = model.to(dtype)(images.to(dtype)).mask
+        torch.testing.assert_close(seen(model, images)[1], expected, atol=0.1, rtol=0)
+    found = seen(model.to(dtype), images.to(dtype))[1]
     torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=0)
-
-
-def test_gradients_through_a_closer_look():
-    model, images, *_ = zoomed(detach_mask=False)
-    model(images).mask.sum().backward()
-    assert all(parameter.grad is not None for parameter in model.localizer.parameters())
-
-
-def test_a_closer_look_for_each_class():
-    model, images, *_ = zoomed()
-    model.evaluation_zoom = None
-    before = model.localize(images, classes="all").mask
-    model.evaluation_zoom = dict(ZOOM, below=float(before.mean(dim=(2, 3)).median()))
-    found = model.localize(images, classes="all").mask
-    small = before.mean(dim=(2, 3)) < model.closer_look.below
-    changed = (found - before).abs().amax(dim=(2, 3)) > 1e-6
-    assert torch.equal(changed, small) and 0 < small.sum() < small.numel()
-    alone = [model.localize(images, classes=[index]).mask for index in range(3)]
-    torch.testing.assert_close(torch.cat(alone, dim=1), found, atol=1e-5, rtol=0)
-
-
-def test_compiled_programs_look_at_all_images():
-    model, images, *_ = zoomed()
-    expected = model(images).mask
-    program = torch.export.export(model, (images,)).module()
-    torch.testing.assert_close(program(images).mask, expected, atol=1e-5, rtol=0)
-    others = images_of(number=8) * 3 + 0.5
-    torch.testing.assert_close(program(others).mask, model(others).mask, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -182,19 +199,23 @@ def test_closer_looks_that_can_not_be(options, error, message):
         create(evaluation_zoom=options)
 
 
+@torch.no_grad()
 def test_the_map_of_the_predicted_class_is_that_of_the_answer():
     model = create(evaluation_scales=SCALES, mask_source="predicted").eval()
     images = images_of(number=16) * torch.linspace(0.2, 4, 16)[:, None, None, None]
-    output = model(images)
-    expected = model.localize(images, classes=output.logits.argmax(dim=1, keepdim=True)).mask
-    torch.testing.assert_close(output.mask, expected)
+    _, mask = seen(model, images)
+    weights = torch.nn.functional.one_hot(model(images).logits.argmax(dim=1), 3).float()
+    views = [model.class_maps(enlarged(images, *size))[1] for size in ((64, 96), (48, 72), (96, 144))]
+    expected = sum(plain_mask(model, weighted_map(maps, weights), images) for maps in views) / 3
+    torch.testing.assert_close(mask, expected)
 
 
 def test_the_classifier_sees_the_region_of_all():
-    model, images = create(evaluation_scales=SCALES, decision="classifier").eval(), images_of()
-    output = model(images)
-    expected = model.classify(images * model.localize(images).mask)
-    torch.testing.assert_close(output.logits, expected)
+    model, image = create(evaluation_scales=SCALES, decision="classifier"), picture(64, 96)
+    (found,) = predict(model.eval(), image)
+    images = preprocess_for(model)(image)[None]
+    expected = model.classify(images * seen(model, images)[1]).softmax(dim=1)[0].detach()
+    np.testing.assert_allclose(found.probabilities, expected, atol=1e-5)
 
 
 def test_training_is_the_same():
@@ -203,16 +224,6 @@ def test_training_is_the_same():
         create(preset="area", evaluation_scales=scales).train()(images_of(), target) for scales in ((1.0,), SCALES)
     )
     assert torch.equal(usual.mask, found.mask) and usual.losses == found.losses
-
-
-@pytest.mark.parametrize("keywords", [{}, {"mask_refinement": {"iterations": 2}}])
-def test_half_precision_of_the_images(keywords):
-    model = create(evaluation_scales=SCALES, **keywords).eval()
-    whole = model(images_of()).mask
-    with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(model(images_of()).mask, whole, rtol=0, atol=0.1)
-    model = model.to(torch.bfloat16)
-    torch.testing.assert_close(model(images_of().bfloat16()).mask.float(), whole, rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize(
@@ -227,14 +238,14 @@ def test_half_precision_of_the_images(keywords):
 )
 def test_sizes_that_the_backbone_takes(sizes, scales, expected):
     """The nearest; what comes out as the image itself counts, and takes no pass of its own."""
-    model, seen = create(preset="refined", evaluation_scales=scales, evaluation_flip=False).eval(), []
+    model, passes = create(preset="refined", evaluation_scales=scales, evaluation_flip=False).eval(), []
     model.backbone.sizes = sizes
-    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[-2:])))
-    assert model(images_of(64, 64)).mask.shape == (2, 1, 64, 64) and seen == expected
-    seen.clear()
+    model.backbone.register_forward_pre_hook(lambda _, inputs: passes.append(tuple(inputs[0].shape[-2:])))
+    assert seen(model, images_of(64, 64))[1].shape == (2, 1, 64, 64) and passes == expected
+    passes.clear()
     model.evaluation_flip = True
-    model(images_of(64, 64))
-    assert len(seen) == (1 if sizes.fixed else len(scales))  # one that is the image itself, flipped, is another image
+    seen(model, images_of(64, 64))
+    assert len(passes) == (1 if sizes.fixed else len(scales))  # one that is the image itself, flipped, is another image
 
 
 def test_saved_with_the_model(tmp_path):
@@ -243,7 +254,7 @@ def test_saved_with_the_model(tmp_path):
     model.save_pretrained(tmp_path / "model")
     again = mme.create_model(f"local-dir:{tmp_path / 'model'}").eval()
     assert again.evaluation_scales == SCALES and again.evaluation_flip and again.evaluation_zoom["below"] == 0.9
-    assert torch.equal(again(images_of()).mask, model(images_of()).mask)
+    assert torch.equal(seen(again, images_of())[1], seen(model, images_of())[1])
     assert create(evaluation_zoom={}).settings()["evaluation_zoom"] == dict(scale=2.0, below=0.135, share=0.4)
     again.evaluation_zoom = dict(below=0.2)
     assert again.settings()["evaluation_zoom"] == dict(scale=2.0, below=0.2, share=0.4)
@@ -281,16 +292,17 @@ def test_scales_that_can_not_be(scales, error, message):
 def test_scales_of_the_prediction_take_their_place():
     model, image = create(evaluation_scales=SCALES, evaluation_zoom=dict(below=1.0)), picture()
     (own,), (one,) = predict(model, image), predict(model, image, scales=(1.0,))
-    assert model.evaluation_scales == SCALES
-    assert model.closer_look.below == 1
+    assert model.evaluation_scales == SCALES and model.evaluation_zoom["below"] == 1
     model.evaluation_scales, model.evaluation_zoom = (1.0,), None
     (plain,) = predict(model, image)
     assert np.array_equal(one.mask, plain.mask) and np.array_equal(one.probabilities, plain.probabilities)
     assert np.abs(own.mask - plain.mask).max() > 0.02 and np.array_equal(own.probabilities, plain.probabilities)
     model.evaluation_scales = SCALES
     (own,), (views,) = predict(model, image), predict(model, image, scales=SCALES)
-    # Pictures are resized there, tensors here.
-    assert np.corrcoef(own.mask.ravel(), views.mask.ravel())[0, 1] > 0.95
+    assert np.array_equal(own.mask, views.mask)
+    (larger,) = predict(model, image, scales=(1.5, 2.0))  # the class is that of the first
+    scores = seen(model.eval(), preprocess_for(model)(image)[None], Views((1.5,)))[0]
+    np.testing.assert_allclose(larger.probabilities, scores.softmax(dim=1)[0].detach(), atol=1e-5)
 
 
 def test_predictions_side_by_side_leave_the_model_alone():
@@ -303,12 +315,12 @@ def test_predictions_side_by_side_leave_the_model_alone():
         assert np.array_equal(prediction.mask, own.mask)
 
 
-def test_strips():
+def test_strips_by_tiles():
     """An image of more than eight times its shorter side is limited, and its scales with it."""
-    model, seen = create(evaluation_scales=SCALES), []
-    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(max(inputs[0].shape[-2:])))
-    predict(model, picture(32, 1024), scales=SCALES)
-    assert seen == [384, 512, 768]
+    model, passes = create(evaluation_scales=SCALES), []
+    model.backbone.register_forward_pre_hook(lambda _, inputs: passes.append(inputs[0].shape[-1]))
+    predict(model, picture(32, 1024), scales=SCALES, tile=1024)
+    assert passes == [512, 384, 768]
 
 
 def test_a_backbone_of_one_size_by_tiles():
@@ -331,45 +343,38 @@ def test_only_the_deciding_view_is_classified_by_tiles():
 @pytest.mark.parametrize("flips", [(), ("horizontal",)])
 def test_tiles(flips, monkeypatch):
     """Each scale by tiles; among images that go whole."""
-    model = create(evaluation_scales=SCALES)
+    model = create(evaluation_scales=SCALES, mask_source="predicted")
     large, small = picture(96, 160), picture(32, 32)
     _, found, _ = predict(model, small, large, small, tile=32, flips=flips)
     (expected,) = predict(model, large, tile=32, flips=flips, scales=SCALES)
     (alone,) = predict(model, large, tile=32, flips=flips, scales=(1.0,))
     assert found.mask == pytest.approx(expected.mask, abs=1e-5)
     assert found.probabilities == pytest.approx(alone.probabilities, abs=1e-5)
+    each = [predict(model, large, tile=32, flips=flips, scales=(scale,))[0].mask for scale in SCALES]
+    assert found.mask == pytest.approx(sum(each) / 3, abs=1e-5)
     model.evaluation_flip = True
     _, mirrored, _ = predict(model, small, large, small, tile=32, flips=flips)
-    views = [
-        *(predict(model, large, tile=32, flips=flips, scales=(1.0,))[0].mask,),
-        *(
-            predict(model, large.transpose(Image.Transpose.FLIP_LEFT_RIGHT), tile=32, flips=flips, scales=(scale,))[
-                0
-            ].mask[:, ::-1]
-            for scale in (0.75, 1.5)
-        ),
-    ]
+    turned = large.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    others = [predict(model, turned, tile=32, flips=flips, scales=(scale,))[0] for scale in (0.75, 1.5, 2.0)]
+    assert {each.class_index for each in others} == {alone.class_index}  # which weighs the maps
+    views = [alone.mask, *(each.mask[:, ::-1] for each in others[:2])]
     assert mirrored.mask == pytest.approx(sum(views) / 3, abs=1e-5)
     assert mirrored.probabilities == pytest.approx(found.probabilities, abs=1e-5)
     model.evaluation_zoom = dict(below=float(mirrored.mask.mean()) + 0.01, share=0.5)
     _, closer, _ = predict(model, small, large, small, tile=32, flips=flips)
-    turned = large.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    (view,) = predict(model, turned, tile=32, flips=flips, scales=(2.0,))
-    assert closer.mask == pytest.approx((mirrored.mask + view.mask[:, ::-1]) / 2, abs=1e-5)
+    assert closer.mask == pytest.approx((mirrored.mask + others[2].mask[:, ::-1]) / 2, abs=1e-5)
     model.evaluation_zoom = dict(below=float(mirrored.mask.mean()) - 0.01)
     _, usual, _ = predict(model, small, large, small, tile=32, flips=flips)
     assert np.array_equal(usual.mask, mirrored.mask)
     model.evaluation_zoom = None
     model.evaluation_flip = False
     # By themselves, as soon as the largest view is too large.
-    for module in (mme.inference.predictor, mme.inference.tiles):
-        monkeypatch.setattr(module, "MAX_WHOLE", 64 * 64)
+    monkeypatch.setattr(mme.inference.tiles, "MAX_WHOLE", 64 * 64)
     monkeypatch.setattr(mme.inference.tiles, "TILE", 32)
     square = picture(64, 64)
     (by_tiles,) = predict(model, square)
     # Or a closer look, whether there will be one or not.
-    for module in (mme.inference.predictor, mme.inference.tiles):
-        monkeypatch.setattr(module, "MAX_WHOLE", 96 * 96)
+    monkeypatch.setattr(mme.inference.tiles, "MAX_WHOLE", 96 * 96)
     seen = []
     model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[-2:])))
     predict(model, square)
@@ -406,27 +411,25 @@ def test_grad_cam():
     found = GradCAM(model, "grad_cam")(images)
     one = found.mask
     assert torch.equal(found.logits, model(images).logits)
-    best = found.localizer_logits.argmax(dim=1)
+    best = torch.nn.functional.one_hot(found.localizer_logits.argmax(dim=1), 3)
     cam, masks = GradCAM(model, "grad_cam"), []
-    for view in (images, *model.at_other_sizes(images)):
-        masks.append(model._mask(cam._region(view, best), images))
-    assert len(masks) == 3
-    torch.testing.assert_close(found.mask, sum(masks) / 3)
-    model.evaluation_flip = True
-    flipped = [masks[0]]
-    for view in model.at_other_sizes(images):
-        flipped.append(model._mask(cam._region(view, best).flip(-1), images))
-    torch.testing.assert_close(GradCAM(model, "grad_cam")(images).mask, sum(flipped) / 3)
-    before = sum(flipped) / 3
+    for mirror in (False, True):
+        masks = []
+        for size in ((64, 96), (48, 72), (96, 144), (128, 192)):
+            view = enlarged(images, *size).flip(-1) if mirror and size != (64, 96) else enlarged(images, *size)
+            region = cam.region(view, model.class_maps(view)[1], best)
+            region = region.flip(-1) if mirror and size != (64, 96) else region
+            masks.append(plain_mask(model, region, images))
+        model.evaluation_flip, model.evaluation_zoom = mirror, None
+        before = sum(masks[:3]) / 3
+        torch.testing.assert_close(seen(GradCAM(model, "grad_cam"), images)[1], before)
+    torch.testing.assert_close(one, masks[0])
     areas = before.mean(dim=(1, 2, 3))
     model.evaluation_zoom = dict(below=float(areas.mean()), share=0.5)
-    larger = torch.nn.functional.interpolate(images.flip(-1), (128, 192), mode="bilinear", antialias=True)
-    closer = (before + model._mask(cam._region(larger, best).flip(-1), images)) / 2
-    closer = torch.where((areas < areas.mean())[:, None, None, None], closer, before)
-    torch.testing.assert_close(GradCAM(model, "grad_cam")(images).mask, closer)
+    closer = torch.where((areas < areas.mean())[:, None, None, None], (before + masks[3]) / 2, before)
+    torch.testing.assert_close(seen(GradCAM(model, "grad_cam"), images)[1], closer)
     model.evaluation_flip, model.evaluation_zoom = False, None
     model.evaluation_scales = (1.0,)
-    torch.testing.assert_close(GradCAM(model, "grad_cam")(images).mask[0], masks[0][0])
     cam = GradCAM(model, "grad_cam")
     (three,) = predict(cam, picture(), scales=SCALES)
     cam.evaluation_scales = SCALES

@@ -114,13 +114,7 @@ OPTIONS = {
     "no classifier, batch mask": dict(preset="cam", mask_normalization="batch"),
     "classifier of one size": dict(classifier_scale=(40, 48)),
     "empty class": dict(empty_classes=[1]),
-    "other scales": dict(
-        evaluation_scales=(0.75, 1.0, 1.5),
-        evaluation_flip=True,
-        evaluation_zoom=dict(below=0.5),
-        mask_refinement=dict(iterations=2),
-        decision="localizer",
-    ),
+    "the localizer, refined": dict(mask_refinement=dict(iterations=2), decision="localizer"),
 }
 
 

@@ -28,6 +28,7 @@ from minmax_entropy.engine.cases import case_grid
 from minmax_entropy.engine.threshold import THRESHOLDS, DiceCurve
 from minmax_entropy.inference import filters as refine
 from minmax_entropy.inference.files import predict_files
+from minmax_entropy.inference.views import Views, see
 from minmax_entropy.metrics import dice
 
 SIZES = [(40, 56), (40, 56), (33, 64), (64, 35), (40, 56)]
@@ -85,25 +86,25 @@ def predict(model, images, **keywords):
 # Averages
 
 
-def test_average_over_flips_and_scales(model, data):
-    """The mean of what each view gives by itself, brought back by NumPy."""
-    flips = {"horizontal": lambda a: a[:, ::-1], "vertical": lambda a: a[::-1], "both": lambda a: a[::-1, ::-1]}
-    inference = Inference(flips=("horizontal", "both", "vertical"), scales=(1.0, 0.5))
-    averaged = predict(model, data.images, inference=inference, batch_size=3)
-    masks = [np.zeros(size) for size in SIZES]
-    probabilities = np.zeros((len(SIZES), 2))
-    for side in (64, 32):
-        for flip in (lambda a: a, *flips.values()):
-            turned = [Image.fromarray(np.ascontiguousarray(flip(np.asarray(image)))) for image in data.images]
-            for index, each in enumerate(predict(model, turned, preprocess=preprocess_for(model, side))):
-                masks[index] += flip(each.mask) / 8
-                probabilities[index] += each.probabilities / 8
-    for index, prediction in enumerate(averaged):
+@pytest.mark.parametrize("decision", ["localizer", "classifier"])
+def test_average_over_flips_and_scales(data, decision):
+    """The mask of all views; the localizer's class is the mean of the flips of the image as large as it is."""
+    model, flips = create(decision=decision), ("horizontal", "both", "vertical")
+    averaged = predict(model, data.images, inference=Inference(flips=flips, scales=(1.0, 0.5)), batch_size=3)
+    preprocess = preprocess_for(model)
+    for index, (prediction, image) in enumerate(zip(averaged, data.images, strict=True)):
+        images = preprocess(image)[None]
+        scores, mask = see(model, images, Views((1.0, 0.5), flips=flips))
+        expected = preprocess.restore(mask[0], (image.height, image.width))[0].detach()
+        turned = [images, *(images.flip(axes) for axes in ((-1,), (-2, -1), (-2,)))]
+        logits = [model.class_maps(each)[0] for each in turned]
+        if decision == "classifier":
+            logits = [model.classify(images * mask)]
+        probabilities = (sum(each.softmax(dim=1) for each in logits) / len(logits))[0].detach()
         assert prediction.index == index and prediction.mask.dtype == np.float32
-        assert prediction.mask == pytest.approx(masks[index], abs=1e-5)
-        assert prediction.probabilities == pytest.approx(probabilities[index], abs=1e-5)
-        assert prediction.class_index == probabilities[index].argmax()
-        assert prediction.probability == pytest.approx(probabilities[index].max(), abs=1e-5)
+        np.testing.assert_allclose(prediction.mask, expected, atol=1e-5)
+        np.testing.assert_allclose(prediction.probabilities, probabilities, atol=1e-5)
+        assert prediction.class_index == probabilities.argmax() and len(scores) == 4
 
 
 def test_a_symmetric_average_of_a_symmetric_image(model):
@@ -218,7 +219,7 @@ def test_nothing_here(data, inference):
     """Under the model's `min_probability` the mask is empty; the class stays the most probable one."""
     model = create()
     (plain,) = predict(model, [data.image(0)], inference=inference)
-    for value, nothing in ((plain.probability, False), (plain.probability + 1e-4, True)):
+    for value, nothing in ((plain.probability - 1e-4, False), (plain.probability + 1e-4, True)):
         model.min_probability = value
         (found,) = predict(model, [data.image(0)], inference=inference)
         assert (found.nothing, found.class_index, found.probability) == (nothing, plain.class_index, plain.probability)

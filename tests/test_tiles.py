@@ -189,8 +189,7 @@ def test_large_inputs_go_by_tiles_by_themselves(monkeypatch):
     attention = create(localizer="attention")
     preprocess = preprocess_for(model, 64)
     whole = [predict(each, image, preprocess).mask for each in (model, attention)]
-    for module in (mme.inference.predictor, tiles):
-        monkeypatch.setattr(module, "MAX_WHOLE", 64 * 80)
+    monkeypatch.setattr(tiles, "MAX_WHOLE", 64 * 80)
     monkeypatch.setattr(tiles, "TILE", 32)
     calls = []
     real = tiles.Tiling

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -28,7 +30,7 @@ class GradCAM(nn.Module):
     The map is taken at the backbone's features, which are `[B, D, h, w]` for every backbone, so that no
     `reshape_transform` is needed; it is that of the class of the highest localizer score. It is normalized to [0, 1]
     per image and turned into a mask as the model does it, `sigmoid(omega * (map - sigma))`, its refinement included, of
-    the map at the size of the features, and its `evaluation_scales` and `evaluation_zoom`.
+    the map at the size of the features. Views are as of any model (`predict_images`).
 
     Args:
         model: a trained model; its weights are shared.
@@ -60,45 +62,49 @@ class GradCAM(nn.Module):
         _of_the_model, ("evaluation_scales", "evaluation_flip", "evaluation_zoom")
     )
 
+    mask_source = "predicted"
+
     def forward(self, images: Tensor) -> WSLOutput:
         """Logits `[B, K]` of the model and the mask `[B, 1, H, W]` in [0, 1]; its weights get no gradients."""
-        localizer_logits, _ = self.model.class_maps(images)
-        logits = self.model(images, background=False).logits if self.model.classifier_decides else localizer_logits
-        chosen = self.model.without_empty(localizer_logits).argmax(dim=1)
-        others = (self.model._turned(self._region(view, chosen)) for view in self.model.at_other_sizes(images))
-        masks = [self.model._mask(region, images) for region in (self._region(images, chosen), *others)]
-        mask = self.model._looked_closer(
-            images, torch.stack(masks).mean(dim=0), lambda larger, rows: self._region(larger, chosen[rows])
-        )
-        return WSLOutput(logits=logits, mask=mask, localizer_logits=localizer_logits)
+        scores, maps = self.class_maps(images)
+        mask = self.make_mask(self.region(images, maps, self.map_weights(scores)), images)
+        (logits,) = self.decide(images, [scores], mask)
+        return WSLOutput(logits=logits, mask=mask, localizer_logits=scores)
 
-    def _region(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Maps `[B, 1, h, w]` in [0, 1] of classes `[B]` of images, at the size of the features for a refinement."""
+    def map_weights(self, scores: Tensor) -> Tensor:
+        """1 for the class of the highest localizer score among those with an object, `[B, K]`."""
+        scores = self.model.without_empty(scores)
+        return F.one_hot(scores.argmax(dim=1), scores.shape[1]).to(scores.dtype)
+
+    def decide(self, images: Tensor, scores: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
+        """The model's own scores of the class, on its own X+ where its classifier decides."""
+        return [self.model(images, background=False).logits] if self.model.classifier_decides else list(scores)
+
+    def region(self, images: Tensor, maps: Tensor, weights: Tensor) -> Tensor:
+        """The map `[B, 1, h, w]` in [0, 1] of the class with the highest weight, at the size of the class maps for a
+        refinement, which enlarges maps itself."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         try:
             for parameter in trained:
                 parameter.requires_grad_(False)
             with torch.inference_mode(False), torch.enable_grad(), self._cam(self.scores, [self.model.backbone]) as cam:
-                targets = [self._target(index) for index in classes.tolist()]
+                targets = [self._target(index) for index in weights.argmax(dim=1).tolist()]
                 region = cam(images.clone().requires_grad_(), targets=targets)  # [B, H, W], each image's in [0, 1]
         finally:
             for parameter in trained:
                 parameter.requires_grad_(True)
         region = torch.from_numpy(np.asarray(region, dtype=np.float32)).to(images.device).unsqueeze(1)
-        if self.model.refinement is not None and not self.model.training:  # which enlarges maps itself
-            region = F.interpolate(region, self.scores.size, mode="bilinear")
+        if self.model.refinement is not None and not self.model.training:
+            region = F.interpolate(region, maps.shape[-2:], mode="bilinear")
         return region
 
 
 class _LocalizerScores(nn.Module):
-    """The localizer as a plain classifier: images to scores `[B, K]`; `size` is that of its last maps."""
+    """The localizer as a plain classifier: images to scores `[B, K]`."""
 
     def __init__(self, model: WSLModel) -> None:
         super().__init__()
         self.model = model
-        self.size: tuple[int, int] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
-        logits, maps = self.model.class_maps(images)
-        self.size = tuple(maps.shape[-2:])
-        return logits
+        return self.model.class_maps(images)[0]

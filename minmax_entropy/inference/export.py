@@ -236,8 +236,7 @@ def _steps(model: WSLModel) -> list[Size]:
 def _shares(model: WSLModel) -> list[float]:
     """Sizes of the passes of the backbones that follow from that of the images, as shares of it."""
     follows = model.classifier_decides and isinstance(model.classifier_scale, float)
-    zoom = [] if model.closer_look is None else [model.closer_look.scale]
-    return [*model.evaluation_scales, *zoom, *([model.classifier_scale] if follows else [])]
+    return [model.classifier_scale] if follows else []
 
 
 def _trace_any_size(model: WSLModel, size: Size, batch: int | None, step: Size) -> _Traced:

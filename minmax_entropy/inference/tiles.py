@@ -9,6 +9,7 @@ which a wide enough overlap makes good, and that layers which look at the whole 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +21,10 @@ from torch import Tensor
 
 from minmax_entropy._bands import RegionMask
 from minmax_entropy.data import Preprocess, padding, scaled_size
+from minmax_entropy.data.preprocess import MAX_ASPECT
 from minmax_entropy.heads import ClassMapHead
-from minmax_entropy.mask import resize, split_regions
+from minmax_entropy.inference.views import View, Views, class_weights
+from minmax_entropy.mask import resize, split_regions, weighted_map
 from minmax_entropy.model import WSLModel
 
 MAX_WHOLE = 2**22  # pixels of a network input that is taken whole by default, and of the tiles of one pass
@@ -32,8 +35,15 @@ LEAST_WEIGHT = 1e-4  # at a tile's edge, so that the image's own border has one
 
 Size = tuple[int, int]
 
+# Flip -> what brings a picture there, and back.
+TRANSPOSED = {
+    "horizontal": Image.Transpose.FLIP_LEFT_RIGHT,
+    "vertical": Image.Transpose.FLIP_TOP_BOTTOM,
+    "both": Image.Transpose.ROTATE_180,
+}
 
-def obstacle(model: WSLModel) -> str | None:
+
+def why_not_tiled(model: WSLModel) -> str | None:
     """Why a model can't work by tiles, or None."""
     if not isinstance(model, WSLModel):
         return f"they need a model whose mask is made of class maps, that of {type(model).__name__} is not"
@@ -62,7 +72,7 @@ class Tiling:
     """
 
     def __init__(self, model: WSLModel, size: Size, tile: int | None = None, overlap: int | None = None) -> None:
-        reason = obstacle(model)
+        reason = why_not_tiled(model)
         if reason is not None:
             raise ValueError(f"this model can't work by tiles: {reason}")
         sizes = model.backbone.sizes
@@ -172,64 +182,141 @@ def _reflected(start: int, count: int, length: int) -> np.ndarray:
     return np.minimum(index, period - index) if length > 1 else np.zeros(count, dtype=int)
 
 
-def predict_tiled(
-    model: WSLModel,
-    image: Image.Image,
-    preprocess: Preprocess,
-    tile: int | None = None,
-    overlap: int | None = None,
-    batch_size: int = 16,
-    classify: bool = True,
-) -> tuple[Tensor, RegionMask]:
-    """Scores and mask of an image by tiles, at one scale: the model's `evaluation_scales` are the caller's.
+class TiledView:
+    """The class maps of an image in one view, stitched from tiles.
 
     Memory: the image at the network's scale, `batch_size` tiles of at most `MAX_WHOLE` pixels together in one pass, and
     the stitched class maps, `4 K h w` bytes.
 
     Args:
         model: in evaluation mode, for one class an image.
-        image: RGB, of any size.
+        image: RGB, of any size, as the view has it.
         preprocess: see `TiledImage`.
         tile, overlap: see `Tiling`.
         batch_size: largest number of tiles in one pass.
-        classify: False leaves out a classifier that decides; the scores are then the localizer's.
 
-    Returns:
-        Logits `[K]`, and the mask.
+    Attributes:
+        scores: `[1, K]` of the localizer.
 
     Raises:
         ValueError: as `Tiling`; or the stitched maps would take more than 2 GiB.
     """
-    picture = TiledImage(image, preprocess, model)
-    tiling = Tiling(model, picture.size, tile, overlap)
-    batch_size = max(1, min(batch_size, MAX_WHOLE // math.prod(tiling.tile)))
-    device = next(model.parameters()).device
 
-    def passes(forward: Callable[[Tensor, Sequence[Size]], Tensor]) -> Iterator[tuple[Sequence[Size], Tensor]]:
-        for start in range(0, len(tiling.places), batch_size):
-            places = tiling.places[start : start + batch_size]
-            tiles = torch.stack([picture.tile(*place, tiling.tile) for place in places]).to(device)
+    def __init__(
+        self,
+        model: WSLModel,
+        image: Image.Image,
+        preprocess: Preprocess,
+        tile: int | None = None,
+        overlap: int | None = None,
+        batch_size: int = 16,
+    ) -> None:
+        self.model = model
+        self.picture = TiledImage(image, preprocess, model)
+        self.tiling = Tiling(model, self.picture.size, tile, overlap)
+        self.batch_size = max(1, min(batch_size, MAX_WHOLE // math.prod(self.tiling.tile)))
+        maps = self._passes(lambda tiles, _: model.class_maps(tiles)[1])
+        self._maps = stitch(maps, self.tiling, self.tiling.tile)[None]  # [1, K, h, w]
+        self.scores = model.localizer.pool(self._maps)
+
+    def mask(self, weights: Tensor) -> RegionMask:
+        """The mask at the image's own size, with weights `[1, K]` of the class maps."""
+        region = weighted_map(self._maps, weights)
+        if self.model.refinement is not None:
+            size = self.model.refinement.size(region.shape[-2:], self.picture.size)
+            region = self.model.refinement(region, self.picture.reduced(size)[None])
+        sigma, omega = self.model.evaluation_sigma, self.model.mask_omega
+        return RegionMask(region[0, 0], self.picture.size, self.picture.inner, self.picture.own, sigma, omega)
+
+    def classify(self, mask: RegionMask) -> Tensor:
+        """The classifier's scores `[1, K]` on X+, which it sees by tiles as well, its maps stitched and pooled."""
+        model, tiling = self.model, self.tiling
+        height, width = tiling.tile
+
+        def classified(tiles: Tensor, places: Sequence[Size]) -> Tensor:
+            rows = {top: mask.network_rows(slice(top, top + height)) for top in {top for top, _ in places}}
+            parts = torch.stack([rows[top][:, :, left : left + width] for top, left in places])
+            relevant, _ = split_regions(tiles, parts.to(tiles))
+            backbone = model.classifier_backbone or model.backbone
+            return model.classifier(backbone(resize(relevant, tiling.classifier_tile)))[1]
+
+        return model.classifier.pool(stitch(self._passes(classified), tiling, tiling.classifier_tile)[None])
+
+    def _passes(self, forward: Callable[[Tensor, Sequence[Size]], Tensor]) -> Iterator[tuple[Sequence[Size], Tensor]]:
+        device = next(self.model.parameters()).device
+        for start in range(0, len(self.tiling.places), self.batch_size):
+            places = self.tiling.places[start : start + self.batch_size]
+            tiles = torch.stack([self.picture.tile(*place, self.tiling.tile) for place in places]).to(device)
             yield places, forward(tiles, places).float().cpu()
 
-    maps = stitch(passes(lambda tiles, _: model.class_maps(tiles)[1]), tiling, tiling.tile)
-    logits = model.localizer.pool(maps[None])
-    region = (model.map_weights(logits) @ maps.flatten(1)).unflatten(1, maps.shape[1:])[0]  # [h, w]
-    if model.refinement is not None:
-        size = model.refinement.size(region.shape, picture.size)
-        region = model.refinement(region[None, None], picture.reduced(size)[None])[0, 0]
-    mask = RegionMask(region, picture.size, picture.inner, picture.own, model.evaluation_sigma, model.mask_omega)
-    if not (model.classifier_decides and classify):
-        return logits[0], mask
 
-    def classified(tiles: Tensor, places: Sequence[Size]) -> Tensor:
-        height, width = tiling.tile
-        rows = {top: mask.network_rows(slice(top, top + height)) for top in {top for top, _ in places}}
-        parts = torch.stack([rows[top][:, :, left : left + width] for top, left in places])
-        relevant, _ = split_regions(tiles, parts.to(tiles))
-        backbone = model.classifier_backbone or model.backbone
-        return model.classifier(backbone(resize(relevant, tiling.classifier_tile)))[1]
+def see_tiled(
+    model: WSLModel,
+    image: Image.Image,
+    preprocess: Preprocess,
+    views: Views,
+    tile: int | None = None,
+    overlap: int | None = None,
+    batch_size: int = 16,
+) -> tuple[list[Tensor], np.ndarray]:
+    """`see` for one image by tiles: scores `[1, K]` of each view that decides, of the classifier on X+ where that
+    decides, and the mask of all views, float32 `[height, width]` at the image's own size. Arguments as in `TiledView`.
+    """
 
-    return model.classifier.pool(stitch(passes(classified), tiling, tiling.classifier_tile)[None])[0], mask
+    def seen(view: View) -> TiledView:
+        turned = image if view.flip is None else image.transpose(TRANSPOSED[view.flip])
+        return TiledView(model, turned, scaled(preprocess, image, view.scale), tile, overlap, batch_size)
+
+    looks = [(view, seen(view)) for view in views]
+    weights = class_weights(model, [look.scores for _, look in looks])
+    masks = [(view, look.mask(weights)) for view, look in looks]
+    scores = [
+        look.classify(mask) if model.classifier_decides else look.scores
+        for (view, look), (_, mask) in zip(looks, masks, strict=True)
+        if view.scale == views.deciding
+    ]
+    del looks
+    mask = _mean_mask(masks, image)
+    if views.zoom is not None and mask.mean() < views.zoom.below:
+        closer = _mean_mask([(view, seen(view).mask(weights)) for view in views.closer()], image)
+        mask += np.float32(views.zoom.share) * (closer - mask)
+    return scores, mask
+
+
+def _mean_mask(masks: Sequence[tuple[View, RegionMask]], image: Image.Image) -> np.ndarray:
+    """The mean of the masks of an image's views, flipped back, in bands of rows."""
+    mean = np.zeros((image.height, image.width), dtype=np.float32)
+    for view, mask in masks:
+        for rows, values in mask.bands():
+            if view.flip in ("vertical", "both"):
+                rows, values = slice(image.height - rows.stop, image.height - rows.start), values[::-1]
+            mean[rows] += (values[:, ::-1] if view.flip in ("horizontal", "both") else values) / len(masks)
+    return mean
+
+
+def scaled(preprocess: Preprocess, image: Image.Image, scale: float) -> Preprocess:
+    """The same for an input that is `scale` times as large."""
+    if scale == 1:
+        return preprocess
+    usual = scaled_size(image.height, image.width, preprocess.short_side, preprocess.reference)
+    side = max(min(usual), max(usual) / MAX_ASPECT)  # which gives the usual size, of strips as well
+    return dataclasses.replace(preprocess, short_side=max(round(scale * side), 1), reference=False)
+
+
+def needs_tiles(model: WSLModel, preprocess: Preprocess, image: Image.Image, views: Views, tile: int | None) -> bool:
+    """Whether an image goes by tiles: where it is larger than a tile, or than `MAX_WHOLE`, in one of its views."""
+    for each in (scaled(preprocess, image, scale) for scale in {view.scale for view in [*views, *views.closer()]}):
+        height, width = (
+            length + sum(padding(length, each.multiple))
+            for length in scaled_size(image.height, image.width, each.short_side, each.reference)
+        )
+        if tile is not None:
+            fixed = each.fixed_size
+            if max(height, width) > tile if fixed is None else (height, width) != fixed:
+                return True
+        elif each.fixed_size is None and height * width > MAX_WHOLE and why_not_tiled(model) is None:
+            return True
+    return False
 
 
 def stitch(passes: Iterator[tuple[Sequence[Size], Tensor]], tiling: Tiling, seen: Size) -> Tensor:
