@@ -13,10 +13,11 @@ from minmax_entropy.factory import (
 )
 from minmax_entropy.heads import create_head, list_heads, register_head
 from minmax_entropy.losses import MinMaxEntropyLoss
-from minmax_entropy.model import WSLModel, WSLOutput
+from minmax_entropy.model import WSLOutput
 from minmax_entropy.presets import PRESETS
 from minmax_entropy.reference import convert_reference_checkpoint, load_reference_checkpoint
 from minmax_entropy.version import __version__
+from minmax_entropy.wsl import WSLModel
 
 __all__ = [
     "PRESETS",

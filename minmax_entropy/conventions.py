@@ -51,7 +51,7 @@ class TimmConventions(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Features of the localizer's backbone: `[B, C, H, W]` to `[B, D, h, w]`."""
-        self._check_images(images)
+        self.check_images(images)
         return self.backbone(images)
 
     def reset_classifier(self, num_classes: int) -> None:
@@ -70,9 +70,7 @@ class TimmConventions(nn.Module):
             setattr(self, name, head.train(self.training))
         self.num_classes = self.config["num_classes"] = num_classes
         self.class_names = None
-        self.criterion.class_weights = self.config["class_weights"] = self._as_built["class_weights"] = None
-        self.min_probability = self.config["min_probability"] = self._as_built["min_probability"] = 0.0
-        self.empty_classes = self.config["empty_classes"] = self._as_built["empty_classes"] = []
+        self.criterion.class_weights, self.min_probability, self.empty_classes = None, 0.0, []
 
     def set_input_size(self, img_size: int | Size) -> None:
         """Expect images of another size, `(height, width)` or a number: it becomes that of `data_config`. A backbone

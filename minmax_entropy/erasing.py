@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from minmax_entropy._checks import check_choice, check_flag, check_number
+from minmax_entropy._checks import check_choice, check_flag, check_positive
+from minmax_entropy.settings import setting
 from minmax_entropy.tasks import TASKS
 
 SCOPES = ("image", "batch")
@@ -21,6 +23,12 @@ MAX_STEPS = 1000  # passes, far beyond any use
 
 Localize = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def _check_steps(label: str, value: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not 0 <= value <= MAX_STEPS:
+        raise ValueError(f"{label} must be an integer of 0 or more, up to {MAX_STEPS}, got {value!r}")
+    return operator.index(value)
 
 
 class ErasingPass(NamedTuple):
@@ -67,6 +75,13 @@ class RecursiveErasing(nn.Module):
         task: what labels mean, "multiclass" or "multilabel"; see `minmax_entropy.tasks` for what counts as right.
     """
 
+    steps = setting("steps", _check_steps, "erasing_steps", "Number of localizer passes; 0 is off.")
+    sigma = setting("sigma", check_positive, "erasing_sigma")
+    scope = setting("scope", functools.partial(check_choice, known=SCOPES), "erasing_scope")
+    reduction = setting("reduction", functools.partial(check_choice, known=REDUCTIONS), "erasing_reduction")
+    fallback = setting("fallback", functools.partial(check_choice, known=FALLBACKS), "erasing_fallback")
+    normalize_trust = setting("normalize_trust", check_flag, "erasing_normalize_trust")
+
     def __init__(
         self,
         steps: int = 0,
@@ -78,35 +93,9 @@ class RecursiveErasing(nn.Module):
         task: str = "multiclass",
     ) -> None:
         super().__init__()
-        self.steps = steps
-        check_number("erasing_sigma", sigma)
-        if not sigma > 0:
-            raise ValueError(f"erasing_sigma must be over 0, got {sigma!r}")
-        for name, value, known in (
-            ("scope", scope, SCOPES),
-            ("reduction", reduction, REDUCTIONS),
-            ("fallback", fallback, FALLBACKS),
-        ):
-            check_choice(f"erasing_{name}", value, known)
-        check_choice("task", task, tuple(TASKS))
-        check_flag("erasing_normalize_trust", normalize_trust)
-        self.sigma = float(sigma)
-        self.scope = scope
-        self.reduction = reduction
-        self.fallback = fallback
-        self.normalize_trust = normalize_trust
-        self.task = task
-
-    @property
-    def steps(self) -> int:
-        """Number of localizer passes; 0 is off."""
-        return self._steps
-
-    @steps.setter
-    def steps(self, value: int) -> None:
-        if isinstance(value, bool) or not hasattr(value, "__index__") or not 0 <= value <= MAX_STEPS:
-            raise ValueError(f"erasing_steps must be an integer of 0 or more, up to {MAX_STEPS}, got {value!r}")
-        self._steps = operator.index(value)
+        self.steps, self.sigma, self.scope = steps, sigma, scope
+        self.reduction, self.fallback, self.normalize_trust = reduction, fallback, normalize_trust
+        self.task = check_choice("task", task, tuple(TASKS))
 
     def passes(
         self, images: Tensor, target: Tensor, localize: Localize, loss_of: Loss | None = None

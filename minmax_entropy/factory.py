@@ -17,7 +17,7 @@ from minmax_entropy._registry import Registry, matching, unknown_name
 from minmax_entropy.backbones import is_backbone, list_backbones
 from minmax_entropy.hub.config import read_config
 from minmax_entropy.hub.names import CONFIG_NAME
-from minmax_entropy.model import WSLModel
+from minmax_entropy.wsl import WSLModel
 
 _logger = logging.getLogger(__name__)
 

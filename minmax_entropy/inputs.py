@@ -11,7 +11,7 @@ from torch import Tensor
 from minmax_entropy.backbones.sizes import ImageSizes
 
 
-def either(name: str, value: Tensor | None, other_name: str, other: Tensor | None) -> Tensor | None:
+def resolve_alias(name: str, value: Tensor | None, other_name: str, other: Tensor | None) -> Tensor | None:
     """An argument that goes by two names.
 
     Raises:

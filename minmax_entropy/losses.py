@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minmax_entropy._checks import check_choice, check_number
+from minmax_entropy._checks import check_choice, check_not_negative, check_number
+from minmax_entropy._registry import Registry
 from minmax_entropy.mask import without_border
+from minmax_entropy.settings import options_of, setting
 from minmax_entropy.tasks import TASKS
 
 
@@ -153,10 +156,85 @@ def sufficiency(localizer_loss: Tensor, foreground_loss: Tensor) -> Tensor:
     return torch.exp(-localizer_loss - excess / SUFFICIENT_SLACK).detach()
 
 
-BACKGROUND_LOSSES = {"sem": uniform_cross_entropy, "eem": negative_entropy}
-BINARY_BACKGROUND_LOSSES = {"sem": binary_uniform_cross_entropy, "eem": binary_negative_entropy}
-SIZE_LOSSES = {"barrier": size_barrier, "area": area}
+# By kind: what a term is made of, and what it gives.
+_LOSSES = {
+    "background": Registry("background loss"),  # logits [B, K] on X- -> [B]
+    "background, multilabel": Registry("background loss of several labels"),  # the same -> [B, K]
+    "size": Registry("size loss"),  # mask [B, 1, H, W] -> [B]
+}
 SIZE_CONDITIONS = (None, "sufficient")
+
+
+def register_loss(kind: str, name: str | None = None) -> Callable[[Callable], Callable]:
+    """Make a function known as a `background_loss` or a `size_loss`.
+
+    Args:
+        kind: "background", of the classifier's logits `[B, K]` on X-, which gives `[B]`; "background, multilabel", the
+            same for each of K labels, which gives `[B, K]`; "size", of the mask `[B, 1, H, W]`, which gives `[B]`.
+        name: by default the function's own.
+
+    Raises:
+        ValueError: an unknown kind, or a name that is taken.
+
+    Example:
+        >>> @register_loss("size", name="quarter")
+        ... def quarter(mask):
+        ...     return (mask.mean(dim=(1, 2, 3)) - 0.25).square()
+        >>> MinMaxEntropyLoss(size_loss="quarter", size_weight=4.0).size_loss
+        'quarter'
+    """
+    check_choice("kind", kind, tuple(_LOSSES))
+    return lambda function: _LOSSES[kind].register(function, name=name)
+
+
+for _kind, _name, _function in (
+    ("background", "sem", uniform_cross_entropy),
+    ("background", "eem", negative_entropy),
+    ("background, multilabel", "sem", binary_uniform_cross_entropy),
+    ("background, multilabel", "eem", binary_negative_entropy),
+    ("size", "area", area),
+    ("size", "barrier", size_barrier),
+):
+    register_loss(_kind, _name)(_function)
+
+
+def _check_background(label: str, name: str) -> str:
+    return check_choice(label, name, _LOSSES["background"].names())
+
+
+def _check_size(label: str, name: str | None) -> str | None:
+    if name is not None and name not in _LOSSES["size"]:
+        raise ValueError(f"{label} must be None or one of {_LOSSES['size'].names()}, got {name!r}")
+    return name
+
+
+def _check_smoothing(label: str, value: float) -> float:
+    if not 0 <= check_number(label, value) < 1:
+        raise ValueError(f"{label} must be in [0, 1), got {value!r}")
+    return value
+
+
+def _check_class_weights(label: str, weights: Sequence[float] | None) -> list[float] | None:
+    if weights is None:
+        return None
+    if not isinstance(weights, (list, tuple)) or not weights:
+        raise TypeError(f"{label} must be a list of a number for each class, got {weights!r:.80}")
+    for weight in weights:
+        if check_number(label, weight) < 0:
+            raise ValueError(f"{label} must be 0 or more, got {weight!r}")
+    return [float(weight) for weight in weights]
+
+
+class _Weights(dict):
+    """Factors of the terms by name, checked when they are set."""
+
+    def __init__(self, **weights: float) -> None:
+        super().__init__()
+        for name, weight in weights.items():
+            self[name] = weight
+
+    def __setitem__(self, name: str, weight: float) -> None:
+        super().__setitem__(name, check_not_negative(f"{name}_weight", weight))
 
 
 class MinMaxEntropyLoss(nn.Module):
@@ -191,6 +269,12 @@ class MinMaxEntropyLoss(nn.Module):
             other images of the batch.
     """
 
+    background_loss = setting("background_loss", _check_background)
+    size_loss = setting("size_loss", _check_size)
+    size_condition = setting("size_condition", functools.partial(check_choice, known=SIZE_CONDITIONS))
+    label_smoothing = setting("label_smoothing", _check_smoothing)
+    class_weights = setting("class_weights", _check_class_weights, doc="Factors by class, or None.")
+
     def __init__(
         self,
         background_loss: str = "sem",
@@ -207,53 +291,26 @@ class MinMaxEntropyLoss(nn.Module):
         class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        check_choice("task", task, tuple(TASKS))
-        self.task = task
-        check_number("label_smoothing", label_smoothing)
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing!r}")
+        self.task = check_choice("task", task, tuple(TASKS))
         self.label_smoothing = label_smoothing
-        self.register_buffer("_class_weights", None, persistent=False)
         self.class_weights = class_weights
-        if background_loss not in BACKGROUND_LOSSES:
-            raise ValueError(f"background_loss must be one of {sorted(BACKGROUND_LOSSES)}, got {background_loss!r}")
-        if size_loss is not None and size_loss not in SIZE_LOSSES:
-            raise ValueError(f"size_loss must be None or one of {sorted(SIZE_LOSSES)}, got {size_loss!r}")
-        if size_condition not in SIZE_CONDITIONS:
-            raise ValueError(f"size_condition must be one of {SIZE_CONDITIONS}, got {size_condition!r}")
         self.background_loss = background_loss
         self.size_condition = size_condition
         self.size_loss = size_loss
         self.size_share = 1.0  # of `size_weight`, which a training may raise from 0 (`Recipe.size_warmup`)
-        self.weights = {
-            "localizer": localizer_weight,
-            "foreground": foreground_weight,
-            "background": background_weight,
-            "size": size_weight,
-            "control": control_weight,
-            "border": border_weight,
-        }
-        for name, weight in self.weights.items():
-            check_number(f"{name}_weight", weight)
-            if weight < 0:
-                raise ValueError(f"{name}_weight must be a finite number of 0 or more, got {weight!r}")
+        self.weights = _Weights(
+            localizer=localizer_weight,
+            foreground=foreground_weight,
+            background=background_weight,
+            size=size_weight,
+            control=control_weight,
+            border=border_weight,
+        )
 
     @property
-    def class_weights(self) -> list[float] | None:
-        """Factors of the cross-entropies by class, or None. May be set between steps."""
-        return self._weights_by_class
-
-    @class_weights.setter
-    def class_weights(self, weights: Sequence[float] | None) -> None:
-        if weights is not None:
-            if not isinstance(weights, (list, tuple)) or not weights:
-                raise TypeError(f"class_weights must be a list of a number for each class, got {weights!r:.80}")
-            for weight in weights:
-                check_number("class_weights", weight)
-                if weight < 0:
-                    raise ValueError(f"class_weights must be 0 or more, got {weight!r}")
-        self._weights_by_class = None if weights is None else [float(weight) for weight in weights]
-        self._class_weights = None if weights is None else torch.tensor(weights, dtype=torch.float32)
+    def options(self) -> dict:
+        """The keywords that it is built with, but for the task."""
+        return {**options_of(self), **{f"{name}_weight": weight for name, weight in self.weights.items()}}
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """Of each image with its label, as both heads are trained on it: `[B, K]` and the target to `[B]`.
@@ -261,7 +318,7 @@ class MinMaxEntropyLoss(nn.Module):
         Raises:
             ValueError: `class_weights` are not K numbers.
         """
-        weights = None if self._class_weights is None else self._class_weights.to(logits.device)
+        weights = None if self.class_weights is None else torch.tensor(self.class_weights, device=logits.device)
         if weights is not None and len(weights) != logits.shape[1]:
             raise ValueError(
                 f"class_weights must be {logits.shape[1]} numbers as there are classes, got {len(weights)}"
@@ -305,7 +362,7 @@ class MinMaxEntropyLoss(nn.Module):
                 losses["background"] = 2 * torch.where(control, 0.0, background).mean()
                 losses["control"] = 2 * torch.where(control, controlled, 0.0).mean()
         if mask is not None and self.size_loss is not None:
-            size = SIZE_LOSSES[self.size_loss](mask)
+            size = _LOSSES["size"][self.size_loss](mask)
             if self.size_condition is not None and logits is not None:
                 loss = TASKS[self.task].label_loss
                 size = size * sufficiency(loss(localizer_logits, target), loss(logits, target))
@@ -318,9 +375,9 @@ class MinMaxEntropyLoss(nn.Module):
     def _background(self, logits: Tensor, target: Tensor) -> Tensor:
         """`[B, K]` to `[B]`."""
         if self.task == "multiclass":
-            return BACKGROUND_LOSSES[self.background_loss](logits)
+            return _LOSSES["background"][self.background_loss](logits)
         labelled = target.to(logits.dtype)
-        undecided = BINARY_BACKGROUND_LOSSES[self.background_loss](logits)  # [B, K]
+        undecided = _LOSSES["background, multilabel"][self.background_loss](logits)  # [B, K]
         return (undecided * labelled).sum(dim=1)
 
     def extra_repr(self) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from minmax_entropy._checks import check_choice, check_positive, check_sigma
 from minmax_entropy._symbolic import is_symbolic
+from minmax_entropy.settings import options_of, setting
 
 NORMALIZATIONS = ("image", "batch")
 MASK_SOURCES = ("expected", "predicted")
@@ -85,6 +89,42 @@ def soft_mask(maps: Tensor, sigma: float = 0.5, omega: float = 8.0) -> Tensor:
         Values in (0, 1), same shape.
     """
     return torch.sigmoid(omega * (maps - sigma))
+
+
+class Masking(nn.Module):
+    """From class maps to a mask: `T = sum_k w_k A_k`, brought to [0, 1], then `M+ = sigmoid(omega * (T - sigma))`.
+
+    Args:
+        source: "expected", maps weighted by the predicted probabilities; or "predicted", the map of the top class.
+        sigma: threshold on the normalized map, in [0, 1].
+        omega: steepness, over 0.
+        normalization: range of the map per "image", or over the "batch".
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    source = setting("source", functools.partial(check_choice, known=MASK_SOURCES), "mask_source")
+    sigma = setting("sigma", check_sigma, "mask_sigma")
+    omega = setting("omega", check_positive, "mask_omega")
+    normalization = setting(
+        "normalization", functools.partial(check_choice, known=NORMALIZATIONS), "mask_normalization"
+    )
+
+    def __init__(
+        self, source: str = "expected", sigma: float = 0.5, omega: float = 8.0, normalization: str = "image"
+    ) -> None:
+        super().__init__()
+        self.source, self.sigma, self.omega, self.normalization = source, sigma, omega, normalization
+
+    def forward(self, regions: Tensor, size: tuple[int, int], sigma: float | None = None) -> Tensor:
+        """From maps `[B, N, h, w]` to masks `[B, N, *size]` in [0, 1], a map by itself; with another `sigma`."""
+        regions = resize(regions, size)
+        parts = [min_max_normalize(region, self.normalization) for region in regions.split(1, dim=1)]
+        return soft_mask(torch.cat(parts, dim=1), self.sigma if sigma is None else sigma, self.omega)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in options_of(self).items())
 
 
 def split_regions(images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

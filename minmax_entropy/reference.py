@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minmax_entropy._checks import check_count, check_mask
+from minmax_entropy._checks import check_count, check_positive, check_sigma
 from minmax_entropy.hub.bounds import build_without_memory
 from minmax_entropy.hub.weights import check_fit, load_state_dict, read_state_dict
-from minmax_entropy.model import WSLModel
 from minmax_entropy.presets import PRESETS, resolve_preset
+from minmax_entropy.wsl import WSLModel
 
 # The authors' stem is three convolutions, flat in the network; timm keeps the first two BatchNorms inside `conv1`.
 _STEM = {"conv1": "conv1.0", "bn1": "conv1.1", "conv2": "conv1.3", "bn2": "conv1.4", "conv3": "conv1.6", "bn3": "bn1"}
@@ -162,15 +162,14 @@ def load_reference_checkpoint(model: WSLModel, path_or_state_dict: str | Path | 
             "the authors' checkpoints need a deep-stem ResNet: wsl_resnet50s, wsl_resnet101s, "
             'or wsl_resnet18 with stem_width=64, stem_type="deep"'
         )
-    settings = {"mask_sigma": model.mask_sigma, "mask_omega": model.mask_omega, **scalars}
-    try:
-        check_mask(*settings.values())
+    try:  # before anything is loaded
+        check_sigma("mask_sigma", scalars.get("mask_sigma", model.mask_sigma))
+        check_positive("mask_omega", scalars.get("mask_omega", model.mask_omega))
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     load_state_dict(model, ours, source)
-    for name, value in settings.items():
+    for name, value in scalars.items():
         setattr(model, name, value)
-        model.config[name] = value
     return model
 
 

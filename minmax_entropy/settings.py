@@ -1,142 +1,60 @@
-"""Settings of a model that may be changed once it is built, each checked as at its building."""
+"""Settings of the method's parts: each is checked whenever it is set, and is saved."""
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
-from minmax_entropy._checks import (
-    check_choice,
-    check_empty_classes,
-    check_flag,
-    check_scales,
-    check_share,
-)
-from minmax_entropy.inference.refinement import AffinityRefinement
-from minmax_entropy.inference.views import Zoom
 
-DECISIONS = ("classifier", "localizer")
-BN_STATISTICS = ("passes", "images")
+def setting(name: str, check: Callable[[str, Any], Any], label: str | None = None, doc: str | None = None) -> property:
+    """An attribute of a part that is checked whenever it is set.
 
+    Args:
+        name: of the attribute.
+        check: takes the label and the value, and gives what is kept.
+        label: what errors call it; by default the name.
+        doc: of the attribute.
+    """
+    hidden = f"_{name}"
 
-class LiveSettings(nn.Module):
-    """What a model with a `classifier` or None, a `backbone`, `erasing` and a `criterion` may be told at any time."""
+    def get(part: nn.Module) -> Any:
+        return getattr(part, hidden)
 
-    @property
-    def decision(self) -> str:
-        """Whose scores are `logits`, "classifier" or "localizer". May be set at any time."""
-        return self._decision
+    def put(part: nn.Module, value: Any) -> None:
+        setattr(part, hidden, check(label or name, value))
 
-    @decision.setter
-    def decision(self, name: str) -> None:
-        check_choice("decision", name, DECISIONS)
-        self._decision = name
-
-    @property
-    def classifier_decides(self) -> bool:
-        """Whether `logits` are the classifier's, which then runs in evaluation, too."""
-        return self.classifier is not None and self.decision == "classifier"
-
-    @property
-    def bn_statistics(self) -> str:
-        """What BatchNorm's running statistics are of, "passes" or "images". May be set at any time."""
-        return self._bn_statistics
-
-    @bn_statistics.setter
-    def bn_statistics(self, name: str) -> None:
-        check_choice("bn_statistics", name, BN_STATISTICS)
-        self._bn_statistics = name
-
-    @property
-    def min_probability(self) -> float:
-        """Of the class, below which there is nothing. May be set at any time."""
-        return self._min_probability
-
-    @min_probability.setter
-    def min_probability(self, value: float) -> None:
-        check_share("min_probability", value)
-        self._min_probability = float(value)
-
-    @property
-    def evaluation_scales(self) -> tuple[float, ...]:
-        """Sizes at which images are seen in evaluation, as shares of their own. May be set at any time."""
-        return self._evaluation_scales
-
-    @evaluation_scales.setter
-    def evaluation_scales(self, scales: Sequence[float]) -> None:
-        self._evaluation_scales = check_scales("evaluation_scales", scales)
-
-    @property
-    def evaluation_flip(self) -> bool:
-        """Whether the images are flipped at the other `evaluation_scales`. May be set at any time."""
-        return self._evaluation_flip
-
-    @evaluation_flip.setter
-    def evaluation_flip(self, flip: bool) -> None:
-        check_flag("evaluation_flip", flip)
-        self._evaluation_flip = flip
-
-    @property
-    def evaluation_zoom(self) -> dict | None:
-        """Options of the `Zoom`, or None. May be set at any time, as a whole."""
-        return None if self._zoom is None else dataclasses.asdict(self._zoom)
-
-    @evaluation_zoom.setter
-    def evaluation_zoom(self, options: dict | None) -> None:
-        self._zoom = None if options is None else _from_options("evaluation_zoom", Zoom, options)
-
-    @property
-    def empty_classes(self) -> list[int]:
-        """Indices of the classes whose images hold no object. May be set at any time."""
-        return list(self._empty_classes)
-
-    @empty_classes.setter
-    def empty_classes(self, indices: Sequence[int]) -> None:
-        self._empty_classes = check_empty_classes(indices, self.num_classes, self.task)
-
-    @property
-    def mask_refinement(self) -> dict | None:
-        """Options of the `AffinityRefinement` of the map, or None. May be set at any time, as a whole."""
-        return None if self.refinement is None else self.refinement.options
-
-    @mask_refinement.setter
-    def mask_refinement(self, options: dict | None) -> None:
-        self.refinement = None if options is None else _from_options("mask_refinement", AffinityRefinement, options)
-
-    @property
-    def evaluation_sigma(self) -> float:
-        """Threshold on the normalized map in evaluation: that of `mask_refinement` where it has one."""
-        own = None if self.refinement is None else self.refinement.sigma
-        return self.mask_sigma if own is None else own
-
-    def settings(self) -> dict:
-        """Keywords that rebuild the model as it is: `config`, with what may have been set since."""
-        changed = {key: value for key, value in self._live().items() if value != self._as_built[key]}
-        options = {name: getattr(self, name) for name in ("mask_refinement", "evaluation_zoom")}  # all of them
-        return {**self.config, **changed, **options}
-
-    def _live(self) -> dict:
-        """What can be set on a model that is built."""
-        own = ("decision", "classifier_scale", "bn_statistics", "detach_mask", "checkpoint_passes")
-        answer = ("min_probability", "empty_classes", *(f"evaluation_{part}" for part in ("scales", "flip", "zoom")))
-        mask = ("sigma", "omega", "threshold", "source", "normalization", "refinement")
-        erasing = ("steps", "sigma", "scope", "reduction", "fallback", "normalize_trust")
-        return {
-            **{name: getattr(self, name) for name in (*own, *answer, *(f"mask_{part}" for part in mask))},
-            **{f"erasing_{name}": getattr(self.erasing, name) for name in erasing},
-            **{f"{name}_weight": weight for name, weight in self.criterion.weights.items()},
-            "background_loss": self.criterion.background_loss,
-            "size_loss": self.criterion.size_loss,
-            "size_condition": self.criterion.size_condition,
-            "label_smoothing": self.criterion.label_smoothing,
-            "class_weights": self.criterion.class_weights,
-        }
+    get.is_setting = True
+    return property(get, put, doc=doc)
 
 
-def _from_options(name: str, build: Callable, options: dict) -> object:
+def setting_of(part: str, name: str) -> property:
+    """A setting of a part of a model, as an attribute of the model."""
+
+    def get(model: nn.Module) -> Any:
+        return getattr(getattr(model, part), name)
+
+    def put(model: nn.Module, value: Any) -> None:
+        setattr(getattr(model, part), name, value)
+
+    return property(get, put)
+
+
+def options_of(part: nn.Module) -> dict[str, Any]:
+    """The settings of a part as they are, by name."""
+    names = (
+        name
+        for kind in reversed(type(part).__mro__)
+        for name, value in vars(kind).items()
+        if isinstance(value, property) and getattr(value.fget, "is_setting", False)
+    )
+    return {name: getattr(part, name) for name in names}
+
+
+def from_options(name: str, build: Callable, options: dict) -> Any:
     """What `build` makes of a dictionary that is the keyword `name`.
 
     Raises:
@@ -151,3 +69,19 @@ def _from_options(name: str, build: Callable, options: dict) -> object:
         raise TypeError(f"{name}: {error}; its options are {list(inspect.signature(build).parameters)}") from None
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+class Keywords(dict):
+    """Keywords that rebuild a model: a dictionary, which the callbacks of Hugging Face's `Trainer` can read as well.
+
+    The `Trainer` takes any `model.config` for one of its own and notes `use_cache` as an attribute; here that is no
+    keyword. Its callbacks log what `to_dict` and `to_json_string` give.
+    """
+
+    def to_dict(self) -> dict:
+        """A plain dictionary, for loggers."""
+        return dict(self)
+
+    def to_json_string(self) -> str:
+        """JSON, for loggers; what has no JSON form (a module) stands there as text. `save_pretrained` is for files."""
+        return json.dumps(self, default=str, indent=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minmax_entropy.factory import build_model, register_model
-from minmax_entropy.model import WSLModel
+from minmax_entropy.wsl import WSLModel
 
 # ResNet (He et al., CVPR 2016)
 

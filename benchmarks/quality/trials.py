@@ -21,7 +21,7 @@ import minmax_entropy.model as model_module
 from minmax_entropy import WSLModel, WSLOutput, register_model
 from minmax_entropy._modes import with_settings
 from minmax_entropy.factory import build_model
-from minmax_entropy.losses import SIZE_LOSSES
+from minmax_entropy.losses import register_loss
 from minmax_entropy.mask import control_mask, resize, weighted_map
 
 
@@ -224,12 +224,12 @@ def _span(marked: Tensor) -> slice:
     return slice(low, max(high, low + side // 2))
 
 
+@register_loss("size", "prior")
 def prior(mask: Tensor, share: float = 0.25) -> Tensor:
     """`(mean(M+) - share)^2`, `[B, 1, H, W]` to `[B]`; the weight makes it a price."""
     return (mask.mean(dim=(1, 2, 3)) - share).square()
 
 
-SIZE_LOSSES["prior"] = prior
 TRIALS = {
     "detached": Detached,
     "top": Top,

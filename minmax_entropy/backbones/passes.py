@@ -1,12 +1,46 @@
-"""Computing a pass again in the backward, without counting it twice in BatchNorm's statistics."""
+"""One pass of a backbone: kept for the backward or computed again, counted by BatchNorm's statistics or not."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def features_of(backbone: nn.Module, images: Tensor, *, counts: bool = True, again: bool = False) -> Tensor:
+    """The features `[B, D, h, w]` of images `[B, C, H, W]`.
+
+    Args:
+        backbone: the module.
+        images: what it sees.
+        counts: whether BatchNorm's running statistics take the pass in, in training.
+        again: keep nothing for the backward, and compute the pass again there.
+
+    Raises:
+        ValueError: BatchNorm can't be trained on a single position.
+    """
+
+    def statistics() -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext() if counts else frozen_statistics(backbone)
+
+    try:
+        if again and torch.is_grad_enabled():
+            contexts = lambda: (statistics(), frozen_statistics(backbone))  # noqa: E731
+            return checkpoint(backbone, images, use_reentrant=False, context_fn=contexts)
+        with statistics():
+            return backbone(images)
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"BatchNorm can't train on a batch of one whose feature map is a single position (images of "
+            f"{images.shape[2]} x {images.shape[3]}): use larger images, a larger batch, or put the BatchNorm "
+            "layers in eval mode"
+        ) from error
 
 
 @contextlib.contextmanager

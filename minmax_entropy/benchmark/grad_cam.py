@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minmax_entropy._extras import require
-from minmax_entropy.model import WSLModel, WSLOutput
+from minmax_entropy.model import WSLOutput
+from minmax_entropy.wsl import WSLModel
 
 # Method -> class of the package, and where it is from.
 METHODS = {

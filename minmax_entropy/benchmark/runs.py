@@ -34,10 +34,10 @@ from minmax_entropy.factory import create_model
 from minmax_entropy.hub.config import figures_as_json
 from minmax_entropy.inference.predictor import Inference
 from minmax_entropy.metrics.names import BY_CLASS, FOUND, FOUND_LEGEND, HEADINGS
-from minmax_entropy.model import WSLModel
 from minmax_entropy.presets import resolve_preset
 from minmax_entropy.report.pictures import save_picture
 from minmax_entropy.report.tables import table_text
+from minmax_entropy.wsl import WSLModel
 
 _logger = logging.getLogger(__name__)
 

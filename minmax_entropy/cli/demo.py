@@ -21,9 +21,9 @@ from minmax_entropy.engine import evaluate, evaluate_all_ones, get_recipe, prepr
 from minmax_entropy.engine.cases import case_grid
 from minmax_entropy.factory import create_model
 from minmax_entropy.metrics.names import LEGEND
-from minmax_entropy.model import WSLModel
 from minmax_entropy.report.pictures import save_picture
 from minmax_entropy.report.tables import metrics_table
+from minmax_entropy.wsl import WSLModel
 
 TRAIN_IMAGES, TEST_IMAGES, SIZE = 2000, 300, 64
 EPOCHS = 5

@@ -10,8 +10,8 @@ from minmax_entropy.cli.arguments import load, positive, seed, setting
 from minmax_entropy.cli.demo import run_demo
 from minmax_entropy.factory import list_models
 from minmax_entropy.inference.export import export_onnx, save_program
-from minmax_entropy.model import WSLModel
 from minmax_entropy.reference import CLASSES, convert_reference_checkpoint
+from minmax_entropy.wsl import WSLModel
 
 EXPORTS = {".onnx": export_onnx, ".pt2": save_program}
 

@@ -34,9 +34,9 @@ from minmax_entropy.engine.faithfulness import Probes
 from minmax_entropy.hub.config import figures_as_json
 from minmax_entropy.inference.files import expand_paths, predict_files
 from minmax_entropy.metrics.names import FOUND, FOUND_LEGEND
-from minmax_entropy.model import WSLModel
 from minmax_entropy.report.pictures import save_picture
 from minmax_entropy.report.tables import metrics_table
+from minmax_entropy.wsl import WSLModel
 
 CASES = 8  # images in a picture
 

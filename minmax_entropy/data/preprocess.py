@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from minmax_entropy._checks import INTERPOLATIONS, check_choice
+from minmax_entropy._checks import check_choice
+from minmax_entropy.backbones.data_config import INTERPOLATIONS
 from minmax_entropy.mask import resize
 
 PAD_MULTIPLE = 32

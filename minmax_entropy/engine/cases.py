@@ -10,9 +10,9 @@ from minmax_entropy.data import LabelledImages, Preprocess
 from minmax_entropy.engine.evaluate import Evaluation
 from minmax_entropy.inference.predictor import Inference, predict_images
 from minmax_entropy.metrics.names import BY_CLASS, FOUND
-from minmax_entropy.model import WSLModel
 from minmax_entropy.report.pictures import grid, overlay, reduced
 from minmax_entropy.report.tables import metrics_table
+from minmax_entropy.wsl import WSLModel
 
 MAX_CLASSES = 40  # in a picture with images of each
 SHOWN_SIDE = 2048  # pixels; pictures of larger images are reduced to it

@@ -18,7 +18,7 @@ from minmax_entropy.engine.faithfulness import PROBED, SWAPPED, Prober, Probes
 from minmax_entropy.inference.predictor import Inference, Prediction, predict_images
 from minmax_entropy.metrics import LocalizationMeter, MaskPlaces, border_share, target_rank
 from minmax_entropy.metrics.classification import TOP, resolve_rank
-from minmax_entropy.model import WSLModel
+from minmax_entropy.wsl import WSLModel
 
 # Figures that are means over the images that have them.
 MEANS = ("border_share", "true_border_share", *PROBED)

@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from minmax_entropy._modes import in_evaluation
 from minmax_entropy.data import Preprocess
 from minmax_entropy.data.preprocess import preprocess_for
-from minmax_entropy.model import WSLModel
+from minmax_entropy.wsl import WSLModel
 
 BLUR = 10.0  # standard deviation, in pixels, of what insertion starts from; ours, RISE has 5
 

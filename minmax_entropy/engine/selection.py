@@ -17,7 +17,7 @@ from minmax_entropy.engine.faithfulness import Probes
 from minmax_entropy.engine.run import gather_objects
 from minmax_entropy.hub import check_target
 from minmax_entropy.hub.weights import SavedWeights, weight_files
-from minmax_entropy.model import WSLModel
+from minmax_entropy.wsl import WSLModel
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

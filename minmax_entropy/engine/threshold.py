@@ -14,7 +14,7 @@ from minmax_entropy.data import LabelledImages, Preprocess
 from minmax_entropy.engine.evaluate import evaluate, length_of, read_samples
 from minmax_entropy.inference.predictor import Inference, predict_images
 from minmax_entropy.metrics import dice
-from minmax_entropy.model import WSLModel
+from minmax_entropy.wsl import WSLModel
 
 # Those that are tried. float32 as the masks are, so that counts are those of `mask >= threshold`.
 THRESHOLDS = np.linspace(0.01, 0.99, 99, dtype=np.float32)

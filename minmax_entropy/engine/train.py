@@ -40,8 +40,8 @@ from minmax_entropy.engine.run import MACHINE, Run, create_accelerator, gather_o
 from minmax_entropy.engine.selection import BEST, ERROR, F1, FOLDERS, Selection
 from minmax_entropy.hub.config import to_config
 from minmax_entropy.inference.predictor import require_multiclass
-from minmax_entropy.model import WSLModel
 from minmax_entropy.report.curves import write_curves
+from minmax_entropy.wsl import WSLModel
 
 _logger = logging.getLogger(__name__)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from minmax_entropy._registry import Registry
 
@@ -61,6 +62,23 @@ def create_head(spec: str | dict | nn.Module, in_features: int, num_classes: int
     return factory(in_features, num_classes, **options)
 
 
+def scores_and_maps(head: nn.Module, features: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Scores `[B, K]` and class maps `[B, K, h, w]` of a head. They leave autocast: ranges and losses need precision.
+
+    Raises:
+        ValueError: the head gives something else.
+    """
+    result = head(features)
+    shapes = [tuple(part.shape) for part in result] if isinstance(result, (tuple, list)) else tuple(result.shape)
+    expected = (features.shape[0], num_classes)
+    if len(shapes) != 2 or shapes[0] != expected or len(shapes[1]) != 4 or shapes[1][:2] != expected:
+        raise ValueError(
+            f"the head {type(head).__name__} must give scores {expected} and maps {(*expected, 'h', 'w')}, "
+            f"it gave {shapes} for features {tuple(features.shape)}"
+        )
+    return tuple(part.float() if part.dtype in (torch.float16, torch.bfloat16) else part for part in result)
+
+
 __all__ = [
     "BUILT_IN",
     "AttentionHead",
@@ -72,4 +90,5 @@ __all__ = [
     "create_head",
     "list_heads",
     "register_head",
+    "scores_and_maps",
 ]

@@ -24,7 +24,7 @@ from minmax_entropy._extras import require
 from minmax_entropy._modes import in_evaluation
 from minmax_entropy._symbolic import LARGEST_DENOMINATOR
 from minmax_entropy.backbones.sizes import Size, as_pair
-from minmax_entropy.model import WSLModel
+from minmax_entropy.model import MinMaxEntropy
 from minmax_entropy.version import __version__
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class _Traced:
 
 
 def export_program(
-    model: WSLModel,
+    model: MinMaxEntropy,
     *,
     img_size: int | Size | None = None,
     batch: int | None = None,
@@ -100,7 +100,7 @@ def export_program(
 
 
 def save_program(
-    model: WSLModel,
+    model: MinMaxEntropy,
     path: str | Path,
     *,
     img_size: int | Size | None = None,
@@ -131,7 +131,7 @@ def save_program(
 
 
 def export_onnx(
-    model: WSLModel,
+    model: MinMaxEntropy,
     path: str | Path,
     *,
     img_size: int | Size | None = None,
@@ -176,7 +176,7 @@ def export_onnx(
 
 
 class _Inference(nn.Module):
-    def __init__(self, model: WSLModel) -> None:
+    def __init__(self, model: MinMaxEntropy) -> None:
         super().__init__()
         self.model = model
 
@@ -185,8 +185,8 @@ class _Inference(nn.Module):
         return output.logits, output.mask
 
 
-def _trace(model: WSLModel, img_size: int | Size | None, batch: int | None, dynamic_size: bool | None) -> _Traced:
-    if not isinstance(model, WSLModel):
+def _trace(model: MinMaxEntropy, img_size: int | Size | None, batch: int | None, dynamic_size: bool | None) -> _Traced:
+    if not isinstance(model, MinMaxEntropy):
         raise TypeError(f"model must be a WSLModel, got {type(model).__name__}")
     if dynamic_size is not None:
         check_flag("dynamic_size", dynamic_size)
@@ -209,7 +209,7 @@ def _trace(model: WSLModel, img_size: int | Size | None, batch: int | None, dyna
         return _Traced(_export(model, images, batch, (None, None)), size, batch)
 
 
-def _trace_other_sizes(model: WSLModel, size: Size, batch: int | None, insist: bool) -> tuple[_Traced | None, str]:
+def _trace_other_sizes(model: MinMaxEntropy, size: Size, batch: int | None, insist: bool) -> tuple[_Traced | None, str]:
     """A program for images of other sizes too, or None and why there is none."""
     steps, reason = _steps(model), f"its backbone takes {model.backbone.sizes}"
     if steps and not insist and any(hasattr(module, name) for module in model.modules() for name in PARTITIONS):
@@ -223,7 +223,7 @@ def _trace_other_sizes(model: WSLModel, size: Size, batch: int | None, insist: b
     return None, reason
 
 
-def _steps(model: WSLModel) -> list[Size]:
+def _steps(model: MinMaxEntropy) -> list[Size]:
     """Steps of the image size to try: the backbone's, then one that the feature maps divide without a remainder."""
     if model.backbone.sizes.fixed is not None:
         return []
@@ -233,13 +233,13 @@ def _steps(model: WSLModel) -> list[Size]:
     return list(dict.fromkeys((step, (multiple, multiple))))
 
 
-def _shares(model: WSLModel) -> list[float]:
+def _shares(model: MinMaxEntropy) -> list[float]:
     """Sizes of the passes of the backbones that follow from that of the images, as shares of it."""
     follows = model.classifier_decides and isinstance(model.classifier_scale, float)
     return [model.classifier_scale] if follows else []
 
 
-def _trace_any_size(model: WSLModel, size: Size, batch: int | None, step: Size) -> _Traced:
+def _trace_any_size(model: MinMaxEntropy, size: Size, batch: int | None, step: Size) -> _Traced:
     smallest = _smallest(model, step)
     if any(side < least or side % each for side, least, each in zip(size, smallest, step, strict=True)):
         steps = "" if step == (1, 1) else f" in steps of {step[0]} x {step[1]}"
@@ -259,21 +259,21 @@ def _dim(name: str, step: int, smallest: int) -> torch.export.Dim:
     return step * torch.export.Dim(f"{name}_steps", min=smallest // step)
 
 
-def _smallest(model: WSLModel, step: Size) -> Size:
+def _smallest(model: MinMaxEntropy, step: Size) -> Size:
     """Multiples of `step` whose feature maps have two positions each way: torch.export takes a size of 1 for fixed."""
     sizes = model.backbone.sizes  # those of the classifier's own are the same
     least = math.ceil(max(2 * sizes.stride, sizes.floor) / min(_shares(model)))  # of them, 1 is one
     return tuple(math.ceil(least / each) * each for each in step)
 
 
-def _export(model: WSLModel, images: Tensor, batch: int | None, sides: tuple) -> ExportedProgram:
+def _export(model: MinMaxEntropy, images: Tensor, batch: int | None, sides: tuple) -> ExportedProgram:
     """Trace for images as the example, of any number where `batch` is None, and with `sides` of `Dim` where given."""
     dims = dict(zip((0, 2, 3), (None if batch else torch.export.Dim("batch", min=1), *sides), strict=True))
     dims = {axis: dim for axis, dim in dims.items() if dim is not None}
     return torch.export.export(_Inference(model), (images,), dynamic_shapes=(dims,))
 
 
-def _try_sizes(model: WSLModel, traced: _Traced) -> None:
+def _try_sizes(model: MinMaxEntropy, traced: _Traced) -> None:
     """Run a program without values for several sizes: of multiples torch.export proves less than of any size.
 
     Raises:
@@ -287,7 +287,7 @@ def _try_sizes(model: WSLModel, traced: _Traced) -> None:
             module(torch.empty(traced.batch or 3, model.in_chans, *size, device=device, dtype=dtype))
 
 
-def _example(model: WSLModel, shape: tuple[int, int, int]) -> Tensor:
+def _example(model: MinMaxEntropy, shape: tuple[int, int, int]) -> Tensor:
     """Random images `[B, C, H, W]` of a shape B, H, W, always the same."""
     parameter = next(model.parameters())
     batch, *size = shape
@@ -295,7 +295,7 @@ def _example(model: WSLModel, shape: tuple[int, int, int]) -> Tensor:
     return images.to(parameter.device, parameter.dtype)
 
 
-def _metadata(model: WSLModel, traced: _Traced) -> dict:
+def _metadata(model: MinMaxEntropy, traced: _Traced) -> dict:
     return {
         "minmax_entropy": __version__,
         "task": model.task,
@@ -326,7 +326,7 @@ def _translate(traced: _Traced, metadata: dict) -> ONNXProgram:
     return onnx_program
 
 
-def _compare(model: WSLModel, path: Path, traced: _Traced) -> None:
+def _compare(model: MinMaxEntropy, path: Path, traced: _Traced) -> None:
     """Refuse an ONNX file that differs from the model by more than half of the digits that its type has."""
     session = _session(path)
     for shape in traced.example_shapes():

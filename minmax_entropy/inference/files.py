@@ -11,7 +11,7 @@ from minmax_entropy.data.folder import image_files
 from minmax_entropy.data.limits import allow_pixels
 from minmax_entropy.inference.predictor import Inference, check_inference, predict_images
 from minmax_entropy.metrics import region_boxes
-from minmax_entropy.model import WSLModel
+from minmax_entropy.model import MinMaxEntropy
 from minmax_entropy.report.pictures import mask_picture, overlay, reduced, save_picture
 
 # Regions smaller than this share of the image are left out of the boxes.
@@ -41,7 +41,7 @@ def expand_paths(paths: Sequence[str | Path], output: str | Path | None = None) 
 
 
 def predict_files(
-    model: WSLModel,
+    model: MinMaxEntropy,
     paths: Sequence[str | Path],
     output: str | Path | None = None,
     preprocess: Preprocess | None = None,

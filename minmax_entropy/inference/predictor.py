@@ -17,10 +17,10 @@ from minmax_entropy.data import Preprocess, preprocess_for
 from minmax_entropy.inference.filters import Refinement, refine_mask
 from minmax_entropy.inference.tiles import check_tile, needs_tiles, see_tiled, why_not_tiled
 from minmax_entropy.inference.views import FLIPS, Views, mean, recommended_views, see
-from minmax_entropy.model import WSLModel
+from minmax_entropy.model import MinMaxEntropy
 
 
-def require_multiclass(model: WSLModel) -> None:
+def require_multiclass(model: MinMaxEntropy) -> None:
     """Refuse models of other tasks: data sets and predictions here have one class an image.
 
     Raises:
@@ -68,7 +68,7 @@ class Inference:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is a number of pixels, 1 or more, got {getattr(self, name)!r}")
 
-    def views(self, model: WSLModel) -> Views:
+    def views(self, model: MinMaxEntropy) -> Views:
         """The views of each image: with scales these, or else what the model recommends; every one with the flips."""
         views = recommended_views(model) if self.scales is None else Views(tuple(map(float, self.scales)))
         return dataclasses.replace(views, flips=tuple(self.flips))
@@ -88,7 +88,7 @@ class Prediction:
 
 @torch.inference_mode()
 def predict_images(
-    model: WSLModel,
+    model: MinMaxEntropy,
     images: Iterable[tuple[int, Image.Image]],
     preprocess: Preprocess | None = None,
     batch_size: int = 16,
@@ -137,7 +137,7 @@ def predict_images(
         yield from whole(batch)
 
 
-def check_inference(model: WSLModel, inference: Inference) -> None:
+def check_inference(model: MinMaxEntropy, inference: Inference) -> None:
     """Refuse what a model can't do.
 
     Raises:
@@ -155,7 +155,7 @@ def check_inference(model: WSLModel, inference: Inference) -> None:
 
 
 def _predict_whole(
-    model: WSLModel,
+    model: MinMaxEntropy,
     preprocess: Preprocess,
     views: Views,
     refine: Refinement | None,
@@ -180,7 +180,7 @@ def _mean_probabilities(scores: Sequence[Tensor]) -> Tensor:
 
 
 def _prediction(
-    model: WSLModel,
+    model: MinMaxEntropy,
     index: int,
     image: Image.Image,
     probabilities: Tensor,

@@ -25,7 +25,7 @@ from minmax_entropy.data.preprocess import MAX_ASPECT
 from minmax_entropy.heads import ClassMapHead
 from minmax_entropy.inference.views import View, Views, class_weights
 from minmax_entropy.mask import resize, split_regions, weighted_map
-from minmax_entropy.model import WSLModel
+from minmax_entropy.model import MinMaxEntropy
 
 MAX_WHOLE = 2**22  # pixels of a network input that is taken whole by default, and of the tiles of one pass
 TILE, OVERLAP = 2048, 256  # pixels
@@ -43,9 +43,9 @@ TRANSPOSED = {
 }
 
 
-def why_not_tiled(model: WSLModel) -> str | None:
+def why_not_tiled(model: MinMaxEntropy) -> str | None:
     """Why a model can't work by tiles, or None."""
-    if not isinstance(model, WSLModel):
+    if not isinstance(model, MinMaxEntropy):
         return f"they need a model whose mask is made of class maps, that of {type(model).__name__} is not"
     heads = [model.localizer, *([model.classifier] if model.classifier_decides else [])]
     for head in heads:
@@ -71,7 +71,7 @@ class Tiling:
         ValueError: tile or overlap do not fit the backbone, or the model can't work by tiles.
     """
 
-    def __init__(self, model: WSLModel, size: Size, tile: int | None = None, overlap: int | None = None) -> None:
+    def __init__(self, model: MinMaxEntropy, size: Size, tile: int | None = None, overlap: int | None = None) -> None:
         reason = why_not_tiled(model)
         if reason is not None:
             raise ValueError(f"this model can't work by tiles: {reason}")
@@ -97,7 +97,7 @@ class Tiling:
         return unit if unit <= self.cells * self.stride else self.stride
 
 
-def check_tile(model: WSLModel, tile: int | None, overlap: int | None = None) -> int:
+def check_tile(model: MinMaxEntropy, tile: int | None, overlap: int | None = None) -> int:
     """The side of a tile, by default 2048 or what the backbone takes instead.
 
     Raises:
@@ -138,7 +138,7 @@ class TiledImage:
         model: the model; the input is padded to whole positions of its features, and to a tile where it takes one size.
     """
 
-    def __init__(self, image: Image.Image, preprocess: Preprocess, model: WSLModel) -> None:
+    def __init__(self, image: Image.Image, preprocess: Preprocess, model: MinMaxEntropy) -> None:
         height, width = scaled_size(image.height, image.width, preprocess.short_side, preprocess.reference)
         self.own = image.height, image.width
         self.image = preprocess.resized(image, height, width)
@@ -148,7 +148,7 @@ class TiledImage:
         self.inner = tuple(slice(pad[0], pad[0] + length) for pad, length in zip(pads, (height, width), strict=True))
 
     @staticmethod
-    def _pads(length: int, preprocess: Preprocess, model: WSLModel, axis: int) -> tuple[int, int]:
+    def _pads(length: int, preprocess: Preprocess, model: MinMaxEntropy, axis: int) -> tuple[int, int]:
         sizes = model.backbone.sizes
         if sizes.fixed is not None and length < sizes.fixed[axis]:
             return padding(length, sizes.fixed[axis])
@@ -204,7 +204,7 @@ class TiledView:
 
     def __init__(
         self,
-        model: WSLModel,
+        model: MinMaxEntropy,
         image: Image.Image,
         preprocess: Preprocess,
         tile: int | None = None,
@@ -251,7 +251,7 @@ class TiledView:
 
 
 def see_tiled(
-    model: WSLModel,
+    model: MinMaxEntropy,
     image: Image.Image,
     preprocess: Preprocess,
     views: Views,
@@ -303,7 +303,9 @@ def scaled(preprocess: Preprocess, image: Image.Image, scale: float) -> Preproce
     return dataclasses.replace(preprocess, short_side=max(round(scale * side), 1), reference=False)
 
 
-def needs_tiles(model: WSLModel, preprocess: Preprocess, image: Image.Image, views: Views, tile: int | None) -> bool:
+def needs_tiles(
+    model: MinMaxEntropy, preprocess: Preprocess, image: Image.Image, views: Views, tile: int | None
+) -> bool:
     """Whether an image goes by tiles: where it is larger than a tile, or than `MAX_WHOLE`, in one of its views."""
     for each in (scaled(preprocess, image, scale) for scale in {view.scale for view in [*views, *views.closer()]}):
         height, width = (

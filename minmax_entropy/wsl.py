@@ -1,0 +1,387 @@
+"""The model that users build: keywords become the parts of the method, with what evaluation adds to them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from minmax_entropy._checks import (
+    MAX_CHANNELS,
+    check_choice,
+    check_count,
+    check_empty_classes,
+    check_flag,
+    check_scales,
+    check_share,
+    check_threshold,
+)
+from minmax_entropy.backbones import create_backbone
+from minmax_entropy.backbones.data_config import check_data_config, per_channel
+from minmax_entropy.backbones.init import INITIALIZATIONS
+from minmax_entropy.backbones.margin import ReflectedMargin
+from minmax_entropy.conventions import TimmConventions
+from minmax_entropy.erasing import RecursiveErasing
+from minmax_entropy.heads import create_head
+from minmax_entropy.hub.shareable import Shareable
+from minmax_entropy.inference.refinement import AffinityRefinement
+from minmax_entropy.inference.views import Zoom
+from minmax_entropy.losses import MinMaxEntropyLoss
+from minmax_entropy.mask import Masking
+from minmax_entropy.model import MinMaxEntropy
+from minmax_entropy.presets import resolve_preset
+from minmax_entropy.settings import Keywords, from_options, options_of, setting, setting_of
+
+
+def _with_preset(init: Callable) -> Callable:
+    """Keywords of `preset` hold where the caller gives none."""
+
+    @functools.wraps(init)
+    def wrapped(self: WSLModel, *args, preset: str | None = None, **kwargs) -> None:
+        init(self, *args, preset=preset, **resolve_preset(preset, kwargs))
+
+    return wrapped
+
+
+def _check_zoom(label: str, options: dict | None) -> dict | None:
+    return None if options is None else dataclasses.asdict(from_options(label, Zoom, options))
+
+
+class WSLModel(MinMaxEntropy, TimmConventions, Shareable):
+    """A localizer finds the relevant region, a classifier decides on it; trained with image-level labels alone.
+
+    "Min-max Entropy for Weakly Supervised Pointwise Localization" (Belharbi et al., arXiv 1907.12934).
+
+    Args:
+        backbone: timm name (with or without a tag), name of `register_backbone`, or a module that maps
+            `[B, C, H, W]` to `[B, D, h, w]`.
+        num_classes: K, 1 or more.
+        task: "multiclass", one class an image; or "multilabel", any number of them or none, with targets `[B, K]` of
+            zeros and ones and scores through a sigmoid (`minmax_entropy.tasks.Multilabel`; our extension).
+        preset: a name of `minmax_entropy.presets.PRESETS`, whose values hold for keywords that are not given, and for
+            options that are not given in `mask_refinement` and other dictionaries without a name.
+        in_chans: channels C of the images.
+        img_size: `(height, width)` or a number, for backbones that are built for one size.
+        pretrained: load the backbone's weights (timm's, from the Hugging Face Hub).
+        backbone_kwargs: passed to the backbone's factory (`output_stride`, `drop_path_rate`, ...).
+        backbone_init: "he_fan_out" draws the convolutions of a backbone given by name afresh, where no weights are
+            loaded; by default timm's own initialization stays.
+        shared_backbone: localizer and classifier share one backbone; False gives the classifier one of its own.
+        freeze_backbone: keep the backbone as it is, in evaluation mode and without gradients for its parameters; a neck
+            and the heads are trained.
+        freeze_bn: keep the BatchNorm layers of the backbone as they are: their statistics, scale and shift. By default
+            ("pretrained") where `pretrained` loads their weights, which gave lower errors and better masks
+            (docs/results/localization_appendix.md), and not elsewhere: in a fresh ResNet of timm's the scale of each
+            residual branch is 0, which would stay. The configuration has what it came to, True or False. Give True for
+            a module with weights of its own, and where `checkpoint_path` goes on with such a model.
+        bn_statistics: the running statistics of the localizer's BatchNorm layers, where they are trained, are of all
+            "passes", over images, erased images, X+ and X-, as in the authors' implementation, or of the "images"
+            alone, which is what the localizer meets in evaluation: for `decision="localizer"`. A classifier that shares
+            the backbone is then less exact in evaluation mode, where X+ and X- meet statistics of images. In training
+            each pass is normalized by its own batch either way.
+        data_config: `mean`, `std`, ... that replace the backbone's own.
+        localizer: head of the localizer: a name, a dictionary of options with its `name`, or a module.
+        classifier: head of the classifier, likewise; None leaves the classifier out, and every term but
+            the localizer's: a plain CAM-style baseline.
+        decision: whose scores are `logits`: the "classifier"'s on X+, as in the paper, or the "localizer"'s on the
+            whole image. The second needs no pass of the backbone beyond those for the mask; the classifier then serves
+            the training alone.
+        classifier_scale: size of the classifier's input, as a share of the image or as `(height, width)`.
+        mask_source: "expected" (maps averaged under the predicted probabilities) or "predicted" (map of the top
+            class); by default the first with a classifier, the second without.
+        mask_sigma: threshold on the normalized map, in [0, 1]; a `sigma` of `mask_refinement` takes its place in
+            evaluation.
+        mask_omega: steepness of the mask, over 0.
+        mask_threshold: a pixel counts as marked where the mask is at least this, in (0, 1): for evaluation, boxes and
+            pictures; it takes no part in the training.
+        min_probability: images whose class has less are answered with "nothing here" by the engine and the command
+            line: an empty mask, and no class; in [0, 1]. Every map has a highest place, so masks themselves don't say
+            whether there is an object (`minmax_entropy.engine.choose_min_probability`,
+            docs/results/localization_appendix.md). The model itself, and what is exported, leave it to the caller. For
+            the multiclass task.
+        empty_classes: indices of classes whose images hold no object, such as "good" beside kinds of defects (our
+            extension, for the multiclass task). In evaluation the mask is made of the other classes' maps alone, and
+            where one of these is predicted, the engine and the command line leave it empty; the model itself, and what
+            is exported, leave that to the caller. The training is the same (docs/results/localization_appendix.md).
+        mask_refinement: a dictionary of options of `AffinityRefinement` ({} for its defaults), which in evaluation mode
+            brings the map to the image's edges, and may have a `sigma` of its own for it; None leaves the map as it is.
+            Training through it costs more and gave the same (docs/results/localization_trials.md).
+        evaluation_scales: recommended to predictions (`predict_images`, `evaluate`); a call of the model is one pass.
+            Sizes, as shares of the image's own, at which the localizer sees each image,
+            for a pass of the backbone each: up to 8 of 0.1 to 4. The mask is the mean of theirs, each made of maps that
+            are weighted by the mean scores. The class is that of the image at its own size, 1, which must be among
+            them. A backbone of one size sees that alone.
+        evaluation_flip: likewise, whether the other sizes are seen flipped horizontally, and their maps flipped back.
+            It costs nothing more. Not for classes that differ in left and right.
+        evaluation_zoom: likewise, a dictionary of options of `Zoom` ({} for its defaults): masks that mark little are
+            made from a closer look at the image as well, a pass of the backbone on an image `scale` times as large, of
+            `scale**2` times the cost. None: no closer look. A backbone of one size has none.
+        mask_normalization: range of the map per "image", or over the "batch" as in the authors' implementation.
+        reflect_margin: share of the training steps, drawn by chance, in which the localizer sees each image within a
+            margin of its own reflection, 16 pixels rounded up to whole positions of the features (32 at a stride of
+            32), which is cut off them again (`ReflectedMargin`, ours). Convolutions pad with zeros, and masks may
+            settle along the border. Such a pass takes longer as there are more pixels. Plain transformers and backbones
+            of one size have none.
+        detach_mask: keep the classifier's gradient from the localizer's head; it flows through the mask otherwise, and
+            without a size term the mask then grows to the whole image, a trivial optimum. By default True without
+            `size_loss`, False with it.
+        background_loss, size_loss, size_condition, localizer_weight, foreground_weight, background_weight, size_weight,
+            control_weight, border_weight, label_smoothing, class_weights: see `MinMaxEntropyLoss`; without a classifier
+            the localizer's term alone is there.
+        erasing_steps, erasing_sigma, erasing_scope, erasing_reduction, erasing_fallback, erasing_normalize_trust: see
+            `RecursiveErasing`; `model.erasing.steps` may be set between epochs.
+        checkpoint_passes: keep the features of no pass for the backward, compute them again there: with U erasing
+            steps one pass is in memory instead of U + 2, with the same gradients and BatchNorm statistics. Measured for
+            resnet18 with U = 4: 0.45 of the peak memory for 1.34 of the time (docs/results/passes.md).
+
+    Attributes:
+        config: the keywords it was built with; `settings()` has them with what was changed since.
+        data_config: mean, std, input size, interpolation and crop of the images.
+        class_names: in the order of the logits, or None.
+        info: what is known of the weights: `license`, `training_data`, `metrics`, `backbone_weights`.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range, an unknown name, or an unknown option.
+    """
+
+    @_with_preset
+    def __init__(
+        self,
+        backbone: str | nn.Module,
+        num_classes: int = 1000,
+        *,
+        preset: str | None = None,
+        task: str = "multiclass",
+        in_chans: int = 3,
+        img_size: int | tuple[int, int] | None = None,
+        pretrained: bool = False,
+        backbone_kwargs: dict | None = None,
+        backbone_init: str | None = None,
+        shared_backbone: bool = True,
+        freeze_backbone: bool = False,
+        freeze_bn: bool | str = "pretrained",
+        bn_statistics: str = "passes",
+        data_config: dict | None = None,
+        localizer: str | dict | nn.Module = "wildcat",
+        classifier: str | dict | nn.Module | None = "wildcat",
+        decision: str = "classifier",
+        classifier_scale: float | tuple[int, int] = 0.5,
+        mask_source: str | None = None,
+        mask_sigma: float = 0.5,
+        mask_omega: float = 8.0,
+        mask_threshold: float = 0.5,
+        min_probability: float = 0.0,
+        empty_classes: Sequence[int] = (),
+        mask_refinement: dict | None = None,
+        evaluation_scales: Sequence[float] = (1.0,),
+        evaluation_flip: bool = False,
+        evaluation_zoom: dict | None = None,
+        mask_normalization: str = "image",
+        reflect_margin: float = 0.0,
+        detach_mask: bool | None = None,
+        background_loss: str = "sem",
+        size_loss: str | None = None,
+        size_condition: str | None = None,
+        localizer_weight: float = 1.0,
+        foreground_weight: float = 1.0,
+        background_weight: float = 1.0,
+        size_weight: float = 1.0,
+        control_weight: float = 0.0,
+        border_weight: float = 0.0,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+        erasing_steps: int = 0,
+        erasing_sigma: float = 10.0,
+        erasing_scope: str = "image",
+        erasing_reduction: str = "sum",
+        erasing_fallback: str = "first",
+        erasing_normalize_trust: bool = True,
+        checkpoint_passes: bool = False,
+    ) -> None:
+        num_classes, in_chans = check_count("num_classes", num_classes), check_count("in_chans", in_chans)
+        if in_chans > MAX_CHANNELS:
+            raise ValueError(f"in_chans must be at most {MAX_CHANNELS}, got {in_chans}")
+        if isinstance(reflect_margin, bool):
+            reflect_margin = float(reflect_margin)  # every step, or none
+        if freeze_bn == "pretrained":
+            freeze_bn = bool(pretrained) and isinstance(backbone, str)  # a module comes with its weights, or without
+        config = {name: value for name, value in locals().items() if name in _MODEL_KEYWORDS}
+        config.update({name: copy.deepcopy(value) for name, value in config.items() if isinstance(value, (dict, list))})
+
+        # What is checked quickly comes first: a backbone may have to be downloaded.
+        flags = dict(shared_backbone=shared_backbone, freeze_backbone=freeze_backbone, freeze_bn=freeze_bn)
+        for name, flag in flags.items():
+            check_flag(name, flag)
+        check_share("reflect_margin", reflect_margin)
+        check_data_config({} if data_config is None else data_config)
+        if backbone_init is not None:
+            check_choice("backbone_init", backbone_init, tuple(INITIALIZATIONS))
+        if mask_source is None:
+            mask_source = "predicted" if classifier is None else "expected"
+        masking = Masking(mask_source, mask_sigma, mask_omega, mask_normalization)
+        erasing = RecursiveErasing(
+            erasing_steps,
+            erasing_sigma,
+            erasing_scope,
+            erasing_reduction,
+            erasing_fallback,
+            erasing_normalize_trust,
+            task,
+        )
+        criterion = MinMaxEntropyLoss(
+            background_loss,
+            size_loss,
+            localizer_weight,
+            foreground_weight,
+            background_weight,
+            size_weight,
+            control_weight,
+            border_weight,
+            size_condition,
+            task,
+            label_smoothing,
+            class_weights,
+        )
+        if class_weights is not None and len(class_weights) != num_classes:
+            raise ValueError(
+                f"class_weights must be {num_classes} numbers as there are classes, got {len(class_weights)}"
+            )
+        if detach_mask is None:
+            detach_mask = size_loss is None
+        for name, asked in (("size_loss", size_loss is not None), ("border_weight", border_weight > 0)):
+            if asked and detach_mask is True:
+                raise ValueError(f"{name} needs detach_mask=False: no gradient reaches a detached mask")
+
+        options = dict(pretrained=pretrained, in_chans=in_chans, img_size=img_size, **(backbone_kwargs or {}))
+        if isinstance(backbone, nn.Module):
+            del options["pretrained"]
+        created = create_backbone(backbone, **options)
+        of_classifier = None
+        if classifier is not None and not shared_backbone:
+            own = copy.deepcopy(backbone) if isinstance(backbone, nn.Module) else backbone
+            of_classifier = create_backbone(own, **options)
+        if backbone_init is not None and not pretrained and isinstance(backbone, str):
+            for each in (created, of_classifier):
+                if each is not None:
+                    INITIALIZATIONS[backbone_init](each.net)
+        super().__init__(
+            created,
+            create_head(localizer, created.num_features, num_classes),
+            None if classifier is None else create_head(classifier, created.num_features, num_classes),
+            masking=masking,
+            erasing=erasing,
+            criterion=criterion,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            classifier_backbone=of_classifier,
+            margin=ReflectedMargin(created, reflect_margin) if reflect_margin else None,
+            decision=decision,
+            classifier_scale=classifier_scale,
+            bn_statistics=bn_statistics,
+            detach_mask=detach_mask,
+            checkpoint_passes=checkpoint_passes,
+        )
+        self.config = Keywords(config)
+        self.class_names: list[str] | None = None
+        self.freeze_backbone, self.freeze_bn = freeze_backbone, freeze_bn
+        for layer in self._frozen_layers():
+            layer.requires_grad_(False).eval()
+        self.mask_threshold, self.min_probability, self.empty_classes = mask_threshold, min_probability, empty_classes
+        self.mask_refinement = mask_refinement
+        self.evaluation_scales, self.evaluation_flip = evaluation_scales, evaluation_flip
+        self.evaluation_zoom = evaluation_zoom
+        self.data_config = per_channel({**created.data_config, **(data_config or {})}, in_chans)
+        self.info: dict = {}
+        if pretrained:
+            card = {"backbone_weights": "hf_hub_id", "license": "license"}
+            self.info = {name: self.pretrained_cfg[key] for name, key in card.items() if self.pretrained_cfg.get(key)}
+
+    # Settings. Those of the parts are theirs, and may be set here as well.
+
+    mask_source = setting_of("masking", "source")
+    mask_sigma = setting_of("masking", "sigma")
+    mask_omega = setting_of("masking", "omega")
+    mask_normalization = setting_of("masking", "normalization")
+    mask_threshold = setting("mask_threshold", check_threshold)
+    min_probability = setting("min_probability", check_share)
+    evaluation_scales = setting("evaluation_scales", check_scales)
+    evaluation_flip = setting("evaluation_flip", check_flag)
+    evaluation_zoom = setting("evaluation_zoom", _check_zoom)
+
+    @property
+    def empty_classes(self) -> list[int]:
+        """Indices of the classes whose images hold no object. May be set at any time."""
+        return list(self._empty_classes)
+
+    @empty_classes.setter
+    def empty_classes(self, indices: Sequence[int]) -> None:
+        self._empty_classes = check_empty_classes(indices, self.num_classes, self.task)
+
+    @property
+    def mask_refinement(self) -> dict | None:
+        """Options of the `AffinityRefinement` of the map, or None. May be set at any time, as a whole."""
+        return None if self.refinement is None else self.refinement.options
+
+    @mask_refinement.setter
+    def mask_refinement(self, options: dict | None) -> None:
+        self.refinement = None if options is None else from_options("mask_refinement", AffinityRefinement, options)
+
+    @property
+    def evaluation_sigma(self) -> float:
+        """Threshold on the normalized map in evaluation: that of `mask_refinement` where it has one."""
+        own = None if self.refinement is None else self.refinement.sigma
+        return self.mask_sigma if own is None else own
+
+    def settings(self) -> dict:
+        """Keywords that rebuild the model as it is: `config`, and each setting as it is now."""
+        now = {
+            **options_of(self),
+            "empty_classes": self.empty_classes,
+            "mask_refinement": self.mask_refinement,
+            **{f"mask_{name}": value for name, value in options_of(self.masking).items()},
+            **{f"erasing_{name}": value for name, value in options_of(self.erasing).items()},
+            **self.criterion.options,
+        }
+        # What was left to other keywords still is, as long as it is what they make of it.
+        left = {
+            "mask_source": "predicted" if self.classifier is None else "expected",
+            "detach_mask": self.criterion.size_loss is None,
+        }
+        now |= {name: None for name, value in left.items() if self.config[name] is None and now[name] == value}
+        return {**self.config, **now}
+
+    @staticmethod
+    def config_keywords() -> frozenset[str]:
+        """Keywords that rebuild a model; `model.config` holds their values."""
+        return _MODEL_KEYWORDS
+
+    # What evaluation adds to the method.
+
+    def map_weights(self, logits: Tensor) -> Tensor:
+        """What each class's map counts in the map that becomes the mask: `[B, K]` from the localizer's `[B, K]`; in
+        evaluation among the classes that have an object."""
+        return super().map_weights(logits if self.training else self.without_empty(logits))
+
+    def without_empty(self, logits: Tensor) -> Tensor:
+        """Scores `[B, K]` with minus infinity for `empty_classes`."""
+        if not self._empty_classes:
+            return logits
+        return logits.index_fill(1, torch.tensor(self._empty_classes, device=logits.device), -torch.inf)
+
+    def make_mask(self, regions: Tensor, images: Tensor) -> Tensor:
+        """From maps `[B, N, h, w]` of images `[B, C, H, W]` to masks `[B, N, H, W]` in [0, 1], a map by itself; in
+        evaluation refined, with the threshold that goes with that."""
+        if self.training:
+            return super().make_mask(regions, images)
+        if self.refinement is not None:
+            regions = self.refinement(regions, images)
+        return self.masking(regions, tuple(images.shape[-2:]), self.evaluation_sigma)
+
+
+# Everything that rebuilds a model; weights and the preset's name are not part of that.
+_MODEL_KEYWORDS = frozenset(inspect.signature(WSLModel.__init__).parameters) - {"self", "preset", "pretrained"}
