@@ -16,7 +16,6 @@ from minmax_entropy.backbones.margin import ReflectedMargin
 from minmax_entropy.backbones.passes import features_of
 from minmax_entropy.erasing import RecursiveErasing
 from minmax_entropy.heads import scores_and_maps
-from minmax_entropy.inputs import check_images, check_target, class_index, resolve_alias
 from minmax_entropy.losses import MinMaxEntropyLoss
 from minmax_entropy.mask import Masking, control_mask, one_half, resize, split_regions, weighted_map
 from minmax_entropy.settings import setting
@@ -72,7 +71,6 @@ class MinMaxEntropy(nn.Module):
     bn_statistics = setting("bn_statistics", functools.partial(check_choice, known=BN_STATISTICS))
     detach_mask = setting("detach_mask", check_flag)
     checkpoint_passes = setting("checkpoint_passes", check_flag)
-    class_names: list[str] | None = None
 
     def __init__(
         self,
@@ -101,36 +99,14 @@ class MinMaxEntropy(nn.Module):
         self.localizer, self.classifier = localizer, classifier
         self.masking, self.erasing, self.criterion = masking, erasing, criterion
 
-    def forward(
-        self,
-        images: Tensor | None = None,
-        target: Tensor | None = None,
-        background: bool | None = None,
-        *,
-        pixel_values: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> WSLOutput:
+    def forward(self, images: Tensor, target: Tensor | None = None, background: bool | None = None) -> WSLOutput:
         """Localize, mask, split, classify; with a target, the whole objective.
 
         Args:
-            images: `[B, C, H, W]`, normalized with `data_config`'s mean and std.
-            target: class indices `[B]` (int64); for the multilabel task `[B, K]` of zeros and ones. In training mode,
-                and where `erasing.steps` is set, the mask is then found by recursive erasing.
-            background: compute the classifier on X- as well; by default in training mode or with a target. False
-                leaves out the terms of background and control.
-            pixel_values, labels: `images` and `target` by the names that Hugging Face's `Trainer` gives them.
-
-        Returns:
-            `WSLOutput`.
-
-        Raises:
-            ValueError, TypeError: images or target of a wrong shape, dtype or range; one of them by both of its names.
+            images: `[B, C, H, W]`, normalized.
+            target: class indices `[B]`, or `[B, K]` of zeros and ones for the multilabel task.
+            background: compute the classifier on X- as well; by default in training mode or with a target.
         """
-        images = resolve_alias("images", images, "pixel_values", pixel_values)
-        target = resolve_alias("target", target, "labels", labels)
-        self.check_images(images)
-        if target is not None:
-            check_target(target, images, self.num_classes, TASKS[self.task])
         if background is None:
             background = self.training or target is not None
 
@@ -167,54 +143,32 @@ class MinMaxEntropy(nn.Module):
         )
         return output._replace(loss=loss, losses=losses)
 
-    def localize(self, images: Tensor, classes: str | Sequence[int | str] | Tensor | None = None) -> WSLOutput:
-        """Mask, localizer scores and maps, for one pass of the backbone. The classifier does not run.
-
-        Args:
-            images: `[B, C, H, W]`, normalized with `data_config`'s mean and std.
-            classes: None gives the mask of what is predicted (among the classes with an object), `[B, 1, H, W]`; N
-                classes, by index or by name, give a mask for each, `[B, N, H, W]`, and so does "all" (N = K); a tensor
-                `[B, N]` of indices asks each image for its own. Each mask is the class's own map, normalized by itself:
-                it says where the class would be, `localizer_logits` say whether it is there.
-
-        Returns:
-            `WSLOutput` with `mask`, `localizer_logits` and `localizer_maps`.
-
-        Raises:
-            ValueError, TypeError: images of a wrong shape or dtype; a class that the model does not have.
-        """
-        self.check_images(images)
+    def localize(self, images: Tensor, classes: Tensor | None = None) -> WSLOutput:
+        """Mask, localizer scores and maps of images `[B, C, H, W]`, for one pass of the backbone; with indices of
+        classes `[B, N]` a mask for each, `[B, N, H, W]`."""
         localizer_logits, maps, mask = self._localize(images, classes=classes)
         return WSLOutput(mask=mask, localizer_logits=localizer_logits, localizer_maps=maps)
 
-    def class_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Localizer scores `[B, K]` and class maps `[B, K, h, w]` of images `[B, C, H, W]`, for one pass of the
-        backbone; there is no mask.
-
-        Raises:
-            ValueError, TypeError: images of a wrong shape or dtype.
-        """
-        self.check_images(images)
-        return self._class_maps(images)
-
     def _localize(
-        self, images: Tensor, whole: bool = True, classes: str | Sequence[int | str] | Tensor | None = None
+        self, images: Tensor, whole: bool = True, classes: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Localizer scores `[B, K]`, class maps `[B, K, h, w]` and mask `[B, 1, H, W]`; `whole` or erased images; with
-        `classes` the mask is `[B, N, H, W]`."""
+        """Scores `[B, K]`, class maps `[B, K, h, w]` and mask; `whole` or erased images."""
         logits, maps = self._class_maps(images, whole)
         with torch.no_grad() if self.detach_mask else contextlib.nullcontext():
             if classes is None:
-                regions = self.region(images, maps, self.map_weights(logits))
+                regions = self.region(images, maps, self.map_weights(logits))  # [B, 1, h, w]
             else:
-                index = class_index(classes, images.shape[0], self.num_classes, self.class_names).to(logits.device)
-                regions = maps.gather(1, index[:, :, None, None].expand(-1, -1, *maps.shape[2:]))  # [B, N, h, w]
+                regions = maps.gather(1, classes[:, :, None, None].expand(-1, -1, *maps.shape[2:]))  # [B, N, h, w]
             return logits, maps, self.make_mask(regions, images)
+
+    def class_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Localizer scores `[B, K]` and class maps `[B, K, h, w]` of images `[B, C, H, W]`, for one pass."""
+        return self._class_maps(images)
 
     def _class_maps(self, images: Tensor, whole: bool = True) -> tuple[Tensor, Tensor]:
         """Of images as the localizer sees them, in some of the training steps within a margin of their reflection."""
         if self.margin is None or not self.training or not self.margin.drawn():
-            features = self._features(self.backbone, images, counts=whole)
+            features = self._features(self.backbone, images, counts=whole)  # [B, D, h, w]
         else:
             extended = self.margin.extend(images)
             features = self._features(self.backbone, extended, counts=whole)
@@ -285,12 +239,3 @@ class MinMaxEntropy(nn.Module):
         """Features `[B, D, h, w]` of a pass, which `counts` for BatchNorm's statistics of images or does not."""
         counts = counts or not self.training or self.bn_statistics == "passes"
         return features_of(backbone, images, counts=counts, again=self.checkpoint_passes and self.training)
-
-    def check_images(self, images: Tensor) -> None:
-        """Refuse images that the model can't take.
-
-        Raises:
-            ValueError, TypeError: with what was wrong, and what would work.
-        """
-        dtype = next(self.parameters(), torch.empty(())).dtype
-        check_images(images, self.in_chans, dtype, self.backbone.sizes)

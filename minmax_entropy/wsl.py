@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -15,11 +14,8 @@ from minmax_entropy._checks import (
     MAX_CHANNELS,
     check_choice,
     check_count,
-    check_empty_classes,
     check_flag,
-    check_scales,
     check_share,
-    check_threshold,
 )
 from minmax_entropy.backbones import create_backbone
 from minmax_entropy.backbones.data_config import check_data_config, per_channel
@@ -29,13 +25,14 @@ from minmax_entropy.conventions import TimmConventions
 from minmax_entropy.erasing import RecursiveErasing
 from minmax_entropy.heads import create_head
 from minmax_entropy.hub.shareable import Shareable
-from minmax_entropy.inference.refinement import AffinityRefinement
-from minmax_entropy.inference.views import Zoom
+from minmax_entropy.inference.evaluation import EvaluatedModel
+from minmax_entropy.inputs import check_images, check_target, class_index, resolve_alias
 from minmax_entropy.losses import MinMaxEntropyLoss
 from minmax_entropy.mask import Masking
-from minmax_entropy.model import MinMaxEntropy
+from minmax_entropy.model import WSLOutput
 from minmax_entropy.presets import resolve_preset
-from minmax_entropy.settings import Keywords, from_options, options_of, setting, setting_of
+from minmax_entropy.settings import Keywords, options_of, setting_of
+from minmax_entropy.tasks import TASKS
 
 
 def _with_preset(init: Callable) -> Callable:
@@ -48,11 +45,7 @@ def _with_preset(init: Callable) -> Callable:
     return wrapped
 
 
-def _check_zoom(label: str, options: dict | None) -> dict | None:
-    return None if options is None else dataclasses.asdict(from_options(label, Zoom, options))
-
-
-class WSLModel(MinMaxEntropy, TimmConventions, Shareable):
+class WSLModel(EvaluatedModel, TimmConventions, Shareable):
     """A localizer finds the relevant region, a classifier decides on it; trained with image-level labels alone.
 
     "Min-max Entropy for Weakly Supervised Pointwise Localization" (Belharbi et al., arXiv 1907.12934).
@@ -307,35 +300,6 @@ class WSLModel(MinMaxEntropy, TimmConventions, Shareable):
     mask_sigma = setting_of("masking", "sigma")
     mask_omega = setting_of("masking", "omega")
     mask_normalization = setting_of("masking", "normalization")
-    mask_threshold = setting("mask_threshold", check_threshold)
-    min_probability = setting("min_probability", check_share)
-    evaluation_scales = setting("evaluation_scales", check_scales)
-    evaluation_flip = setting("evaluation_flip", check_flag)
-    evaluation_zoom = setting("evaluation_zoom", _check_zoom)
-
-    @property
-    def empty_classes(self) -> list[int]:
-        """Indices of the classes whose images hold no object. May be set at any time."""
-        return list(self._empty_classes)
-
-    @empty_classes.setter
-    def empty_classes(self, indices: Sequence[int]) -> None:
-        self._empty_classes = check_empty_classes(indices, self.num_classes, self.task)
-
-    @property
-    def mask_refinement(self) -> dict | None:
-        """Options of the `AffinityRefinement` of the map, or None. May be set at any time, as a whole."""
-        return None if self.refinement is None else self.refinement.options
-
-    @mask_refinement.setter
-    def mask_refinement(self, options: dict | None) -> None:
-        self.refinement = None if options is None else from_options("mask_refinement", AffinityRefinement, options)
-
-    @property
-    def evaluation_sigma(self) -> float:
-        """Threshold on the normalized map in evaluation: that of `mask_refinement` where it has one."""
-        own = None if self.refinement is None else self.refinement.sigma
-        return self.mask_sigma if own is None else own
 
     def settings(self) -> dict:
         """Keywords that rebuild the model as it is: `config`, and each setting as it is now."""
@@ -360,27 +324,73 @@ class WSLModel(MinMaxEntropy, TimmConventions, Shareable):
         """Keywords that rebuild a model; `model.config` holds their values."""
         return _MODEL_KEYWORDS
 
-    # What evaluation adds to the method.
+    # Calls, with checks of what is given.
 
-    def map_weights(self, logits: Tensor) -> Tensor:
-        """What each class's map counts in the map that becomes the mask: `[B, K]` from the localizer's `[B, K]`; in
-        evaluation among the classes that have an object."""
-        return super().map_weights(logits if self.training else self.without_empty(logits))
+    def forward(
+        self,
+        images: Tensor | None = None,
+        target: Tensor | None = None,
+        background: bool | None = None,
+        *,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> WSLOutput:
+        """Localize, mask, split, classify; with a target, the whole objective (`MinMaxEntropy.forward`).
 
-    def without_empty(self, logits: Tensor) -> Tensor:
-        """Scores `[B, K]` with minus infinity for `empty_classes`."""
-        if not self._empty_classes:
-            return logits
-        return logits.index_fill(1, torch.tensor(self._empty_classes, device=logits.device), -torch.inf)
+        Args:
+            images: `[B, C, H, W]`, normalized with `data_config`'s mean and std.
+            target: class indices `[B]` (int64); for the multilabel task `[B, K]` of zeros and ones. In training mode,
+                and where `erasing.steps` is set, the mask is then found by recursive erasing.
+            background: compute the classifier on X- as well; by default in training mode or with a target. False
+                leaves out the terms of background and control.
+            pixel_values, labels: `images` and `target` by the names that Hugging Face's `Trainer` gives them.
 
-    def make_mask(self, regions: Tensor, images: Tensor) -> Tensor:
-        """From maps `[B, N, h, w]` of images `[B, C, H, W]` to masks `[B, N, H, W]` in [0, 1], a map by itself; in
-        evaluation refined, with the threshold that goes with that."""
-        if self.training:
-            return super().make_mask(regions, images)
-        if self.refinement is not None:
-            regions = self.refinement(regions, images)
-        return self.masking(regions, tuple(images.shape[-2:]), self.evaluation_sigma)
+        Raises:
+            ValueError, TypeError: images or target of a wrong shape, dtype or range; one of them by both of its names.
+        """
+        images = resolve_alias("images", images, "pixel_values", pixel_values)
+        target = resolve_alias("target", target, "labels", labels)
+        self.check_images(images)
+        if target is not None:
+            check_target(target, images, self.num_classes, TASKS[self.task])
+        return super().forward(images, target, background)
+
+    def localize(self, images: Tensor, classes: str | Sequence[int | str] | Tensor | None = None) -> WSLOutput:
+        """Mask, localizer scores and maps, for one pass of the backbone. The classifier does not run.
+
+        Args:
+            images: `[B, C, H, W]`, normalized with `data_config`'s mean and std.
+            classes: None gives the mask of what is predicted (among the classes with an object), `[B, 1, H, W]`; N
+                classes, by index or by name, give a mask for each, `[B, N, H, W]`, and so does "all" (N = K); a tensor
+                `[B, N]` of indices asks each image for its own. Each mask is the class's own map, normalized by itself:
+                it says where the class would be, `localizer_logits` say whether it is there.
+
+        Raises:
+            ValueError, TypeError: images of a wrong shape or dtype; a class that the model does not have.
+        """
+        self.check_images(images)
+        if classes is not None:
+            classes = class_index(classes, images.shape[0], self.num_classes, self.class_names).to(images.device)
+        return super().localize(images, classes)
+
+    def class_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Localizer scores `[B, K]` and class maps `[B, K, h, w]` of images `[B, C, H, W]`, for one pass of the
+        backbone; there is no mask.
+
+        Raises:
+            ValueError, TypeError: images of a wrong shape or dtype.
+        """
+        self.check_images(images)
+        return super().class_maps(images)
+
+    def check_images(self, images: Tensor) -> None:
+        """Refuse images that the model can't take.
+
+        Raises:
+            ValueError, TypeError: with what was wrong, and what would work.
+        """
+        dtype = next(self.parameters(), torch.empty(())).dtype
+        check_images(images, self.in_chans, dtype, self.backbone.sizes)
 
 
 # Everything that rebuilds a model; weights and the preset's name are not part of that.

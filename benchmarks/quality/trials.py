@@ -21,6 +21,7 @@ import minmax_entropy.model as model_module
 from minmax_entropy import WSLModel, WSLOutput, register_model
 from minmax_entropy._modes import with_settings
 from minmax_entropy.factory import build_model
+from minmax_entropy.heads import scores_and_maps
 from minmax_entropy.losses import register_loss
 from minmax_entropy.mask import control_mask, resize, weighted_map
 
@@ -52,7 +53,7 @@ class Top(WSLModel):
 class Learned(WSLModel):
     """`M+ = sigmoid(T)`: scale and offset are those that the localizer's weights and bias have learned."""
 
-    def _mask(self, regions: Tensor, images: Tensor) -> Tensor:
+    def make_mask(self, regions: Tensor, images: Tensor) -> Tensor:
         if self.refinement is not None and not self.training:
             regions = self.refinement(regions, images)  # its compression keeps the sign
         return resize(regions, images.shape[-2:]).sigmoid()
@@ -150,7 +151,8 @@ class Averaged(WSLModel):
             return super().classify(region)
         self._own.append(super().classify(region.detach()))
         backbone, classifier = self._average
-        return self._head(classifier, backbone(resize(region, self.classifier_size(*region.shape[-2:]))))[0]
+        features = backbone(resize(region, self.classifier_size(*region.shape[-2:])))
+        return scores_and_maps(classifier, features, self.num_classes)[0]
 
 
 class Follows(WSLModel):
@@ -170,7 +172,7 @@ class Follows(WSLModel):
         cut = (..., slice(top, top + rows), slice(left, left + columns))
         flipped = bool(torch.rand(()) < 0.5)
         part = resize(images[cut], self.classifier_size(height, width))
-        found = self._head(self.localizer, self.backbone(part.flip(-1) if flipped else part))[1]
+        found = self.localizer(self.backbone(part.flip(-1) if flipped else part))[1].float()
         weights = self.map_weights(output.localizer_logits).detach()
         whole = weighted_map(output.localizer_maps, weights)
         found = weighted_map(found.flip(-1) if flipped else found, weights)
@@ -198,7 +200,7 @@ class Crop(WSLModel):
             cut = [one[None, :, rows, columns] for one, (rows, columns) in zip(region, boxes, strict=True)]
             enlarged = [F.interpolate(one, size, mode="bilinear", align_corners=True) for one in cut]
             region = torch.cat(enlarged)
-            return self._head(self.classifier, self._features(self.backbone, region, False))[0]
+            return scores_and_maps(self.classifier, self._features(self.backbone, region, False), self.num_classes)[0]
         return super().classify(region)
 
 
