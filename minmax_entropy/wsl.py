@@ -45,6 +45,21 @@ def _with_preset(init: Callable) -> Callable:
     return wrapped
 
 
+def _built(kind: type[nn.Module], config: dict, prefix: str = "") -> nn.Module:
+    """A part of the keywords that are its own."""
+    names = inspect.signature(kind).parameters
+    return kind(**{name: config[name if name == "task" else f"{prefix}{name}"] for name in names})
+
+
+def _backbones(backbone: str | nn.Module, options: dict, two: bool) -> tuple[nn.Module, nn.Module | None]:
+    """The localizer's backbone, and one of the classifier's own where there are two."""
+    if not isinstance(backbone, nn.Module):
+        return create_backbone(backbone, **options), create_backbone(backbone, **options) if two else None
+    options = {name: value for name, value in options.items() if name != "pretrained"}
+    own = copy.deepcopy(backbone) if two else None
+    return create_backbone(backbone, **options), create_backbone(own, **options) if two else None
+
+
 class WSLModel(EvaluatedModel, TimmConventions, Shareable):
     """A localizer finds the relevant region, a classifier decides on it; trained with image-level labels alone.
 
@@ -217,29 +232,8 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
         if mask_source is None:
             mask_source = "predicted" if classifier is None else "expected"
         masking = Masking(mask_source, mask_sigma, mask_omega, mask_normalization)
-        erasing = RecursiveErasing(
-            erasing_steps,
-            erasing_sigma,
-            erasing_scope,
-            erasing_reduction,
-            erasing_fallback,
-            erasing_normalize_trust,
-            task,
-        )
-        criterion = MinMaxEntropyLoss(
-            background_loss,
-            size_loss,
-            localizer_weight,
-            foreground_weight,
-            background_weight,
-            size_weight,
-            control_weight,
-            border_weight,
-            size_condition,
-            task,
-            label_smoothing,
-            class_weights,
-        )
+        erasing = _built(RecursiveErasing, config, prefix="erasing_")
+        criterion = _built(MinMaxEntropyLoss, config)
         if class_weights is not None and len(class_weights) != num_classes:
             raise ValueError(
                 f"class_weights must be {num_classes} numbers as there are classes, got {len(class_weights)}"
@@ -251,33 +245,29 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
                 raise ValueError(f"{name} needs detach_mask=False: no gradient reaches a detached mask")
 
         options = dict(pretrained=pretrained, in_chans=in_chans, img_size=img_size, **(backbone_kwargs or {}))
-        if isinstance(backbone, nn.Module):
-            del options["pretrained"]
-        created = create_backbone(backbone, **options)
-        of_classifier = None
-        if classifier is not None and not shared_backbone:
-            own = copy.deepcopy(backbone) if isinstance(backbone, nn.Module) else backbone
-            of_classifier = create_backbone(own, **options)
+        created, of_classifier = _backbones(backbone, options, classifier is not None and not shared_backbone)
         if backbone_init is not None and not pretrained and isinstance(backbone, str):
             for each in (created, of_classifier):
                 if each is not None:
                     INITIALIZATIONS[backbone_init](each.net)
+        localizer, classifier = (
+            None if spec is None else create_head(spec, created.num_features, num_classes)
+            for spec in (localizer, classifier)
+        )
+        margin = ReflectedMargin(created, reflect_margin) if reflect_margin else None
         super().__init__(
             created,
-            create_head(localizer, created.num_features, num_classes),
-            None if classifier is None else create_head(classifier, created.num_features, num_classes),
+            localizer,
+            classifier,
             masking=masking,
             erasing=erasing,
             criterion=criterion,
             num_classes=num_classes,
             in_chans=in_chans,
             classifier_backbone=of_classifier,
-            margin=ReflectedMargin(created, reflect_margin) if reflect_margin else None,
-            decision=decision,
-            classifier_scale=classifier_scale,
-            bn_statistics=bn_statistics,
+            margin=margin,
+            **{name: config[name] for name in ("decision", "classifier_scale", "bn_statistics", "checkpoint_passes")},
             detach_mask=detach_mask,
-            checkpoint_passes=checkpoint_passes,
         )
         self.config = Keywords(config)
         self.class_names: list[str] | None = None

@@ -19,7 +19,8 @@ from minmax_entropy.benchmark import methods
 from minmax_entropy.benchmark import runs as benchmark
 from minmax_entropy.benchmark.grad_cam import GradCAM
 from minmax_entropy.benchmark.methods import METHODS, Method, get_method, register_method
-from minmax_entropy.benchmark.runs import Benchmark, Combination, markdown, run_benchmark, summarize
+from minmax_entropy.benchmark.runs import Benchmark, Combination, run_benchmark
+from minmax_entropy.benchmark.tables import markdown, summarize
 from minmax_entropy.data import DamagedFileError, SyntheticShapes
 from minmax_entropy.engine import Inference, Recipe, TrainingError, evaluate, preprocess_for
 
@@ -174,9 +175,7 @@ def test_pictures(done):
 def test_nothing_is_trained_twice(done, monkeypatch):
     chosen, rows, _ = done
     monkeypatch.setattr(benchmark, "evaluate", lambda *args, **kwargs: pytest.fail("it is evaluated again"))
-    monkeypatch.setattr(
-        "minmax_entropy.engine.train._Training._train_epoch", lambda *args: pytest.fail("trained again")
-    )
+    monkeypatch.setattr("minmax_entropy.engine.loop.Training._train_epoch", lambda *args: pytest.fail("trained again"))
     assert run_benchmark(chosen, lambda line: None) == rows
 
 

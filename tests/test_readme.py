@@ -11,7 +11,7 @@ import torch
 
 import minmax_entropy as mme
 from minmax_entropy import cli
-from minmax_entropy.engine.train import MASK_AREA_RANGE
+from minmax_entropy.engine.diagnosis import MASK_AREA_RANGE
 from minmax_entropy.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]

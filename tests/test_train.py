@@ -40,10 +40,10 @@ from minmax_entropy.engine import (
     evaluate,
     fit,
     get_recipe,
+    loop,
     preprocess_for,
     selection,
     step_decay,
-    train,
     warmup_cosine,
 )
 from minmax_entropy.engine.checkpoints import Checkpoints
@@ -678,19 +678,19 @@ def test_resume_without_a_run_starts_one(tmp_path, uninterrupted, caplog):
 
 def test_a_finished_run_is_not_trained_again(tmp_path, uninterrupted, monkeypatch):
     resumable(tmp_path)
-    monkeypatch.setattr(train._Training, "_train_epoch", lambda *args: pytest.fail("it is trained again"))
+    monkeypatch.setattr(loop.Training, "_train_epoch", lambda *args: pytest.fail("it is trained again"))
     assert_same_end(tmp_path, uninterrupted)
 
 
 def unfinished(output, shapes, monkeypatch):
     """A run of two epochs that stops after the first."""
-    epoch = train._Training._train_epoch
+    epoch = loop.Training._train_epoch
 
     def stops(self, *args):
         return epoch(self, *args) if self.progress.epoch == 0 else 1 / 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(train._Training, "_train_epoch", stops)
+        patch.setattr(loop.Training, "_train_epoch", stops)
         with contextlib.suppress(ZeroDivisionError):
             run(create(), shapes, epochs=2, output=output)
     assert list((output / "checkpoints").iterdir())
@@ -837,14 +837,14 @@ def test_an_interrupted_training_on_a_stream(stream, tmp_path, monkeypatch):
         return model, run(model, stream, epochs=2, **options)
 
     whole, result = go(tmp_path / "whole")
-    step, steps = train._Training._step, []
+    step, steps = loop.Training._step, []
 
     def stops(self):
         steps.append(0)
         return step(self) if len(steps) != 5 else 1 / 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(train._Training, "_step", stops)
+        patch.setattr(loop.Training, "_step", stops)
         with pytest.raises(ZeroDivisionError):
             go(tmp_path / "parts")
     model, resumed = go(tmp_path / "parts")
@@ -999,7 +999,7 @@ def test_two_precisions_in_one_process(shapes):
 def test_the_model_is_handed_back_after_an_interruption(shapes, tmp_path, monkeypatch):
     """A second call with the same model goes on."""
     model, recipe = create(), Recipe(lr=1e-4, batch_size=8, erasing_steps=2, class_weights="balanced")
-    step, steps = train._Training._step, []
+    step, steps = loop.Training._step, []
 
     def stops(self):
         steps.append(0)
@@ -1008,7 +1008,7 @@ def test_the_model_is_handed_back_after_an_interruption(shapes, tmp_path, monkey
         return step(self)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train._Training, "_step", stops)
+        patch.setattr(loop.Training, "_step", stops)
         run(model, shapes, recipe, epochs=2, output=tmp_path)
     assert model.erasing.steps == 0 and model.criterion.class_weights is None
     assert [row["epoch"] for row in run(model, shapes, recipe, epochs=2, output=tmp_path, resume=True).log] == [0, 1]

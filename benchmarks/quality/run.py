@@ -26,7 +26,8 @@ import torch
 from variants import GROUPS, register
 
 from minmax_entropy.benchmark.methods import get_method
-from minmax_entropy.benchmark.runs import Benchmark, Combination, markdown, run_benchmark, summarize
+from minmax_entropy.benchmark.runs import Benchmark, Combination, run_benchmark
+from minmax_entropy.benchmark.tables import markdown, summarize
 from minmax_entropy.data import open_split
 from minmax_entropy.engine import get_recipe
 

@@ -6,19 +6,18 @@ import contextlib
 import dataclasses
 import json
 import logging
-import math
 import os
 import re
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from minmax_entropy._files import write_csv, write_text
+from minmax_entropy._files import write_text
 from minmax_entropy.benchmark.grad_cam import GradCAM
 from minmax_entropy.benchmark.methods import ALL_ONES, Method, get_method
+from minmax_entropy.benchmark.tables import write_classes, write_tables
 from minmax_entropy.data import DamagedFileError, LabelledImages, LabelledStream, few_shots
 from minmax_entropy.data.preprocess import preprocess_for
 from minmax_entropy.data.subsets import targets_of
@@ -27,16 +26,16 @@ from minmax_entropy.engine.checkpoints import compare_settings, fingerprint
 from minmax_entropy.engine.diagnosis import warnings_of
 from minmax_entropy.engine.evaluate import evaluate, evaluate_all_ones
 from minmax_entropy.engine.faithfulness import Probes
+from minmax_entropy.engine.loop import TrainingError
 from minmax_entropy.engine.recipes import Recipe
 from minmax_entropy.engine.run import MACHINE, Run
-from minmax_entropy.engine.train import TrainingError, fit
+from minmax_entropy.engine.train import fit
 from minmax_entropy.factory import create_model
 from minmax_entropy.hub.config import figures_as_json
 from minmax_entropy.inference.predictor import Inference
-from minmax_entropy.metrics.names import BY_CLASS, FOUND, FOUND_LEGEND, HEADINGS
+from minmax_entropy.metrics.names import HEADINGS
 from minmax_entropy.presets import resolve_preset
 from minmax_entropy.report.pictures import save_picture
-from minmax_entropy.report.tables import table_text
 from minmax_entropy.wsl import WSLModel
 
 _logger = logging.getLogger(__name__)
@@ -45,7 +44,6 @@ SETTINGS_NAME = "benchmark.json"
 RESULTS_NAME = "results.json"
 PICTURES = 8
 JUDGE, RIVAL = "cam-avg", "layer_cam"  # the plain classifier that has never met a mask, and a map of it
-SHOWN_BY_CLASS = ("error", "f1_foreground", "border_share", "judge_foreground", "judge_background")
 TRAINING_FIGURES = ("epochs", "images", "lowest_mask_area", "highest_mask_area")
 
 
@@ -144,7 +142,7 @@ def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> l
         try:
             rows[combination] = _run(benchmark, combination)
             write_tables([rows[each] for each in combinations if each in rows], benchmark.output)
-            _write_classes(benchmark)
+            write_classes(_results(benchmark), benchmark.test.class_names, benchmark.output)
         except DamagedFileError:
             raise
         except Exception as error:  # a full disk, too little memory, a model that does not take the size, ...
@@ -320,108 +318,14 @@ def _with_mask(model: WSLModel, method: Method) -> nn.Module:
     return model if method.grad_cam is None else GradCAM(model, method.grad_cam)
 
 
-# Tables
-
-
-def summarize(rows: Sequence[dict]) -> list[dict]:
-    """A row per model and method: mean and sample standard deviation of each figure over the seeds.
-
-    Args:
-        rows: those of `run_benchmark`.
-
-    Returns:
-        Dictionaries with `model`, `method`, `seeds` (how many), and for each figure its mean under its own name and the
-        deviation (NaN for one seed) under the name with `_std`.
-    """
-    groups: dict[tuple[str, str], list[dict]] = {}
-    for row in rows:
-        groups.setdefault((row["model"], row["method"]), []).append(row)
-    summary = []
-    for (model, method), members in groups.items():
-        result = {"model": model, "method": method, "seeds": len(members)}
-        for key in dict.fromkeys(key for row in members for key in row if key not in ("model", "method", "seed")):
-            values = [row[key] for row in members if row.get(key) is not None]
-            result[key] = statistics.fmean(values) if values else math.nan
-            result[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else math.nan
-        summary.append(result)
-    return summary
-
-
-def write_tables(rows: Sequence[dict], output: Path) -> None:
-    """`table.md` and `table.csv`, a row per model and method; `runs.csv`, a row per training."""
-    summary = summarize(rows)
-    output.mkdir(parents=True, exist_ok=True)
-    text = markdown(summary) + "\n"
-    if any(key in row for row in summary for key in FOUND):
-        text += (
-            f"\n{markdown(summary, FOUND)}\n\n{FOUND_LEGEND} The judge is the plain classifier, the rival LayerCAM.\n"
-        )
-    write_text(output / "table.md", text)
-    for name, content in (("table.csv", summary), ("runs.csv", rows)):
-        write_csv(output / name, content)
-
-
-def _write_classes(benchmark: Benchmark) -> None:
-    """`classes.md` and `classes.csv`: figures by class, means over the seeds; and what is warned of, by training."""
-    found: dict[tuple[str, str], list[dict]] = {}
-    warned = []
-    for combination in benchmark.combinations():
-        path = combination.folder(benchmark.output) / RESULTS_NAME
+def _results(benchmark: Benchmark) -> list[tuple[str, str, str, dict]]:
+    """Model, method, title and what was saved, of each combination."""
+    results = []
+    for each in benchmark.combinations():
+        path = each.folder(benchmark.output) / RESULTS_NAME
         result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if "classes" in result:
-            found.setdefault((combination.model, combination.method), []).append(result["classes"])
-        warned += [f"- {_title(combination)}: {warning}" for warning in result.get("warnings", ())]
-    rows = [
-        {"model": model, "method": method, "class": name, "seeds": len(seeds), **_mean([one[name] for one in seeds])}
-        for (model, method), seeds in found.items()
-        for name in benchmark.test.class_names
-        if all(name in one for one in seeds)
-    ]
-    write_csv(benchmark.output / "classes.csv", rows)
-    parts = [
-        f"## {model}: {BY_CLASS[key]}\n\n{_by_class([row for row in rows if row['model'] == model], key)}"
-        for model in benchmark.models
-        for key in SHOWN_BY_CLASS
-        if any(key in row for row in rows if row["model"] == model)
-    ]
-    warnings = ["## Warnings\n\n" + "\n".join(warned)] if warned else []
-    write_text(benchmark.output / "classes.md", "\n\n".join([*parts, *warnings]) + "\n")
-
-
-def _mean(figures: Sequence[dict]) -> dict[str, float]:
-    keys = dict.fromkeys(key for one in figures for key in one)
-    known = {key: [one[key] for one in figures if one.get(key) is not None] for key in keys}
-    return {key: statistics.fmean(values) for key, values in known.items() if values}
-
-
-def _by_class(rows: Sequence[dict], key: str) -> str:
-    """A row per method and a column per class, in percent; of the border the true masks' as well."""
-    names = list(dict.fromkeys(row["class"] for row in rows))
-    cells: dict[str, dict[str, float]] = {}
-    for row in rows:
-        cells.setdefault(get_method(row["method"]).title, {})[row["class"]] = row.get(key, math.nan)
-        if key == "border_share" and "true_border_share" in row:
-            cells.setdefault("true masks", {})[row["class"]] = row["true_border_share"]
-    lines = [[title, *(_cell(values.get(name), None) for name in names)] for title, values in cells.items()]
-    return table_text([["method", *names], *lines])
-
-
-def markdown(summary: Sequence[dict], headings: dict[str, str] = HEADINGS) -> str:
-    """A table of means and, over several seeds, standard deviations, in percent."""
-    keys = [key for key in headings if any(key in row for row in summary)]
-    summary = [row for row in summary if any(key in row for key in keys)]
-    lines = [["model", "method", "seeds", *(headings[key] for key in keys)]]
-    for row in summary:
-        cells = [_cell(row.get(key), row.get(f"{key}_std")) for key in keys]
-        lines.append([row["model"], get_method(row["method"]).title, str(row["seeds"]), *cells])
-    return table_text(lines, left=2)
-
-
-def _cell(mean: float | None, deviation: float | None) -> str:
-    if mean is None or math.isnan(mean):
-        return "-"
-    spread = "" if deviation is None or math.isnan(deviation) else f" ± {100 * deviation:.1f}"
-    return f"{100 * mean:.1f}{spread}"
+        results.append((each.model, each.method, _title(each), result))
+    return results
 
 
 # Pictures

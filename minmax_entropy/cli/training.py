@@ -12,7 +12,8 @@ import torch
 
 from minmax_entropy._registry import unknown_name
 from minmax_entropy.benchmark.methods import METHODS
-from minmax_entropy.benchmark.runs import Benchmark, markdown, run_benchmark, summarize
+from minmax_entropy.benchmark.runs import Benchmark, run_benchmark
+from minmax_entropy.benchmark.tables import markdown, summarize
 from minmax_entropy.cli.arguments import add_data_options, positive, seed, setting
 from minmax_entropy.data import AUGMENTATIONS, LabelledImages, LabelledStream, few_shots, fold, open_split
 from minmax_entropy.engine import RECIPES, Recipe, TrainingResult, fit, get_recipe, preprocess_for

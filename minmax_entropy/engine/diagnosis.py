@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 from minmax_entropy.engine.evaluate import Evaluation
+
+_logger = logging.getLogger(__name__)
 
 # Of the marked pixels. Classes of steel whose mask was a strip along the border had 0.64 to 0.96, others up to 0.45; a
 # mask of the whole image has 0.29.
@@ -95,3 +98,16 @@ def _errors(evaluation: Evaluation) -> tuple[float, float]:
     wrong = sum(row["predicted"] != row["target"] for row in evaluation.rows)
     commonest = max(map(targets.count, set(targets)))
     return wrong / len(targets), 1 - commonest / len(targets)
+
+
+def warn_of_collapse(row: dict) -> None:
+    """Log a warning where the mean mask of an epoch marks next to nothing, or nearly everything."""
+    low, high = MASK_AREA_RANGE
+    if not low <= row["mask_area"] <= high:
+        _logger.warning(
+            "epoch %d: the mask covers %.1f %% of the images on average: it %s; change the weight of the area "
+            "(size_loss='area', size_weight) or detach_mask",
+            row["epoch"],
+            100 * row["mask_area"],
+            "marks next to nothing" if row["mask_area"] < low else "has collapsed to the whole image",
+        )

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import nn
@@ -62,6 +62,23 @@ class Run:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)!r}")
         if self.workers < 0:
             raise ValueError(f"workers must be 0 or more, got {self.workers!r}")
+
+
+class RunKeywords(TypedDict, total=False):
+    """The fields of `Run`, as keywords."""
+
+    seed: int
+    workers: int
+    precision: str
+    steps_per_epoch: int | None
+    accumulation: int
+    sync_bn: bool
+    checkpoint_steps: int
+    trackers: Sequence[str]
+    cpu: bool
+    skip_damaged: bool
+    progress: bool
+    title: str
 
 
 def create_accelerator(options: Run, output: Path | None) -> Accelerator:
