@@ -41,6 +41,13 @@ def check_count(name: str, value: int) -> int:
     return operator.index(value)
 
 
+def check_channels(name: str, value: int) -> int:
+    """A number of channels (NumPy's are welcome) as `int`."""
+    if check_count(name, value) > MAX_CHANNELS:
+        raise ValueError(f"{name} must be at most {MAX_CHANNELS}, got {value}")
+    return operator.index(value)
+
+
 def check_flag(name: str, value: bool) -> bool:
     """Refuse what is not a boolean; a text such as "False" would count as true."""
     if not isinstance(value, bool):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from minmax_entropy._checks import (
-    MAX_CHANNELS,
+    check_channels,
     check_choice,
     check_count,
     check_flag,
@@ -25,7 +25,7 @@ from minmax_entropy.conventions import TimmConventions
 from minmax_entropy.erasing import RecursiveErasing
 from minmax_entropy.heads import create_head
 from minmax_entropy.hub.shareable import Shareable
-from minmax_entropy.inference.evaluation import EvaluatedModel
+from minmax_entropy.inference.evaluation import EVALUATION, EvaluatedModel
 from minmax_entropy.inputs import check_images, check_target, class_index, resolve_alias
 from minmax_entropy.losses import MinMaxEntropyLoss
 from minmax_entropy.mask import Masking
@@ -43,6 +43,16 @@ def _with_preset(init: Callable) -> Callable:
         init(self, *args, preset=preset, **resolve_preset(preset, kwargs))
 
     return wrapped
+
+
+def _check_network(config: dict) -> None:
+    """Refuse keywords of the network that can't be."""
+    for name in ("shared_backbone", "freeze_backbone", "freeze_bn"):
+        check_flag(name, config[name])
+    check_share("reflect_margin", config["reflect_margin"])
+    check_data_config({} if config["data_config"] is None else config["data_config"])
+    if config["backbone_init"] is not None:
+        check_choice("backbone_init", config["backbone_init"], tuple(INITIALIZATIONS))
 
 
 def _built(kind: type[nn.Module], config: dict, prefix: str = "") -> nn.Module:
@@ -211,9 +221,7 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
         erasing_normalize_trust: bool = True,
         checkpoint_passes: bool = False,
     ) -> None:
-        num_classes, in_chans = check_count("num_classes", num_classes), check_count("in_chans", in_chans)
-        if in_chans > MAX_CHANNELS:
-            raise ValueError(f"in_chans must be at most {MAX_CHANNELS}, got {in_chans}")
+        num_classes, in_chans = check_count("num_classes", num_classes), check_channels("in_chans", in_chans)
         if isinstance(reflect_margin, bool):
             reflect_margin = float(reflect_margin)  # every step, or none
         if freeze_bn == "pretrained":
@@ -222,18 +230,14 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
         config.update({name: copy.deepcopy(value) for name, value in config.items() if isinstance(value, (dict, list))})
 
         # What is checked quickly comes first: a backbone may have to be downloaded.
-        flags = dict(shared_backbone=shared_backbone, freeze_backbone=freeze_backbone, freeze_bn=freeze_bn)
-        for name, flag in flags.items():
-            check_flag(name, flag)
-        check_share("reflect_margin", reflect_margin)
-        check_data_config({} if data_config is None else data_config)
-        if backbone_init is not None:
-            check_choice("backbone_init", backbone_init, tuple(INITIALIZATIONS))
+        _check_network(config)
         if mask_source is None:
             mask_source = "predicted" if classifier is None else "expected"
-        masking = Masking(mask_source, mask_sigma, mask_omega, mask_normalization)
-        erasing = _built(RecursiveErasing, config, prefix="erasing_")
-        criterion = _built(MinMaxEntropyLoss, config)
+        parts = dict(
+            masking=Masking(mask_source, mask_sigma, mask_omega, mask_normalization),
+            erasing=_built(RecursiveErasing, config, prefix="erasing_"),
+            criterion=_built(MinMaxEntropyLoss, config),
+        )
         if class_weights is not None and len(class_weights) != num_classes:
             raise ValueError(
                 f"class_weights must be {num_classes} numbers as there are classes, got {len(class_weights)}"
@@ -254,18 +258,15 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
             None if spec is None else create_head(spec, created.num_features, num_classes)
             for spec in (localizer, classifier)
         )
-        margin = ReflectedMargin(created, reflect_margin) if reflect_margin else None
         super().__init__(
             created,
             localizer,
             classifier,
-            masking=masking,
-            erasing=erasing,
-            criterion=criterion,
+            **parts,
             num_classes=num_classes,
             in_chans=in_chans,
             classifier_backbone=of_classifier,
-            margin=margin,
+            margin=ReflectedMargin(created, reflect_margin) if reflect_margin else None,
             **{name: config[name] for name in ("decision", "classifier_scale", "bn_statistics", "checkpoint_passes")},
             detach_mask=detach_mask,
         )
@@ -274,10 +275,8 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
         self.freeze_backbone, self.freeze_bn = freeze_backbone, freeze_bn
         for layer in self._frozen_layers():
             layer.requires_grad_(False).eval()
-        self.mask_threshold, self.min_probability, self.empty_classes = mask_threshold, min_probability, empty_classes
-        self.mask_refinement = mask_refinement
-        self.evaluation_scales, self.evaluation_flip = evaluation_scales, evaluation_flip
-        self.evaluation_zoom = evaluation_zoom
+        for name in EVALUATION:
+            setattr(self, name, config[name])
         self.data_config = per_channel({**created.data_config, **(data_config or {})}, in_chans)
         self.info: dict = {}
         if pretrained:

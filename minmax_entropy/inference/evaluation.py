@@ -14,6 +14,12 @@ from minmax_entropy.inference.views import Zoom
 from minmax_entropy.model import MinMaxEntropy
 from minmax_entropy.settings import from_options, setting
 
+# Keywords of a model that its training does not know.
+EVALUATION = (
+    *("mask_threshold", "min_probability", "empty_classes", "mask_refinement"),
+    *("evaluation_scales", "evaluation_flip", "evaluation_zoom"),
+)
+
 
 def _check_zoom(label: str, options: dict | None) -> dict | None:
     return None if options is None else dataclasses.asdict(from_options(label, Zoom, options))
