@@ -34,6 +34,9 @@ from minmax_entropy.presets import resolve_preset
 from minmax_entropy.settings import Keywords, options_of, setting_of
 from minmax_entropy.tasks import TASKS
 
+# What is known of weights -> key of timm's card.
+CARD = {"backbone_weights": "hf_hub_id", "license": "license"}
+
 
 def _with_preset(init: Callable) -> Callable:
     """Keywords of `preset` hold where the caller gives none."""
@@ -167,6 +170,9 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
         ValueError, TypeError: an argument out of its range, an unknown name, or an unknown option.
     """
 
+    class_names: list[str] | None = None
+    info: dict
+
     @_with_preset
     def __init__(
         self,
@@ -271,17 +277,15 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
             detach_mask=detach_mask,
         )
         self.config = Keywords(config)
-        self.class_names: list[str] | None = None
         self.freeze_backbone, self.freeze_bn = freeze_backbone, freeze_bn
         for layer in self._frozen_layers():
             layer.requires_grad_(False).eval()
         for name in EVALUATION:
             setattr(self, name, config[name])
         self.data_config = per_channel({**created.data_config, **(data_config or {})}, in_chans)
-        self.info: dict = {}
+        self.info = {}
         if pretrained:
-            card = {"backbone_weights": "hf_hub_id", "license": "license"}
-            self.info = {name: self.pretrained_cfg[key] for name, key in card.items() if self.pretrained_cfg.get(key)}
+            self.info = {name: self.pretrained_cfg[key] for name, key in CARD.items() if self.pretrained_cfg.get(key)}
 
     # Settings. Those of the parts are theirs, and may be set here as well.
 
