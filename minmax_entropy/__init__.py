@@ -12,7 +12,10 @@ from minmax_entropy.factory import (
     register_pretrained,
 )
 from minmax_entropy.heads import create_head, list_heads, register_head
-from minmax_entropy.losses import MinMaxEntropyLoss
+from minmax_entropy.inference.prediction import Prediction
+from minmax_entropy.inference.predictor import Predictor, explain
+from minmax_entropy.inference.views import Views, Zoom
+from minmax_entropy.losses import MinMaxEntropyLoss, register_loss
 from minmax_entropy.model import WSLOutput
 from minmax_entropy.presets import PRESETS
 from minmax_entropy.reference import convert_reference_checkpoint, load_reference_checkpoint
@@ -22,14 +25,19 @@ from minmax_entropy.wsl import WSLModel
 __all__ = [
     "PRESETS",
     "MinMaxEntropyLoss",
+    "Prediction",
+    "Predictor",
     "RecursiveErasing",
+    "Views",
     "WSLModel",
     "WSLOutput",
+    "Zoom",
     "__version__",
     "convert_reference_checkpoint",
     "create_backbone",
     "create_head",
     "create_model",
+    "explain",
     "is_backbone",
     "is_model",
     "list_backbones",
@@ -39,6 +47,7 @@ __all__ = [
     "model_entrypoint",
     "register_backbone",
     "register_head",
+    "register_loss",
     "register_model",
     "register_pretrained",
 ]

@@ -338,7 +338,7 @@ def test_files_of_more_pixels_are_refused_by_number(tmp_path):
 
 def test_predicted_files_by_tiles(tmp_path, monkeypatch):
     """A large image, in small: mask and overlay as files, boxes in the image's own pixels."""
-    monkeypatch.setattr(mme.inference.files, "OVERLAY_SIDE", 100)
+    monkeypatch.setattr(mme.inference.prediction, "OVERLAY_SIDE", 100)
     monkeypatch.setattr(bands, "BAND_PIXELS", 1000)
     path, model = tmp_path / "large.png", create(mask_threshold=0.4)
     picture(170, 230).save(path)

@@ -16,7 +16,7 @@ from run import create_benchmark, read_config
 from minmax_entropy.benchmark.methods import ALL_ONES, get_method
 from minmax_entropy.benchmark.runs import Combination, saved_model
 from minmax_entropy.engine import choose_threshold, preprocess_for
-from minmax_entropy.inference.predictor import Inference
+from minmax_entropy.inference.options import Inference
 
 
 def main() -> None:

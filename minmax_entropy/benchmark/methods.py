@@ -8,7 +8,7 @@ from minmax_entropy._modes import ONE_LOOK
 from minmax_entropy._registry import unknown_name
 from minmax_entropy.benchmark.grad_cam import METHODS as GRAD_CAMS
 from minmax_entropy.engine.recipes import Recipe
-from minmax_entropy.inference.predictor import Inference
+from minmax_entropy.inference.options import Inference
 from minmax_entropy.presets import PRESETS
 
 ERASING = dict(erasing_steps=4)  # the paper's passes (arXiv 1907.12934), from the second epoch on

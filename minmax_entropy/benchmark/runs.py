@@ -32,7 +32,7 @@ from minmax_entropy.engine.run import MACHINE, Run
 from minmax_entropy.engine.train import fit
 from minmax_entropy.factory import create_model
 from minmax_entropy.hub.config import figures_as_json
-from minmax_entropy.inference.predictor import Inference
+from minmax_entropy.inference.options import Inference
 from minmax_entropy.metrics.names import HEADINGS
 from minmax_entropy.presets import resolve_preset
 from minmax_entropy.report.pictures import save_picture

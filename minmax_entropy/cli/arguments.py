@@ -12,7 +12,7 @@ from minmax_entropy import hub
 from minmax_entropy._checks import check_threshold
 from minmax_entropy.data.preprocess import NATIVE
 from minmax_entropy.factory import create_model
-from minmax_entropy.inference.predictor import FLIPS
+from minmax_entropy.inference.views import FLIPS
 from minmax_entropy.wsl import WSLModel
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif")
 MASK_THRESHOLD = 127
@@ -53,6 +55,40 @@ def read_image(path: str | Path) -> Image.Image:
         DamagedFileError: the file is truncated, damaged, or not an image.
     """
     return _as_rgb(_open(path))
+
+
+def as_image(picture: str | Path | Image.Image | np.ndarray | Tensor) -> Image.Image:
+    """A picture as RGB: a file, a PIL image, an array or a tensor.
+
+    Args:
+        picture: an array `[H, W]` or `[H, W, 3]` of bytes; a tensor `[1, H, W]` or `[3, H, W]` of bytes, or of floating
+            point in [0, 1].
+
+    Raises:
+        FileNotFoundError, DamagedFileError: as `read_image`.
+        TypeError, ValueError: something else, or other shapes or values.
+    """
+    if isinstance(picture, (str, Path)):
+        return read_image(picture)
+    if isinstance(picture, Image.Image):
+        return decode_image(picture, "the image")
+    if not isinstance(picture, (np.ndarray, Tensor)):
+        raise TypeError(f"a picture is a file, a PIL image, an array or a tensor, got {type(picture).__name__}")
+    pixels = picture
+    if isinstance(picture, Tensor):
+        if picture.ndim != 3 or picture.shape[0] not in (1, 3):
+            raise ValueError(f"a picture's tensor is [1, H, W] or [3, H, W], got {list(picture.shape)}")
+        values = picture.detach().cpu()
+        if values.is_floating_point():
+            if not 0 <= float(values.min()) <= float(values.max()) <= 1:
+                raise ValueError("a picture's tensor of floating point has values in [0, 1], before any normalization")
+            values = (values.float() * 255).round().to(torch.uint8)
+        pixels = (
+            values.permute(1, 2, 0).numpy().squeeze(-1) if picture.shape[0] == 1 else values.permute(1, 2, 0).numpy()
+        )
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        raise ValueError(f"a picture's array is uint8 [H, W] or [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
+    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
 
 
 def decode_image(data: bytes | Image.Image, name: str) -> Image.Image:

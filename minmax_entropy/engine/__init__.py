@@ -11,7 +11,9 @@ from minmax_entropy.engine.run import Run
 from minmax_entropy.engine.threshold import ProbabilityChoice, ThresholdChoice, choose_min_probability, choose_threshold
 from minmax_entropy.engine.train import fit
 from minmax_entropy.inference.filters import create_refinement, list_refinements, register_refinement
-from minmax_entropy.inference.predictor import Inference, Prediction, predict_images
+from minmax_entropy.inference.options import Inference
+from minmax_entropy.inference.prediction import Prediction
+from minmax_entropy.inference.predictor import predict_images
 
 __all__ = [
     "RECIPES",

@@ -8,7 +8,8 @@ from PIL import Image
 
 from minmax_entropy.data import LabelledImages, Preprocess
 from minmax_entropy.engine.evaluate import Evaluation
-from minmax_entropy.inference.predictor import Inference, predict_images
+from minmax_entropy.inference.options import Inference
+from minmax_entropy.inference.predictor import predict_images
 from minmax_entropy.metrics.names import BY_CLASS, FOUND
 from minmax_entropy.report.pictures import grid, overlay, reduced
 from minmax_entropy.report.tables import metrics_table

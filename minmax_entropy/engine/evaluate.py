@@ -15,7 +15,9 @@ from PIL import Image
 from minmax_entropy._progress import progress_bar
 from minmax_entropy.data import DamagedFileError, LabelledImages, LabelledStream, Preprocess, Sample
 from minmax_entropy.engine.faithfulness import PROBED, SWAPPED, Prober, Probes
-from minmax_entropy.inference.predictor import Inference, Prediction, predict_images
+from minmax_entropy.inference.options import Inference
+from minmax_entropy.inference.prediction import Prediction
+from minmax_entropy.inference.predictor import predict_images
 from minmax_entropy.metrics import LocalizationMeter, MaskPlaces, border_share, target_rank
 from minmax_entropy.metrics.classification import TOP, resolve_rank
 from minmax_entropy.wsl import WSLModel

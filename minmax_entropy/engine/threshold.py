@@ -12,7 +12,8 @@ from minmax_entropy._bands import row_bands
 from minmax_entropy._progress import progress_bar
 from minmax_entropy.data import LabelledImages, Preprocess
 from minmax_entropy.engine.evaluate import evaluate, length_of, read_samples
-from minmax_entropy.inference.predictor import Inference, predict_images
+from minmax_entropy.inference.options import Inference
+from minmax_entropy.inference.predictor import predict_images
 from minmax_entropy.metrics import dice
 from minmax_entropy.wsl import WSLModel
 

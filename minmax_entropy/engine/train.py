@@ -14,7 +14,7 @@ from minmax_entropy.data import Preprocess, TrainingTransform
 from minmax_entropy.engine.loop import Images, Training, TrainingResult
 from minmax_entropy.engine.recipes import Recipe
 from minmax_entropy.engine.run import Run, own_state
-from minmax_entropy.inference.predictor import require_multiclass
+from minmax_entropy.inference.options import require_multiclass
 from minmax_entropy.wsl import WSLModel
 
 if TYPE_CHECKING:

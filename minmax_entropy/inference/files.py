@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,16 +10,10 @@ from pathlib import Path
 from minmax_entropy.data import DamagedFileError, Preprocess, read_image
 from minmax_entropy.data.folder import image_files
 from minmax_entropy.data.limits import allow_pixels
-from minmax_entropy.inference.predictor import Inference, check_inference, predict_images
-from minmax_entropy.metrics import region_boxes
+from minmax_entropy.inference.options import Inference, check_inference
+from minmax_entropy.inference.prediction import SUFFIXES
+from minmax_entropy.inference.predictor import predict_images
 from minmax_entropy.model import MinMaxEntropy
-from minmax_entropy.report.pictures import mask_picture, overlay, reduced, save_picture
-
-# Regions smaller than this share of the image are left out of the boxes.
-MIN_REGION = 0.001
-# Overlays are to be looked at: larger images are reduced to this for them. Masks are never reduced.
-OVERLAY_SIDE = 8192
-SUFFIXES = ("_overlay.png", "_mask.png")
 
 
 def expand_paths(paths: Sequence[str | Path], output: str | Path | None = None) -> list[Path]:
@@ -34,7 +29,11 @@ def expand_paths(paths: Sequence[str | Path], output: str | Path | None = None) 
     for path in map(Path, paths):
         if path.is_dir():
             found = image_files(path)
-            files += [file for file in found if not (file.name.endswith(SUFFIXES) and file.parent.resolve() == own)]
+            files += [
+                file
+                for file in found
+                if not (file.name.endswith(tuple(SUFFIXES.values())) and file.parent.resolve() == own)
+            ]
         else:
             files.append(path)
     return files
@@ -72,8 +71,8 @@ def predict_files(
         FileExistsError: an output would overwrite one of the images.
         ValueError: the model does not work as `inference` asks.
     """
-    check_inference(model, inference or Inference())
-    threshold = model.mask_threshold if threshold is None else threshold
+    inference = inference or Inference()
+    check_inference(model, inference)
     inputs = {Path(path).resolve() for path in paths}
     stems = _unique_stems([Path(path) for path in paths])
     for path, stem in zip(paths, stems, strict=True):
@@ -84,23 +83,17 @@ def predict_files(
             yield {"image": str(path), "error": str(error)}
             continue
         prediction = next(predict_images(model, iter([(0, image)]), preprocess, inference=inference))
-        inside = prediction.mask >= threshold
-        names = model.class_names
-        named = names[prediction.class_index] if names else prediction.class_index
-        result = {
-            "image": str(path),
-            "class": None if prediction.nothing else named,
-            "probability": round(prediction.probability, 4),
-            "boxes": [list(box) for box in region_boxes(inside, round(MIN_REGION * inside.size))],
-            "share": round(float(inside.mean()), 4),
-        }
+        shown = dict(image=image, source=Path(path))
+        if threshold is not None:
+            shown["threshold"] = threshold
+        prediction = dataclasses.replace(prediction, **shown)
+        result = prediction.to_dict()
         if output is not None:
-            for name, suffix in zip(("overlay", "mask"), SUFFIXES, strict=True):
-                result[name] = str(Path(output) / f"{stem}{suffix}")
-                if Path(result[name]).resolve() in inputs:
-                    raise FileExistsError(f"{result[name]} is one of the images: choose another output folder")
-            save_picture(overlay(*reduced(image, inside, OVERLAY_SIDE)), result["overlay"])
-            save_picture(mask_picture(inside), result["mask"])
+            for suffix in SUFFIXES.values():
+                if (Path(output) / f"{stem}{suffix}").resolve() in inputs:
+                    written = Path(output) / f"{stem}{suffix}"
+                    raise FileExistsError(f"{written} is one of the images: choose another output folder")
+            result |= {kind: str(written) for kind, written in prediction.save(output, stem).items()}
         yield result
 
 

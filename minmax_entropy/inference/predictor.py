@@ -1,89 +1,151 @@
-"""Prediction of images: whole and in batches, by tiles, averaged over views, refined; masks at the images' own size."""
+"""Pictures in, predictions out: whole and in batches, by tiles, in several views, refined; masks at their own size."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from minmax_entropy._checks import check_share, check_threshold
 from minmax_entropy._modes import in_evaluation
+from minmax_entropy._progress import progress_bar
 from minmax_entropy.data import Preprocess, preprocess_for
+from minmax_entropy.data.folder import image_files
+from minmax_entropy.data.images import as_image
+from minmax_entropy.data.limits import allow_pixels
 from minmax_entropy.inference.filters import Refinement, refine_mask
-from minmax_entropy.inference.tiles import check_tile, needs_tiles, see_tiled, why_not_tiled
-from minmax_entropy.inference.views import FLIPS, Views, mean, recommended_views, see
+from minmax_entropy.inference.options import Inference, check_inference, require_multiclass
+from minmax_entropy.inference.prediction import Prediction
+from minmax_entropy.inference.tiles import needs_tiles, see_tiled
+from minmax_entropy.inference.views import Views, mean, see
 from minmax_entropy.model import MinMaxEntropy
 
-
-def require_multiclass(model: MinMaxEntropy) -> None:
-    """Refuse models of other tasks: data sets and predictions here have one class an image.
-
-    Raises:
-        ValueError: the model's task is another.
-    """
-    if model.task != "multiclass":
-        raise ValueError(
-            f'one class an image is expected here, the model has task="{model.task}": call the model itself, '
-            "`model(images, target)` in a training loop and `model(images)` for scores and mask"
-        )
+Picture = str | Path | Image.Image | np.ndarray | Tensor
 
 
-@dataclasses.dataclass(frozen=True)
-class Inference:
-    """How images are predicted. As it is: each whole image as the model does it.
+class Predictor:
+    """Pictures in, predictions out.
 
     Args:
-        tile: side in pixels, at the network's scale, of the tiles of images whose network input is larger (see
-            `Tiling`). None: inputs of more than 4,194,304 pixels (2048 x 2048) at their largest scale, that of a closer
-            look included, go by tiles of 2048, all others whole.
-        overlap: pixels that neighbouring tiles share; 256 by default, a quarter of smaller tiles.
-        flips: "horizontal", "vertical", "both": views that are averaged with the image as it is.
-        scales: factors of the network's input size; every scale has every flip. Masks are averaged; the class is that
-            of the scale nearest to 1, its probabilities averaged over the flips. They take the place of the views that
-            the model recommends (`evaluation_scales`, `evaluation_flip`, `evaluation_zoom`).
-        refine: brings the mask closer to the image's edges; see `minmax_entropy.inference.filters`.
+        model: a model for one class an image; its mode and its settings stay.
+        views: how each picture is seen; by default as the model recommends, `Views()` is a single pass.
+        size: shorter side of the pictures as the network sees them, or "native", their own; by default the model's.
+        tile, overlap: of large pictures; see `Inference`.
+        refine: brings masks closer to the picture's edges; see `minmax_entropy.engine.create_refinement`.
+        threshold: a pixel is marked where the mask is at least this; by default the model's `mask_threshold`.
+        min_probability: pictures whose class has less hold nothing; by default the model's.
+        batch_size: largest number of pictures in one pass.
+        max_pixels: of a picture's file; see `minmax_entropy.data.allow_pixels`.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: an unknown flip, no scale or one that is not over 0, tile or overlap below 1.
+        ValueError: the model's task is not "multiclass", or it does not work as it is asked to.
+
+    Example:
+        >>> import minmax_entropy, numpy
+        >>> model = minmax_entropy.create_model("wsl_test_resnet", num_classes=3, img_size=64)
+        >>> predictor = minmax_entropy.Predictor(model)
+        >>> picture = numpy.zeros((48, 80, 3), dtype=numpy.uint8)
+        >>> prediction = predictor(picture)
+        >>> prediction.mask.shape, len(prediction.probabilities)
+        ((48, 80), 3)
+        >>> [each.index for each in predictor([picture, picture])]
+        [0, 1]
     """
 
-    tile: int | None = None
-    overlap: int | None = None
-    flips: tuple[str, ...] = ()
-    scales: tuple[float, ...] | None = None
-    refine: Refinement | None = None
+    def __init__(
+        self,
+        model: MinMaxEntropy,
+        views: Views | None = None,
+        *,
+        size: int | str | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        refine: Refinement | None = None,
+        threshold: float | None = None,
+        min_probability: float | None = None,
+        batch_size: int = 16,
+        max_pixels: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.model = model
+        self.inference = Inference(tile, overlap, refine=refine, views=views)
+        require_multiclass(model)
+        check_inference(model, self.inference)
+        self.preprocess = preprocess_for(model, size)
+        self.threshold = None if threshold is None else check_threshold("threshold", threshold)
+        self.min_probability = None if min_probability is None else check_share("min_probability", min_probability)
+        self.batch_size, self.max_pixels, self.progress = batch_size, max_pixels, progress
 
-    def __post_init__(self) -> None:
-        unknown = [flip for flip in self.flips if flip not in FLIPS]
-        if unknown:
-            raise ValueError(f"flips are any of {tuple(FLIPS)}, got {unknown[0]!r}")
-        if self.scales is not None and (not self.scales or not all(0 < scale < math.inf for scale in self.scales)):
-            raise ValueError(f"scales are numbers over 0, such as (0.75, 1.0, 1.25), got {self.scales!r}")
-        for name in ("tile", "overlap"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is a number of pixels, 1 or more, got {getattr(self, name)!r}")
+    def __call__(self, pictures: Picture | Iterable[Picture]) -> Prediction | list[Prediction]:
+        """Predict a picture, or all of several; see `stream`. A folder is as many pictures as it has."""
+        if _is_one(pictures):
+            return next(self.stream([pictures]))
+        return list(self.stream(pictures))
 
-    def views(self, model: MinMaxEntropy) -> Views:
-        """The views of each image: with scales these, or else what the model recommends; every one with the flips."""
-        views = recommended_views(model) if self.scales is None else Views(tuple(map(float, self.scales)))
-        return dataclasses.replace(views, flips=tuple(self.flips))
+    def stream(self, pictures: Iterable[Picture]) -> Iterator[Prediction]:
+        """Predict pictures one after the other, as they are asked for.
+
+        Args:
+            pictures: files, folders of them, PIL images, arrays `[H, W]` or `[H, W, 3]` of bytes, tensors `[3, H, W]`
+                of bytes or of floating point in [0, 1].
+
+        Raises:
+            FileNotFoundError, DamagedFileError: a file is missing, or can't be read.
+            TypeError, ValueError: something else than a picture.
+        """
+        listed = [pictures] if isinstance(pictures, (str, Path)) else pictures
+        sources = list(_expanded(listed)) if self.progress else _expanded(listed)
+        waiting: dict[int, tuple[Image.Image, Path | None]] = {}
+
+        def opened() -> Iterator[tuple[int, Image.Image]]:
+            for index, picture in enumerate(sources):
+                with allow_pixels(self.max_pixels):
+                    image = as_image(picture)
+                waiting[index] = image, Path(picture) if isinstance(picture, (str, Path)) else None
+                yield index, image
+
+        options = dict(batch_size=self.batch_size, inference=self.inference, min_probability=self.min_probability)
+        found = predict_images(self.model, opened(), self.preprocess, **options)
+        total = len(sources) if isinstance(sources, list) else None
+        for prediction in progress_bar(found, "predict", self.progress, total=total):
+            image, source = waiting.pop(prediction.index)
+            threshold = self.model.mask_threshold if self.threshold is None else self.threshold
+            yield dataclasses.replace(prediction, image=image, source=source, threshold=threshold)
 
 
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What a model says of one image."""
+def explain(picture: Picture, model: MinMaxEntropy, **options: object) -> Prediction:
+    """Predict one picture: its class, and the pixels that the decision rests on.
 
-    index: int
-    class_index: int  # the most probable one, also where there is nothing
-    probability: float
-    mask: np.ndarray  # float32 [H, W] in [0, 1]; zeros where there is nothing, and for one of `empty_classes`
-    probabilities: np.ndarray  # float32 [K]
-    nothing: bool = False  # the probability is under the model's `min_probability`
+    Args:
+        picture: as `Predictor.stream` takes it.
+        model: the model.
+        options: those of `Predictor`.
+    """
+    return Predictor(model, **options)(picture)
+
+
+def _is_one(pictures: Picture | Iterable[Picture]) -> bool:
+    if isinstance(pictures, (str, Path)):
+        return not Path(pictures).is_dir()
+    if isinstance(pictures, (np.ndarray, Tensor)):
+        return pictures.ndim < 4
+    return isinstance(pictures, Image.Image)
+
+
+def _expanded(pictures: Iterable[Picture]) -> Iterator[Picture]:
+    """Folders as the image files in them."""
+    for picture in pictures:
+        if isinstance(picture, (str, Path)) and Path(picture).is_dir():
+            yield from image_files(Path(picture))
+        else:
+            yield picture
 
 
 @torch.inference_mode()
@@ -94,6 +156,7 @@ def predict_images(
     batch_size: int = 16,
     full_size: bool = True,
     inference: Inference | None = None,
+    min_probability: float | None = None,
 ) -> Iterator[Prediction]:
     """Predict images one after the other; those of one network size that follow each other go through together.
 
@@ -104,7 +167,8 @@ def predict_images(
         batch_size: largest number of images in one forward pass; 1 for a model whose mask depends on the batch.
         full_size: masks at the images' own sizes; False leaves them at the network's, padding included, where they come
             from the whole image alone.
-        inference: tiles, averaging and refinement; by default each whole image as the model does it.
+        inference: tiles, views and refinement; by default each whole image in the views that the model recommends.
+        min_probability: images whose class has less hold nothing; by default the model's.
 
     Raises:
         ValueError: the model's task is not "multiclass", or the model does not work as `inference` asks.
@@ -115,9 +179,12 @@ def predict_images(
     inference = inference or Inference()
     preprocess = preprocess or preprocess_for(model)
     check_inference(model, inference)
-    views = inference.views(model)
+    views = inference.views_of(model)
     full_size = full_size or inference.refine is not None
-    whole = functools.partial(_predict_whole, model, preprocess, views, inference.refine, full_size)
+    if min_probability is None:
+        min_probability = model.min_probability
+    said = functools.partial(_prediction, model, inference.refine, min_probability)
+    whole = functools.partial(_predict_whole, model, preprocess, views, full_size, said)
 
     with in_evaluation(model):
         batch: list[tuple[int, Image.Image, Tensor]] = []
@@ -127,7 +194,7 @@ def predict_images(
                 batch = []
                 options = inference.tile, inference.overlap, batch_size
                 scores, mask = see_tiled(model, image, preprocess, views, *options)
-                yield _prediction(model, index, image, _mean_probabilities(scores)[0], mask, inference.refine)
+                yield said(index, image, _mean_probabilities(scores)[0], mask)
             else:
                 tensor = preprocess(image)
                 if len(batch) == batch_size or (batch and batch[0][2].shape != tensor.shape):
@@ -137,29 +204,12 @@ def predict_images(
         yield from whole(batch)
 
 
-def check_inference(model: MinMaxEntropy, inference: Inference) -> None:
-    """Refuse what a model can't do.
-
-    Raises:
-        ValueError: scales for a backbone of one size; tiles that the backbone or the heads don't work with.
-    """
-    if model.backbone.sizes.fixed is not None and inference.tile is None and set(inference.scales or (1.0,)) != {1.0}:
-        raise ValueError(
-            f"this backbone takes images of {model.backbone.sizes}: give a tile of that size to see images at other "
-            "scales"
-        )
-    if inference.tile is not None:
-        check_tile(model, inference.tile, inference.overlap)
-        if reason := why_not_tiled(model):
-            raise ValueError(f"this model can't work by tiles: {reason}")
-
-
 def _predict_whole(
     model: MinMaxEntropy,
     preprocess: Preprocess,
     views: Views,
-    refine: Refinement | None,
     full_size: bool,
+    said: Callable[[int, Image.Image, Tensor, np.ndarray], Prediction],
     batch: list[tuple[int, Image.Image, Tensor]],
 ) -> Iterator[Prediction]:
     """Whole images of one network size."""
@@ -172,7 +222,7 @@ def _predict_whole(
     masks = masks.float().cpu()
     for (index, image, _), each, mask in zip(batch, probabilities, masks, strict=True):
         mask = preprocess.restore(mask, (image.height, image.width)) if full_size else mask
-        yield _prediction(model, index, image, each, mask[0].numpy(), refine)
+        yield said(index, image, each, mask[0].numpy())
 
 
 def _mean_probabilities(scores: Sequence[Tensor]) -> Tensor:
@@ -181,18 +231,21 @@ def _mean_probabilities(scores: Sequence[Tensor]) -> Tensor:
 
 def _prediction(
     model: MinMaxEntropy,
+    refine: Refinement | None,
+    min_probability: float,
     index: int,
     image: Image.Image,
     probabilities: Tensor,
     mask: np.ndarray,
-    refine: Refinement | None,
 ) -> Prediction:
     """What is said of an image with class probabilities `[K]` and a mask."""
     probability, class_index = probabilities.max(dim=0)
     predicted = int(class_index)
-    nothing = float(probability) < model.min_probability
+    nothing = float(probability) < min_probability
     if nothing or predicted in model.empty_classes:
         mask = np.zeros_like(mask)
     elif refine is not None:
         mask = refine_mask(refine, image, mask)
-    return Prediction(index, predicted, float(probability), mask, probabilities.numpy(), nothing)
+    name = model.class_names[predicted] if model.class_names else None
+    numbers = float(probability), mask, probabilities.numpy()
+    return Prediction(index, predicted, *numbers, nothing, name, model.mask_threshold)
