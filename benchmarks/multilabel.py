@@ -21,7 +21,7 @@ import minmax_entropy as mme
 from minmax_entropy.cli.demo import SIZE
 from minmax_entropy.data import SyntheticShapes
 from minmax_entropy.engine import get_recipe
-from minmax_entropy.losses import BINARY_BACKGROUND_LOSSES
+from minmax_entropy.losses import binary_uniform_cross_entropy
 from minmax_entropy.metrics import dice
 
 CLASSES, TEXTURES, BATCH = 4, 6, 16
@@ -37,8 +37,8 @@ ROWS = {
 class EveryClass(mme.MinMaxEntropyLoss):
     """The background term of all classes, those that the image does not have included."""
 
-    def _background(self, logits: Tensor, target: Tensor) -> Tensor:
-        return BINARY_BACKGROUND_LOSSES[self.background_loss](logits).sum(dim=1)
+    def background(self, logits: Tensor, target: Tensor) -> Tensor:
+        return binary_uniform_cross_entropy(logits).sum(dim=1)
 
 
 def draw(count: int, seed: int) -> tuple[Tensor, Tensor, np.ndarray]:

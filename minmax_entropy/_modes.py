@@ -1,35 +1,35 @@
-"""Another mode or other settings for a while."""
+"""Evaluation mode for a while."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
+import weakref
 from collections.abc import Iterator
 
 from torch import nn
 
-ONE_LOOK = dict(evaluation_scales=(1.0,), evaluation_zoom=None)  # at images at their own size
+_lock = threading.Lock()
+# Module -> how many are using it in evaluation mode, and the modes of its parts before.
+_evaluated: weakref.WeakKeyDictionary[nn.Module, tuple[int, dict[nn.Module, bool]]] = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
 def in_evaluation(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; each part then goes back to its own."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
+    """Evaluation mode for a while; each part goes back to its own when the last of those who use it is done."""
+    with _lock:
+        count, modes = _evaluated.get(module, (0, None))
+        if modes is None:
+            modes = {part: part.training for part in module.modules()}
+            module.eval()
+        _evaluated[module] = count + 1, modes
     try:
         yield
     finally:
-        for part, mode in modes.items():
-            part.training = mode
-
-
-@contextlib.contextmanager
-def with_settings(module: nn.Module, **settings: object) -> Iterator[None]:
-    """Other values of some attributes for a while."""
-    before = {name: getattr(module, name) for name in settings}
-    try:
-        for name, value in settings.items():
-            setattr(module, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(module, name, value)
+        with _lock:
+            count, modes = _evaluated.pop(module)
+            if count > 1:
+                _evaluated[module] = count - 1, modes
+            else:
+                for part, mode in modes.items():
+                    part.training = mode

@@ -163,8 +163,10 @@ def model_entrypoint(name: str) -> Callable[..., WSLModel]:
     raise unknown_name("model", name, known, hint=f" (a model is wsl_<timm name>, or {prefixes})")
 
 
-def build_model(backbone: str, pretrained: bool = False, *, tag: str = "", **kwargs) -> WSLModel:
-    """A `WSLModel` from flat keywords: those it does not know itself are the backbone's.
+def build_model(
+    backbone: str, pretrained: bool = False, *, tag: str = "", kind: type[WSLModel] = WSLModel, **kwargs
+) -> WSLModel:
+    """A `WSLModel`, or of a `kind` of it, from flat keywords: those it does not know itself are the backbone's.
 
     Raises:
         TypeError: a keyword that neither the model nor the backbone knows.
@@ -174,7 +176,7 @@ def build_model(backbone: str, pretrained: bool = False, *, tag: str = "", **kwa
     backbone_kwargs = {**(options.pop("backbone_kwargs", None) or {}), **kwargs}
     name = f"{backbone}.{tag}" if tag else backbone
     try:
-        model = WSLModel(name, pretrained=pretrained, backbone_kwargs=backbone_kwargs, **options)
+        model = kind(name, pretrained=pretrained, backbone_kwargs=backbone_kwargs, **options)
     except TypeError as error:
         unknown = [key for key in backbone_kwargs if f"'{key}'" in str(error)]
         if not unknown:

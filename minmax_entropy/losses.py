@@ -354,7 +354,7 @@ class MinMaxEntropyLoss(nn.Module):
         if logits is not None:
             losses["foreground"] = self.cross_entropy(logits, target).mean()
         if background_logits is not None:
-            background = self._background(background_logits, target)
+            background = self.background(background_logits, target)
             if control is None:
                 losses["background"] = background.mean()
             else:
@@ -372,8 +372,8 @@ class MinMaxEntropyLoss(nn.Module):
         weights = {**self.weights, "size": self.size_share * self.weights["size"]}
         return sum(weights[name] * value for name, value in losses.items()), losses
 
-    def _background(self, logits: Tensor, target: Tensor) -> Tensor:
-        """`[B, K]` to `[B]`."""
+    def background(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The term of X- for each image, `[B]`, from the classifier's scores `[B, K]`."""
         if self.task == "multiclass":
             return _LOSSES["background"][self.background_loss](logits)
         labelled = target.to(logits.dtype)

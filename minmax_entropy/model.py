@@ -120,7 +120,7 @@ class MinMaxEntropy(nn.Module):
 
         foreground_logits = background_logits = control = None
         if self.classifier is not None and (background or target is not None or self.classifier_decides):
-            relevant, irrelevant = split_regions(images, mask)  # [B, C, H, W] each
+            relevant, irrelevant = self.split(images, mask)  # [B, C, H, W] each
             foreground_logits = self.classify(relevant)  # [B, K]
             if background and target is not None and self.training and self.criterion.weights["control"] > 0:
                 control = one_half(images)
@@ -184,9 +184,14 @@ class MinMaxEntropy(nn.Module):
         """The map `[B, 1, h, w]` that becomes the mask, of class maps `[B, K, h, w]` with weights `[B, K]`."""
         return weighted_map(maps, weights)
 
-    def make_mask(self, regions: Tensor, images: Tensor) -> Tensor:
-        """From maps `[B, N, h, w]` of images `[B, C, H, W]` to masks `[B, N, H, W]` in [0, 1], a map by itself."""
+    def make_mask(self, regions: Tensor, images: Tensor, refined: bool = True) -> Tensor:
+        """From maps `[B, N, h, w]` of images `[B, C, H, W]` to masks `[B, N, H, W]` in [0, 1], a map by itself; they
+        may be `refined` before (`EvaluatedModel`)."""
         return self.masking(regions, tuple(images.shape[-2:]))
+
+    def split(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """X+ and X-, `[B, C, H, W]` each, of images and a mask `[B, 1, H, W]`."""
+        return split_regions(images, mask)
 
     @property
     def classifier_decides(self) -> bool:
@@ -217,7 +222,7 @@ class MinMaxEntropy(nn.Module):
             scores: of the localizer, `[B, K]` for each way that it has seen the images.
             mask: `[B, 1, H, W]`.
         """
-        return [self.classify(split_regions(images, mask)[0])] if self.classifier_decides else list(scores)
+        return [self.classify(self.split(images, mask)[0])] if self.classifier_decides else list(scores)
 
     def control_region(self, images: Tensor, mask: Tensor) -> Tensor:
         """Images `[B, C, H, W]` under masks that say nothing about them, made of those of the batch `[B, 1, H, W]`."""

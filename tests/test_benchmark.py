@@ -406,7 +406,7 @@ def test_configurations_of_the_repository(path, monkeypatch, tmp_path):
     script = runpy.run_path(str(QUALITY / "run.py"))
     config = script["read_config"](path, "shapes:") | {"classes": None, "data_options": {"length": 16}}
     monkeypatch.setattr(factory._MODELS, "_factories", dict(factory._MODELS._factories))  # plugins add to them
-    monkeypatch.setattr(losses, "SIZE_LOSSES", losses.SIZE_LOSSES.copy())
+    monkeypatch.setattr(losses._LOSSES["size"], "_factories", dict(losses._LOSSES["size"]._factories))
     own, config["pretrained"] = config["models"], False
     if own == ["wsl_trial"]:
         config["settings"] = {**config["settings"], "backbone": "test_resnet"}

@@ -44,7 +44,7 @@ def plain_mask(model, region, images):
     if model.refinement is not None:
         region = model.refinement(region, images)
     normalized = min_max_normalize(resize(region, images.shape[-2:]))
-    return soft_mask(normalized, model.evaluation_sigma, model.mask_omega)
+    return soft_mask(normalized, model.evaluation_sigma(), model.mask_omega)
 
 
 def enlarged(images, height, width):

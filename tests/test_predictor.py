@@ -90,7 +90,7 @@ def test_views_are_those_that_are_given(model):
 
 def test_settings_are_arguments(model):
     """Threads with one model and different settings get what they would get alone, and nothing is left changed."""
-    model.eval()
+    model.train()
     before = model.settings()
     pictures = [picture(seed=seed) for seed in range(6)]
     predictors = [
@@ -107,6 +107,7 @@ def test_settings_are_arguments(model):
             assert (each.threshold, each.nothing) == (sought.threshold, sought.nothing)
     assert all(each.nothing and not each.mask.any() for each in expected[1])
     assert not any(each.nothing for each in expected[0]) and model.settings() == before
+    assert all(part.training for part in model.modules())
 
 
 def test_what_a_prediction_gives(model, tmp_path):

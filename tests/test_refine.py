@@ -276,8 +276,10 @@ def test_settings_that_would_not_load_are_not_stored(tmp_path):
     with pytest.raises(FileNotFoundError, match="no saved model in"):
         hub.save_settings(model, tmp_path)
     model.save_pretrained(tmp_path / "model")
-    model.mask_threshold = 1.5
     with pytest.raises(ValueError, match=r"mask_threshold cuts a mask with values in .*, got 1.5"):
+        model.mask_threshold = 1.5
+    model.mask_threshold, model.data_config["foo"] = 0.6, 1
+    with pytest.raises(ValueError, match="data_config has no 'foo'"):
         hub.save_settings(model, tmp_path / "model")
     assert mme.create_model(f"local-dir:{tmp_path / 'model'}").mask_threshold == 0.5
     assert not [path for path in (tmp_path / "model").iterdir() if path.name.startswith(".")]

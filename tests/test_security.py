@@ -123,7 +123,7 @@ def backbone():
 @pytest.mark.parametrize("key", KEYWORDS)
 def test_a_keyword_of_the_wrong_kind(saved, key, backbone, monkeypatch):
     if key not in ("backbone", "backbone_kwargs", "in_chans", "img_size"):
-        monkeypatch.setattr("minmax_entropy.model.create_backbone", lambda *_, **__: backbone)  # built once
+        monkeypatch.setattr("minmax_entropy.wsl.create_backbone", lambda *_, **__: backbone)  # built once
     good = (saved / CONFIG_NAME).read_text()
     accepted = []
     for value in WRONG[key]:

@@ -206,7 +206,6 @@ def test_what_is_set_in_dictionaries_is_saved(tmp_path):
     ("change", "message"),
     [
         (lambda m: setattr(m, "localizer", mme.create_head("attention", m.num_features, K)), "left over localizer"),
-        (lambda m: setattr(m, "mask_sigma", 2.0), r"mask_sigma is a threshold on a map in \[0, 1\], got 2.0"),
         (lambda m: m.data_config.update(foo=1), "data_config has no 'foo'"),
     ],
 )

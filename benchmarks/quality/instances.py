@@ -40,7 +40,7 @@ class Answers(NamedTuple):
     def on_scale(self, low: float, high: float, model: mme.WSLModel) -> np.ndarray:
         """Masks `[N, H, W]` of maps whose range is the same for all images."""
         maps = torch.from_numpy((self.maps - low) / (high - low))
-        return soft_mask(maps, model.evaluation_sigma, model.mask_omega).numpy() >= model.mask_threshold
+        return soft_mask(maps, model.evaluation_sigma(), model.mask_omega).numpy() >= model.mask_threshold
 
 
 @torch.inference_mode()

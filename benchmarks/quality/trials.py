@@ -9,21 +9,33 @@ Trainings of it save a model without the variant, which is a matter of training 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
-from unittest import mock
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import minmax_entropy.model as model_module
 from minmax_entropy import WSLModel, WSLOutput, register_model
-from minmax_entropy._modes import with_settings
 from minmax_entropy.factory import build_model
 from minmax_entropy.heads import scores_and_maps
 from minmax_entropy.losses import register_loss
 from minmax_entropy.mask import control_mask, resize, weighted_map
+
+
+@contextlib.contextmanager
+def with_settings(model: WSLModel, **settings: object) -> Iterator[None]:
+    """Other values of some settings for a while."""
+    before = {name: getattr(model, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            setattr(model, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(model, name, value)
 
 
 class Detached(WSLModel):
@@ -53,8 +65,8 @@ class Top(WSLModel):
 class Learned(WSLModel):
     """`M+ = sigmoid(T)`: scale and offset are those that the localizer's weights and bias have learned."""
 
-    def make_mask(self, regions: Tensor, images: Tensor) -> Tensor:
-        if self.refinement is not None and not self.training:
+    def make_mask(self, regions: Tensor, images: Tensor, refined: bool = True) -> Tensor:
+        if self.refinement is not None and refined and not self.training:
             regions = self.refinement(regions, images)  # its compression keeps the sign
         return resize(regions, images.shape[-2:]).sigmoid()
 
@@ -97,17 +109,13 @@ class Filled(WSLModel):
 
     fill = "noise"
 
-    def forward(self, *args, **kwargs) -> WSLOutput:
-        if not self.training:
-            return super().forward(*args, **kwargs)
-        with mock.patch.object(model_module, "split_regions", self._split):
-            return super().forward(*args, **kwargs)
-
     def control_region(self, images: Tensor, mask: Tensor) -> Tensor:
         control = control_mask(mask)
         return (images * control + self._filling(images, mask) * (1 - control)).to(images.dtype)
 
-    def _split(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def split(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.training:
+            return super().split(images, mask)
         filling = self._filling(images, mask)
         parts = (images * mask + filling * (1 - mask), images * (1 - mask) + filling * mask)
         return tuple(part.to(images.dtype) for part in parts)
@@ -187,10 +195,9 @@ class Crop(WSLModel):
 
     _marked: Tensor | None = None
 
-    def _localize(self, images: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor, Tensor]:
-        logits, maps, mask = super()._localize(images, *args, **kwargs)
+    def split(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         self._marked = mask.detach() > 0.5
-        return logits, maps, mask
+        return super().split(images, mask)
 
     def classify(self, region: Tensor) -> Tensor:
         marked, self._marked = self._marked, None
@@ -198,9 +205,8 @@ class Crop(WSLModel):
             size = self.classifier_size(*region.shape[-2:])
             boxes = [tuple(_span(each[0].any(dim=side)) for side in (1, 0)) for each in marked]
             cut = [one[None, :, rows, columns] for one, (rows, columns) in zip(region, boxes, strict=True)]
-            enlarged = [F.interpolate(one, size, mode="bilinear", align_corners=True) for one in cut]
-            region = torch.cat(enlarged)
-            return scores_and_maps(self.classifier, self._features(self.backbone, region, False), self.num_classes)[0]
+            region = torch.cat([F.interpolate(one, size, mode="bilinear", align_corners=True) for one in cut])
+            return scores_and_maps(self.classifier, self.backbone(region), self.num_classes)[0]
         return super().classify(region)
 
 
@@ -250,9 +256,8 @@ TRIALS = {
 @register_model
 def wsl_trial(pretrained: bool = False, *, backbone: str, trial: dict | None = None, **kwargs) -> WSLModel:
     """A model with one of `TRIALS`, by its `name`; the other entries are the variant's numbers."""
-    model = build_model(backbone, pretrained, **kwargs)
     options = dict(trial or {"name": None})
-    model.__class__ = TRIALS[options.pop("name")]
+    model = build_model(backbone, pretrained, kind=TRIALS[options.pop("name")], **kwargs)
     for name, value in options.items():
         setattr(model, name, value)
     return model

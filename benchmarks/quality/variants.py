@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from minmax_entropy._modes import ONE_LOOK
-from minmax_entropy.benchmark.methods import METHODS, Method, register_method
+from minmax_entropy.benchmark.methods import METHODS, ONE_VIEW, Method, register_method
 from minmax_entropy.presets import PRESETS
 
 
@@ -55,15 +54,15 @@ _PRICE = dict(size_condition=None, size_weight=1.0)  # of the area, whatever the
 
 VARIANTS: dict[str, Method] = {
     # Evaluation.
-    "refined-unflipped": _evaluated("no closer look, no size flipped", evaluation_zoom=None, evaluation_flip=False),
+    "refined-unflipped": _evaluated("no zoom, no size flipped", evaluation_zoom=None, evaluation_flip=False),
     "refined-1.25": _evaluated(
-        "scales 0.75, 1, 1.25, no closer look", evaluation_scales=(0.75, 1.0, 1.25), evaluation_zoom=None
+        "scales 0.75, 1, 1.25, no zoom", evaluation_scales=(0.75, 1.0, 1.25), evaluation_zoom=None
     ),
     "refined-2": _evaluated(
-        "scales 0.75, 1, 1.5, 2, no closer look", evaluation_scales=(0.75, 1.0, 1.5, 2.0), evaluation_zoom=None
+        "scales 0.75, 1, 1.5, 2, no zoom", evaluation_scales=(0.75, 1.0, 1.5, 2.0), evaluation_zoom=None
     ),
     "refined-plain": _evaluated("no refinement, threshold 0.28", mask_refinement=None),
-    "refined-plain-one-scale": _evaluated("no refinement, threshold 0.28, one look", mask_refinement=None, **ONE_LOOK),
+    "refined-plain-one-scale": _evaluated("no refinement, threshold 0.28, one view", mask_refinement=None, **ONE_VIEW),
     "refined-classifier": _evaluated("the classifier decides", decision="classifier"),
     "refined-predicted": _evaluated("map of the predicted class", mask_source="predicted"),
     "refined-0.4": _evaluated("sigma 0.4", **_refinement(sigma=0.4)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from minmax_entropy._modes import ONE_LOOK
 from minmax_entropy._registry import unknown_name
 from minmax_entropy.benchmark.grad_cam import METHODS as GRAD_CAMS
 from minmax_entropy.engine.recipes import Recipe
@@ -74,7 +73,9 @@ class Method:
 _REFINEMENT = dict(PRESETS["refined"]["mask_refinement"], sigma=0.5)  # of the baselines, with which they do better
 _THRESHOLD, _REFINED = dict(mask_sigma=0.28), dict(mask_refinement=_REFINEMENT)
 _CAM_REFINED = dict(mask_refinement=dict(_REFINEMENT, compression=0.0))
-_LOOKS = {name: PRESETS["refined"][name] for name in ("evaluation_scales", "evaluation_flip", "evaluation_zoom")}
+ALL_VIEWS = {name: PRESETS["refined"][name] for name in ("evaluation_scales", "evaluation_flip", "evaluation_zoom")}
+
+ONE_VIEW = dict(evaluation_scales=(1.0,), evaluation_zoom=None)
 
 ALL_ONES = "all-ones"  # marks every pixel; nothing is trained
 
@@ -106,29 +107,29 @@ METHODS: dict[str, Method] = {
     "layer-cam-refined": Method(
         "LayerCAM, refined", trained_as="cam-avg", grad_cam="layer_cam", evaluated_with=_REFINED
     ),
-    # And with all the looks that the preset takes: other sizes, flipped, and closer where little is marked.
-    "cam-scales": Method("CAM, average, all looks", trained_as="cam-avg", evaluated_with=_LOOKS),
-    "grad-cam-scales": Method("Grad-CAM, all looks", trained_as="cam-avg", grad_cam="grad_cam", evaluated_with=_LOOKS),
+    # And in all the views of the preset: other sizes, flipped, and closer where little is marked.
+    "cam-scales": Method("CAM, average, all views", trained_as="cam-avg", evaluated_with=ALL_VIEWS),
+    "grad-cam-scales": Method("Grad-CAM, all views", trained_as="cam-avg", grad_cam="grad_cam", evaluated_with=ALL_VIEWS),
     "layer-cam-scales": Method(
-        "LayerCAM, all looks", trained_as="cam-avg", grad_cam="layer_cam", evaluated_with=_LOOKS
+        "LayerCAM, all views", trained_as="cam-avg", grad_cam="layer_cam", evaluated_with=ALL_VIEWS
     ),
     "layer-cam-0.28-scales": Method(
-        "LayerCAM, threshold 0.28, all looks",
+        "LayerCAM, threshold 0.28, all views",
         trained_as="cam-avg",
         grad_cam="layer_cam",
-        evaluated_with=_THRESHOLD | _LOOKS,
+        evaluated_with=_THRESHOLD | ALL_VIEWS,
     ),
     "cam-refined-scales": Method(
-        "CAM, average, refined, all looks", trained_as="cam-avg", evaluated_with=_CAM_REFINED | _LOOKS
+        "CAM, average, refined, all views", trained_as="cam-avg", evaluated_with=_CAM_REFINED | ALL_VIEWS
     ),
     "grad-cam-refined-scales": Method(
-        "Grad-CAM, refined, all looks", trained_as="cam-avg", grad_cam="grad_cam", evaluated_with=_REFINED | _LOOKS
+        "Grad-CAM, refined, all views", trained_as="cam-avg", grad_cam="grad_cam", evaluated_with=_REFINED | ALL_VIEWS
     ),
     "layer-cam-refined-scales": Method(
-        "LayerCAM, refined, all looks",
+        "LayerCAM, refined, all views",
         trained_as="cam-avg",
         grad_cam="layer_cam",
-        evaluated_with=_REFINED | _LOOKS,
+        evaluated_with=_REFINED | ALL_VIEWS,
     ),
     # arXiv 1907.12934 with a detached mask; the size constraint of the follow-up paper, IEEE TMI 2022; an area price.
     "minmax": Method("min-max entropy"),
@@ -141,12 +142,12 @@ METHODS: dict[str, Method] = {
     # Trained anew, and not as "area": the localizer's error chooses the epoch.
     "refined": Method("min-max entropy, area and control, refined", dict(preset="refined")),
     "refined-one-scale": Method(
-        "min-max entropy, area and control, refined, one look",
+        "min-max entropy, area and control, refined, one view",
         trained_as="refined",
-        evaluated_with=ONE_LOOK,
+        evaluated_with=ONE_VIEW,
     ),
     "refined-no-zoom": Method(
-        "min-max entropy, area and control, refined, no closer look",
+        "min-max entropy, area and control, refined, no zoom",
         trained_as="refined",
         evaluated_with=dict(evaluation_zoom=None),
     ),

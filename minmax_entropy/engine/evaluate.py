@@ -102,6 +102,7 @@ def evaluate(
     threshold: float | None = None,
     boxes: bool | None = None,
     inference: Inference | None = None,
+    min_probability: float | None = None,
     share: tuple[int, int] = (0, 1),
     probes: Probes | None = None,
 ) -> Evaluation:
@@ -125,6 +126,7 @@ def evaluate(
         boxes: None computes box metrics of images whose true boxes are known; True also of those with a mask, whose
             connected regions then are the true boxes; False of none. They may take most of the time.
         inference: tiles, averaging and refinement; by default each whole image as the model does it.
+        min_probability: images whose class has less hold nothing; by default the model's.
         share: `(number, count)`: evaluate every `count`-th image, from the one with this number on; see
             `Evaluation.merged`.
         probes: what classifiers find in the marked regions: each of `PROBED` becomes a figure of the images and of the
@@ -161,7 +163,8 @@ def evaluate(
 
     full_size = with_masks or prober is not None  # masks that classifiers see must fit the image
     rows = []
-    for prediction in predict_images(model, images(), preprocess, batch_size, full_size, inference):
+    how = batch_size, full_size, inference, min_probability
+    for prediction in predict_images(model, images(), preprocess, *how):
         sample = samples.pop(prediction.index)
         has_object = sample.target not in model.empty_classes
         places.setdefault(sample.target, MaskPlaces()).update(prediction.mask >= threshold)

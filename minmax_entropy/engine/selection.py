@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from minmax_entropy._modes import ONE_LOOK, with_settings
 from minmax_entropy.data import LabelledImages, LabelledStream, Preprocess
 from minmax_entropy.engine.diagnosis import warnings_of
 from minmax_entropy.engine.evaluate import Evaluation, evaluate, length_of
@@ -17,6 +15,8 @@ from minmax_entropy.engine.faithfulness import Probes
 from minmax_entropy.engine.run import gather_objects
 from minmax_entropy.hub import check_target
 from minmax_entropy.hub.weights import SavedWeights, weight_files
+from minmax_entropy.inference.options import Inference
+from minmax_entropy.inference.views import Views
 from minmax_entropy.wsl import WSLModel
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ERROR, F1 = "valid_error", "valid_f1_foreground"
 BEST = {ERROR: ("model", False), F1: ("model_best_f1", True)}
 FOLDERS = tuple(folder for folder, _ in BEST.values())
+SINGLE = Inference(views=Views(refined=False))  # more may take most of the time
 
 
 class Selection:
@@ -79,8 +80,8 @@ class Selection:
         refinement, as in training."""
         if self.valid is None:
             return {}, 0, []
-        with _as_validated(model, refined=self.with_masks or model.classifier_decides):
-            result = self._evaluate(model, with_masks=self.with_masks)
+        inference = None if self.with_masks or model.classifier_decides else SINGLE
+        result = self._evaluate(model, with_masks=self.with_masks, inference=inference)
         figures = {f"valid_{name}": float(value) for name, value in result.metrics.items()}
         return figures, len(result.rows), result.damaged
 
@@ -88,15 +89,15 @@ class Selection:
         """What `warnings_of` says of the model on the images to validate, in every process."""
         if self.valid is None:
             return []
-        with _as_validated(model, refined=False):
-            return warnings_of(self._evaluate(model, with_masks=False, probes=Probes()), self.valid.class_names)
+        found = self._evaluate(model, with_masks=False, probes=Probes(), inference=SINGLE)
+        return warnings_of(found, self.valid.class_names)
 
     def _evaluate(self, model: WSLModel, **options: object) -> Evaluation:
         """Each process does its share; all have the whole."""
         share = self.accelerator.process_index, self.accelerator.num_processes
         part = None
         if length_of(self.valid, share) != 0:
-            common = dict(skip_damaged=self.skip_damaged, boxes=False, share=share)
+            common = dict(skip_damaged=self.skip_damaged, boxes=False, share=share, min_probability=0.0)
             part = evaluate(model, self.valid, self.preprocess, **common, **options)
         return Evaluation.merged([part for part in gather_objects(self.accelerator, part) if part is not None])
 
@@ -145,9 +146,3 @@ def _is_within(tolerance: float, lowest: float, error: float, images: int) -> bo
     fewest = round(lowest * images)
     deviation = math.sqrt(fewest * (1 - fewest / images))
     return round(error * images) - fewest <= tolerance * max(deviation, 1.0)
-
-
-def _as_validated(model: WSLModel, refined: bool) -> contextlib.AbstractContextManager:
-    """No image is below `min_probability`; and no refinement and one look, as more may take most of the time, unless
-    they are needed."""
-    return with_settings(model, min_probability=0.0, **({} if refined else dict(refinement=None, **ONE_LOOK)))

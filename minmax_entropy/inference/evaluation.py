@@ -52,12 +52,6 @@ class EvaluatedModel(MinMaxEntropy):
     def mask_refinement(self, options: dict | None) -> None:
         self.refinement = None if options is None else from_options("mask_refinement", AffinityRefinement, options)
 
-    @property
-    def evaluation_sigma(self) -> float:
-        """Threshold on the normalized map in evaluation: that of `mask_refinement` where it has one."""
-        own = None if self.refinement is None else self.refinement.sigma
-        return self.mask_sigma if own is None else own
-
     def map_weights(self, logits: Tensor) -> Tensor:
         """What each class's map counts in the map that becomes the mask: `[B, K]` from the localizer's `[B, K]`; in
         evaluation among the classes that have an object."""
@@ -69,11 +63,16 @@ class EvaluatedModel(MinMaxEntropy):
             return logits
         return logits.index_fill(1, torch.tensor(self._empty_classes, device=logits.device), -torch.inf)
 
-    def make_mask(self, regions: Tensor, images: Tensor) -> Tensor:
+    def make_mask(self, regions: Tensor, images: Tensor, refined: bool = True) -> Tensor:
         """From maps `[B, N, h, w]` of images `[B, C, H, W]` to masks `[B, N, H, W]` in [0, 1], a map by itself; in
-        evaluation refined, with the threshold that goes with that."""
+        evaluation refined, with the threshold that goes with that, unless they are to be left as they are."""
         if self.training:
             return super().make_mask(regions, images)
-        if self.refinement is not None:
+        if self.refinement is not None and refined:
             regions = self.refinement(regions, images)
-        return self.masking(regions, tuple(images.shape[-2:]), self.evaluation_sigma)
+        return self.masking(regions, tuple(images.shape[-2:]), self.evaluation_sigma(refined))
+
+    def evaluation_sigma(self, refined: bool = True) -> float:
+        """Threshold on the normalized map in evaluation: that of `mask_refinement` where it has one and is used."""
+        own = None if self.refinement is None or not refined else self.refinement.sigma
+        return self.mask_sigma if own is None else own

@@ -236,7 +236,7 @@ def _steps(model: MinMaxEntropy) -> list[Size]:
 def _shares(model: MinMaxEntropy) -> list[float]:
     """Sizes of the passes of the backbones that follow from that of the images, as shares of it."""
     follows = model.classifier_decides and isinstance(model.classifier_scale, float)
-    return [model.classifier_scale] if follows else []
+    return [1.0, model.classifier_scale] if follows else [1.0]
 
 
 def _trace_any_size(model: MinMaxEntropy, size: Size, batch: int | None, step: Size) -> _Traced:

@@ -219,13 +219,13 @@ class TiledView:
         self._maps = stitch(maps, self.tiling, self.tiling.tile)[None]  # [1, K, h, w]
         self.scores = model.localizer.pool(self._maps)
 
-    def mask(self, weights: Tensor) -> RegionMask:
+    def mask(self, weights: Tensor, refined: bool = True) -> RegionMask:
         """The mask at the image's own size, with weights `[1, K]` of the class maps."""
         region = weighted_map(self._maps, weights)
-        if self.model.refinement is not None:
+        if self.model.refinement is not None and refined:
             size = self.model.refinement.size(region.shape[-2:], self.picture.size)
             region = self.model.refinement(region, self.picture.reduced(size)[None])
-        sigma, omega = self.model.evaluation_sigma, self.model.mask_omega
+        sigma, omega = self.model.evaluation_sigma(refined), self.model.mask_omega
         return RegionMask(region[0, 0], self.picture.size, self.picture.inner, self.picture.own, sigma, omega)
 
     def classify(self, mask: RegionMask) -> Tensor:
@@ -267,18 +267,18 @@ def see_tiled(
         turned = image if view.flip is None else image.transpose(TRANSPOSED[view.flip])
         return TiledView(model, turned, scaled(preprocess, image, view.scale), tile, overlap, batch_size)
 
-    looks = [(view, seen(view)) for view in views]
-    weights = class_weights(model, [look.scores for _, look in looks])
-    masks = [(view, look.mask(weights)) for view, look in looks]
+    tiled = [(view, seen(view)) for view in views]
+    weights = class_weights(model, [each.scores for _, each in tiled])
+    masks = [(view, each.mask(weights, views.refined)) for view, each in tiled]
     scores = [
-        look.classify(mask) if model.classifier_decides else look.scores
-        for (view, look), (_, mask) in zip(looks, masks, strict=True)
+        each.classify(mask) if model.classifier_decides else each.scores
+        for (view, each), (_, mask) in zip(tiled, masks, strict=True)
         if view.scale == views.deciding
     ]
-    del looks
+    del tiled
     mask = _mean_mask(masks, image)
     if views.zoom is not None and mask.mean() < views.zoom.below:
-        closer = _mean_mask([(view, seen(view).mask(weights)) for view in views.closer()], image)
+        closer = _mean_mask([(view, seen(view).mask(weights, views.refined)) for view in views.closer()], image)
         mask += np.float32(views.zoom.share) * (closer - mask)
     return scores, mask
 

@@ -67,12 +67,15 @@ class Views:
         mirror: flip the image horizontally at the other scales.
         zoom: see `Zoom`; None for no closer look.
         flips: "horizontal", "vertical", "both": at every scale the image is seen flipped like this as well.
+        refined: bring maps to the image's edges where the model does (`mask_refinement`); False leaves them as they
+            are, which takes less time.
     """
 
     scales: tuple[float, ...] = (1.0,)
     mirror: bool = False
     zoom: Zoom | None = None
     flips: tuple[str, ...] = ()
+    refined: bool = True
 
     def __iter__(self) -> Iterator[View]:
         """Those of all images, the deciding ones first."""
@@ -117,8 +120,8 @@ class Source(Protocol):
     def region(self, images: Tensor, maps: Tensor, weights: Tensor) -> Tensor:
         """The map `[B, 1, h, w]` that becomes the mask."""
 
-    def make_mask(self, region: Tensor, images: Tensor) -> Tensor:
-        """The mask `[B, 1, H, W]` of the images, in [0, 1]."""
+    def make_mask(self, region: Tensor, images: Tensor, refined: bool = True) -> Tensor:
+        """The mask `[B, 1, H, W]` of the images, in [0, 1]; of a map that is `refined` or left as it is."""
 
 
 def class_weights(source: Source, scores: Sequence[Tensor]) -> Tensor:
@@ -145,7 +148,7 @@ def see(source: Source, images: Tensor, views: Views) -> tuple[list[Tensor], Ten
         same = next((each for each in seen if each[1] is others), None)  # no pass of its own
         seen.append((view, others, *(same[2:] if same else source.class_maps(others))))
     weights = class_weights(source, [scores for _, _, scores, _ in seen])
-    masks = [_mask(source, images, view, others, maps, weights) for view, others, _, maps in seen]
+    masks = [_mask(source, images, view, others, maps, weights, views.refined) for view, others, _, maps in seen]
     scores = [scores for view, _, scores, _ in seen if view.scale == views.deciding]
     return scores, _zoomed(source, images, mean(masks), weights, views)
 
@@ -162,8 +165,10 @@ def flipped(tensor: Tensor, flip: str | None) -> Tensor:
     return tensor if flip is None else tensor.flip(FLIPS[flip])
 
 
-def _mask(source: Source, images: Tensor, view: View, others: Tensor, maps: Tensor, weights: Tensor) -> Tensor:
-    return source.make_mask(flipped(source.region(others, maps, weights), view.flip), images)
+def _mask(
+    source: Source, images: Tensor, view: View, others: Tensor, maps: Tensor, weights: Tensor, refined: bool
+) -> Tensor:
+    return source.make_mask(flipped(source.region(others, maps, weights), view.flip), images, refined)
 
 
 def _zoomed(source: Source, images: Tensor, mask: Tensor, weights: Tensor, views: Views) -> Tensor:
@@ -184,7 +189,8 @@ def _zoomed(source: Source, images: Tensor, mask: Tensor, weights: Tensor, views
         found = []
         for view in views.closer():
             larger = as_seen(chosen, view, source.backbone.sizes)
-            found.append(_mask(source, chosen, view, larger, source.class_maps(larger)[1], weights[part]))
+            maps = source.class_maps(larger)[1]
+            found.append(_mask(source, chosen, view, larger, maps, weights[part], views.refined))
         after = torch.lerp(mask[part], mean(found), views.zoom.share)
         after = torch.where(small[part][:, None, None, None], after, mask[part])
         mask = mask.index_copy(0, part, after)
