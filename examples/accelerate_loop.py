@@ -25,7 +25,7 @@ def main() -> None:
     options = parser.parse_args()
     train = open_split(options.data, "train") if options.data else SyntheticShapes(120, num_classes=3)
     valid = open_split(options.data, "valid", train.class_names) if options.data else SyntheticShapes(30, 64, 3, seed=1)
-    settings = dict(num_classes=len(train.class_names), preset="refined", img_size=None if options.data else 64)
+    settings = dict(num_classes=len(train.class_names), img_size=None if options.data else 64)
     model = minmax_entropy.create_model(options.model, options.pretrained, **settings)
     config = model.data_config
     values = (config[key] for key in ("mean", "std", "interpolation"))

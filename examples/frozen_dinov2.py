@@ -25,7 +25,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train = open_split(options.data, "train") if options.data else SyntheticShapes(48, num_classes=3)
     valid = open_split(options.data, "valid", train.class_names) if options.data else SyntheticShapes(12, 64, 3, seed=1)
-    settings = dict(num_classes=len(train.class_names), preset="refined", img_size=None if options.data else 112)
+    settings = dict(num_classes=len(train.class_names), img_size=None if options.data else 112)
     model = minmax_entropy.create_model(options.model, options.pretrained, freeze_backbone=True, **settings).to(device)
     config = model.data_config
     values = (config[key] for key in ("mean", "std", "interpolation"))

@@ -53,7 +53,7 @@ def create_model(
             (True by default). Cache, token and offline mode are those of `huggingface_hub`.
         num_classes: 1000 by default, or that of the saved model.
         in_chans: 3 by default, or that of the saved model.
-        preset: a name of `minmax_entropy.presets.PRESETS`.
+        preset: a name of `minmax_entropy.presets.PRESETS`: "refined" by default, or the settings of the saved model.
         checkpoint_path: file with the weights of a whole model (`.safetensors`, or a state dict of `torch.save`). With
             another `num_classes` than the file's both heads start afresh, with another `in_chans` the first
             convolution; a line of the log says so.

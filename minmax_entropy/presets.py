@@ -1,21 +1,21 @@
 """Named settings of a model, as data. A keyword given beside a preset wins over it; a dictionary of options, without
 a name, option by option: `preset="refined", mask_refinement=dict(sigma=0.6)`.
 
-`refined`
-    What measured best: gradient through the mask; an area that is kept small only as far as the region decides the
-    class; terms of control and border, and a margin around what the localizer sees, without which the mask may become a
-    code for the class; masks along the edges of the objects; and the class by the localizer, which sees the whole image
-    at its full size, with BatchNorm statistics of whole images, which is what it meets in evaluation. There it looks
-    three times, and once more where it marks little (docs/results/passes.md); `evaluation_scales=(1.0,),
-    evaluation_zoom=None` is one look. How good it is: docs/results/localization.md. `mask_sigma` is the training's.
-    With other heads and with erasing, whose maps are higher or larger, the `sigma` of `mask_refinement` should be
-    higher.
+`refined`, the default
+    The best-scoring settings. Gradient flows through the mask. Its area is kept small only as far as the region decides
+    the class. Terms of control and border, and a margin around what the localizer sees, keep the mask from becoming a
+    code for the class. Masks follow the edges of the objects. The localizer decides the class: it sees the whole image
+    at its full size, with BatchNorm statistics of whole images, as in evaluation. A `Predictor` sees each image three
+    times, and once more where little is marked (docs/results/passes.md); `views=Views()` is one pass. How good it is:
+    docs/results/localization.md. With other heads and with erasing, whose maps are higher or larger, give the
+    `sigma` of `mask_refinement` a higher value.
+`paper`
+    The method as arXiv 1907.12934 describes it: no gradient through the mask, no size term, and nothing of ours.
 `area`
-    Gradient through the mask with a price on the area and nothing else: the class by the classifier, a threshold in the
-    place of the refinement and the looks, no condition on the price and no control.
+    The paper's, with gradient through the mask and an area penalty.
 `reference`
     The authors' released implementation, with its quirks. Erasing is switched on between epochs (steps 4, from epoch
-    1), the optimizer and the schedule are the recipe of the same name. Exactness: tests/test_golden.py.
+    1); the optimizer and the schedule are the recipe of the same name. Exactness: tests/test_golden.py.
 `cam`
     Class activation mapping as a baseline (Zhou et al., CVPR 2016): average pooling, no classifier, the mask from the
     predicted class's map.
@@ -25,11 +25,34 @@ from __future__ import annotations
 
 from minmax_entropy._registry import unknown_name
 
-_AREA = dict(mask_sigma=0.28, detach_mask=False, size_loss="area", size_weight=1.0)
+DEFAULT = "refined"
+
+_PAPER = dict(
+    localizer="wildcat",
+    classifier="wildcat",
+    decision="classifier",
+    bn_statistics="passes",
+    mask_source=None,
+    mask_sigma=0.5,
+    mask_refinement=None,
+    evaluation_scales=(1.0,),
+    evaluation_flip=False,
+    evaluation_zoom=None,
+    reflect_margin=0.0,
+    detach_mask=None,
+    size_loss=None,
+    size_condition=None,
+    size_weight=1.0,
+    control_weight=0.0,
+    border_weight=0.0,
+)
+_AREA = dict(mask_sigma=0.28, detach_mask=False, size_loss="area")
 _REFERENCE_HEAD = dict(name="wildcat", modalities=5, kmax=0.09, kmin=0.09, alpha=0.0, dropout=0.0)
 
 PRESETS: dict[str, dict] = {
+    "paper": _PAPER,
     "reference": dict(
+        _PAPER,
         localizer=_REFERENCE_HEAD,
         classifier=_REFERENCE_HEAD,
         classifier_scale=0.5,
@@ -51,9 +74,11 @@ PRESETS: dict[str, dict] = {
         erasing_fallback="blank",
         erasing_normalize_trust=False,
     ),
-    "area": _AREA,
+    "area": dict(_PAPER, **_AREA),
     "refined": dict(
-        **{**_AREA, "size_weight": 2.0},
+        _PAPER,
+        **_AREA,
+        size_weight=2.0,
         size_condition="sufficient",
         control_weight=1.0,
         border_weight=2.0,
@@ -67,18 +92,18 @@ PRESETS: dict[str, dict] = {
         evaluation_flip=True,
         evaluation_zoom=dict(scale=2.0, below=0.135, share=0.4),
     ),
-    "cam": dict(localizer="average", classifier=None),
+    "cam": dict(_PAPER, localizer="average", classifier=None),
 }
 
 
 def resolve_preset(preset: str | None, keywords: dict) -> dict:
-    """`keywords` on top of those of `preset`; dictionaries without a `name` (which is that of a head) are merged.
+    """`keywords` on top of those of `preset`, None being the default; dictionaries without a `name` (which is that of a
+    head) are merged.
 
     Raises:
         ValueError: unknown preset.
     """
-    if preset is None:
-        return keywords
+    preset = DEFAULT if preset is None else preset
     if not isinstance(preset, str) or preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     settings = PRESETS[preset]

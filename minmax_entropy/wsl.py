@@ -10,13 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from minmax_entropy._checks import (
-    check_channels,
-    check_choice,
-    check_count,
-    check_flag,
-    check_share,
-)
+from minmax_entropy._checks import check_channels, check_choice, check_count, check_flag
 from minmax_entropy.backbones import create_backbone
 from minmax_entropy.backbones.data_config import check_data_config, per_channel
 from minmax_entropy.backbones.init import INITIALIZATIONS
@@ -52,7 +46,6 @@ def _check_network(config: dict) -> None:
     """Refuse keywords of the network that can't be."""
     for name in ("shared_backbone", "freeze_backbone", "freeze_bn"):
         check_flag(name, config[name])
-    check_share("reflect_margin", config["reflect_margin"])
     check_data_config({} if config["data_config"] is None else config["data_config"])
     if config["backbone_init"] is not None:
         check_choice("backbone_init", config["backbone_init"], tuple(INITIALIZATIONS))
@@ -84,8 +77,9 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
         num_classes: K, 1 or more.
         task: "multiclass", one class an image; or "multilabel", any number of them or none, with targets `[B, K]` of
             zeros and ones and scores through a sigmoid (`minmax_entropy.tasks.Multilabel`; our extension).
-        preset: a name of `minmax_entropy.presets.PRESETS`, whose values hold for keywords that are not given, and for
-            options that are not given in `mask_refinement` and other dictionaries without a name.
+        preset: a name of `minmax_entropy.presets.PRESETS`, "refined" by default, the best-scoring one. Its values hold
+            for keywords that are not given, and for options that are not given in `mask_refinement` and other
+            dictionaries without a name. The defaults of this signature are those of `preset="paper"`.
         in_chans: channels C of the images.
         img_size: `(height, width)` or a number, for backbones that are built for one size.
         pretrained: load the backbone's weights (timm's, from the Hugging Face Hub).
@@ -252,7 +246,9 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
             detach_mask = size_loss is None
         for name, asked in (("size_loss", size_loss is not None), ("border_weight", border_weight > 0)):
             if asked and detach_mask is True:
-                raise ValueError(f"{name} needs detach_mask=False: no gradient reaches a detached mask")
+                raise ValueError(
+                    f"{name} needs detach_mask=False: no gradient reaches a detached mask (preset='paper' has no such term)"
+                )
 
         options = dict(pretrained=pretrained, in_chans=in_chans, img_size=img_size, **(backbone_kwargs or {}))
         created, of_classifier = _backbones(backbone, options, classifier is not None and not shared_backbone)
@@ -272,12 +268,11 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
             num_classes=num_classes,
             in_chans=in_chans,
             classifier_backbone=of_classifier,
-            margin=ReflectedMargin(created, reflect_margin) if reflect_margin else None,
+            margin=ReflectedMargin(created, reflect_margin),
             **{name: config[name] for name in ("decision", "classifier_scale", "bn_statistics", "checkpoint_passes")},
             detach_mask=detach_mask,
         )
         self.config = Keywords(config)
-        self.freeze_backbone, self.freeze_bn = freeze_backbone, freeze_bn
         for layer in self._frozen_layers():
             layer.requires_grad_(False).eval()
         for name in EVALUATION:
@@ -293,6 +288,9 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
     mask_sigma = setting_of("masking", "sigma")
     mask_omega = setting_of("masking", "omega")
     mask_normalization = setting_of("masking", "normalization")
+    reflect_margin = setting_of("margin", "share")
+    freeze_backbone = property(lambda model: model.config["freeze_backbone"], doc="As it was built.")
+    freeze_bn = property(lambda model: model.config["freeze_bn"], doc="As it was built.")
 
     def settings(self) -> dict:
         """Keywords that rebuild the model as it is: `config`, and each setting as it is now."""
@@ -300,6 +298,7 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
             **options_of(self),
             "empty_classes": self.empty_classes,
             "mask_refinement": self.mask_refinement,
+            "reflect_margin": self.reflect_margin,
             **{f"mask_{name}": value for name, value in options_of(self.masking).items()},
             **{f"erasing_{name}": value for name, value in options_of(self.erasing).items()},
             **self.criterion.options,
@@ -311,6 +310,11 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
         }
         now |= {name: None for name, value in left.items() if self.config[name] is None and now[name] == value}
         return {**self.config, **now}
+
+    @staticmethod
+    def config_defaults() -> dict:
+        """What a saved configuration does not have is as in the paper: it was so before there was a choice."""
+        return {"preset": "paper"}
 
     @staticmethod
     def config_keywords() -> frozenset[str]:

@@ -110,7 +110,7 @@ def test_it_is_saved_and_needs_no_weights(tmp_path):
     model.save_pretrained(tmp_path)
     margin = mme.create_model(f"local-dir:{tmp_path}").margin
     assert (margin.pixels, margin.share) == (32, 0.5)
-    assert create(reflect_margin=True).margin.share == 1 and create(reflect_margin=False).margin is None
+    assert create(reflect_margin=True).margin.share == 1 and create(reflect_margin=False).margin.share == 0
     with pytest.raises(ValueError, match=r"reflect_margin must be in \[0, 1\], got 2"):
         create(reflect_margin=2)
 

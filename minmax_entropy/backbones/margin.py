@@ -7,8 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from minmax_entropy._checks import check_share
 from minmax_entropy.backbones.sizes import ImageSizes
 from minmax_entropy.mask import resize
+from minmax_entropy.settings import setting
 
 SMALLEST = 16  # pixels
 
@@ -24,12 +26,14 @@ class ReflectedMargin(nn.Module):
         backbone: the module with `sizes` and `reduction` whose features they are. It sees images as they are where it
             has no convolution that overlaps, as a plain transformer, and so pads nothing; and where it takes images of
             one size, or multiples of a step that the margin breaks.
-        share: of the training steps, in which the images have it.
+        share: of the training steps, in which the images have it, in [0, 1].
 
     Attributes:
         pixels: width of the margin, 16 or the next whole multiple of the deepest stride and of a position of the
             features; 0 for none.
     """
+
+    share = setting("share", check_share, "reflect_margin")
 
     def __init__(self, backbone: nn.Module, share: float = 1.0) -> None:
         super().__init__()
@@ -43,7 +47,7 @@ class ReflectedMargin(nn.Module):
 
     def drawn(self) -> bool:
         """Whether the images of a step have it, by lot (torch's generator of the CPU)."""
-        return self.pixels > 0 and (self.share == 1 or bool(torch.rand(()) < self.share))
+        return self.pixels > 0 and self.share > 0 and (self.share == 1 or bool(torch.rand(()) < self.share))
 
     def extend(self, images: Tensor) -> Tensor:
         """`[B, C, H, W]` to `[B, C, H + 2 * pixels, W + 2 * pixels]`."""

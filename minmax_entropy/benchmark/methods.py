@@ -131,14 +131,14 @@ METHODS: dict[str, Method] = {
         grad_cam="layer_cam",
         evaluated_with=_REFINED | ALL_VIEWS,
     ),
-    # arXiv 1907.12934 with a detached mask; the size constraint of the follow-up paper, IEEE TMI 2022; an area price.
-    "minmax": Method("min-max entropy"),
-    "minmax-erasing": Method("min-max entropy + erasing", recipe=ERASING),
-    "minmax-size": Method("min-max entropy, size constraint", dict(size_loss="barrier")),
+    # arXiv 1907.12934 with a detached mask; the size constraint of the follow-up paper, IEEE TMI 2022; an area penalty.
+    "minmax": Method("min-max entropy", dict(preset="paper")),
+    "minmax-erasing": Method("min-max entropy + erasing", dict(preset="paper"), recipe=ERASING),
+    "minmax-size": Method("min-max entropy, size constraint", dict(preset="paper", size_loss="barrier")),
     "minmax-size-erasing": Method(
-        "min-max entropy, size constraint + erasing", dict(size_loss="barrier"), recipe=ERASING
+        "min-max entropy, size constraint + erasing", dict(preset="paper", size_loss="barrier"), recipe=ERASING
     ),
-    "area": Method("min-max entropy, area price", dict(preset="area")),
+    "area": Method("min-max entropy, area penalty", dict(preset="area")),
     # Trained anew, and not as "area": the localizer's error chooses the epoch.
     "refined": Method("min-max entropy, area and control, refined", dict(preset="refined")),
     "refined-one-scale": Method(
@@ -151,7 +151,7 @@ METHODS: dict[str, Method] = {
         trained_as="refined",
         evaluated_with=dict(evaluation_zoom=None),
     ),
-    "area-erasing": Method("min-max entropy, area price + erasing", dict(preset="area"), recipe=ERASING),
+    "area-erasing": Method("min-max entropy, area penalty + erasing", dict(preset="area"), recipe=ERASING),
 }
 
 

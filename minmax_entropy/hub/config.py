@@ -38,7 +38,7 @@ class SavedConfig:
     """A configuration that was read.
 
     Attributes:
-        kind: class of the model, which has `config_keywords()`.
+        kind: class of the model, which has `config_keywords()` and `config_defaults()`.
         path: of the file, for messages.
         model: keywords of the class.
         data_config: preprocessing: mean, std, input size, interpolation, crop.
@@ -60,7 +60,7 @@ class SavedConfig:
         if given.get("freeze_bn") == "pretrained":
             del given["freeze_bn"]  # as it was trained
         backbone = {key: value for key, value in overrides.items() if key not in known}
-        options = {**self.model, **given}
+        options = {**self.kind.config_defaults(), **self.model, **given}
         if options["num_classes"] != self.model["num_classes"]:  # what was said of the old heads
             options.update({"class_weights": None, "min_probability": 0.0, "empty_classes": (), **given})
         if options["in_chans"] != self.model["in_chans"]:  # the layers after a fresh convolution have to follow it

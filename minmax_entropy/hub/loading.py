@@ -68,7 +68,8 @@ def load_model(
     if refused:
         raise TypeError(f"{', '.join(refused)}: the weights of a saved model are its own")
     img_size = overrides.pop("img_size", None)
-    overrides = resolve_preset(overrides.pop("preset", None), overrides)
+    if (preset := overrides.pop("preset", None)) is not None:
+        overrides = resolve_preset(preset, overrides)
     options = config.with_overrides(overrides)
     if not weights:
         options["freeze_bn"] = overrides.get("freeze_bn", False)

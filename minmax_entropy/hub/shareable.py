@@ -25,6 +25,11 @@ class Shareable(
 ):
     """Save, load and share a model that has `config_keywords()` and `settings()`."""
 
+    @staticmethod
+    def config_defaults() -> dict[str, Any]:
+        """Keywords of a saved model whose configuration, of an earlier version, does not have them."""
+        return {}
+
     @classmethod
     def from_pretrained(
         cls,
