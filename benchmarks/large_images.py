@@ -2,7 +2,7 @@
 
     python benchmarks/large_images.py --output docs/results/large_images.md
 
-The images are made first: textured objects of the embedded data on clutter, as JPEG with a mask. The model is a small
+The images are made first: textured objects of the bundled synthetic images on clutter, as JPEG with a mask. The model is a small
 ConvNeXt with fresh weights: what tiles cost does not depend on them. The network sees each image at its own size.
 """
 
@@ -21,7 +21,7 @@ import minmax_entropy as mme
 from minmax_entropy.data import SyntheticShapes
 
 CLASSES = 6
-PATCH = 500  # pixels that an embedded image of 64 x 64 is enlarged to
+PATCH = 500  # pixels that a bundled image of 64 x 64 is enlarged to
 # Runs a command line, then says what it took: peak resident memory in KiB, and seconds.
 PROBE = """
 import re, sys, time

@@ -1,4 +1,4 @@
-"""What a finer feature map brings, and what it costs: `output_stride`, `out_index` and `neck`, on the embedded data.
+"""What a finer feature map brings, and what it costs: `output_stride`, `out_index` and `neck`, on the bundled synthetic images.
 
     python benchmarks/resolution.py --output docs/results/resolution.md
 

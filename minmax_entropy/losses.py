@@ -18,7 +18,7 @@ from minmax_entropy.tasks import TASKS
 
 
 def uniform_cross_entropy(logits: Tensor) -> Tensor:
-    """Cross-entropy to the uniform distribution, `mean_k -log softmax(logits)_k` ("sem", arXiv 1907.12934).
+    """Compute the cross-entropy to the uniform distribution, `mean_k -log softmax(logits)_k` ("sem", arXiv 1907.12934).
 
     A surrogate for maximizing the entropy; its minimum is `log K`, at the uniform distribution.
 
@@ -32,7 +32,7 @@ def uniform_cross_entropy(logits: Tensor) -> Tensor:
 
 
 def negative_entropy(logits: Tensor) -> Tensor:
-    """Explicit entropy term, `-H(softmax(logits))` ("eem").
+    """Compute the explicit entropy term, `-H(softmax(logits))` ("eem").
 
     Args:
         logits: `[B, K]`.
@@ -45,12 +45,12 @@ def negative_entropy(logits: Tensor) -> Tensor:
 
 
 def binary_uniform_cross_entropy(logits: Tensor) -> Tensor:
-    """`uniform_cross_entropy` of each of K binary decisions: `-(log p_k + log(1 - p_k)) / 2`, p = sigmoid(logits).
+    """Compute `-(log p_k + log(1 - p_k)) / 2`, `uniform_cross_entropy` for each of K binary decisions.
 
     The uniform distribution over {0, 1}^K has every p_k = 1/2, and the cross-entropy to it is the sum over k.
 
     Args:
-        logits: `[B, K]`.
+        logits: `[B, K]`, with p = sigmoid(logits).
 
     Returns:
         `[B, K]`, at least `log 2`.
@@ -59,12 +59,12 @@ def binary_uniform_cross_entropy(logits: Tensor) -> Tensor:
 
 
 def binary_negative_entropy(logits: Tensor) -> Tensor:
-    """`negative_entropy` of each of K binary decisions: `p_k log p_k + (1 - p_k) log(1 - p_k)`, p = sigmoid(logits).
+    """Compute `p_k log p_k + (1 - p_k) log(1 - p_k)`, `negative_entropy` for each of K binary decisions.
 
     The entropy of independent decisions is the sum of theirs.
 
     Args:
-        logits: `[B, K]`.
+        logits: `[B, K]`, with p = sigmoid(logits).
 
     Returns:
         `[B, K]` in `[-log 2, 0]`.
@@ -73,7 +73,7 @@ def binary_negative_entropy(logits: Tensor) -> Tensor:
 
 
 def log_barrier(value: Tensor, t: float = 5.0) -> Tensor:
-    """Extended log-barrier for the constraint `value >= 0` (Kervadec et al., arXiv 1904.04205, eq. 7 with z = -value).
+    """Compute the extended log-barrier of `value >= 0` (Kervadec et al., arXiv 1904.04205, eq. 7 with z = -value).
 
     Finite everywhere: `-log(value) / t` for `value >= 1 / t**2`, and its tangent below.
 
@@ -88,7 +88,7 @@ def log_barrier(value: Tensor, t: float = 5.0) -> Tensor:
 
 
 def size_barrier(mask: Tensor, t: float = 5.0) -> Tensor:
-    """Size constraint on both regions, `mean(M+) >= 0` and `mean(M-) >= 0`, as extended log-barriers.
+    """Compute the size constraint on both regions, `mean(M+) >= 0` and `mean(M-) >= 0`, as extended log-barriers.
 
     Pushes the area away from 0 and from the whole image (the follow-up paper, IEEE TMI 2022).
 
@@ -103,7 +103,7 @@ def size_barrier(mask: Tensor, t: float = 5.0) -> Tensor:
 
 
 def area(mask: Tensor) -> Tensor:
-    """Share of the image in the relevant region, `mean(M+)`: a price on the area.
+    """Compute the area penalty, the share of the image in the relevant region: `mean(M+)`.
 
     With gradient through the mask the entropy terms alone have a trivial optimum, `M+ = 1` everywhere.
 
@@ -117,10 +117,10 @@ def area(mask: Tensor) -> Tensor:
 
 
 def border_area(mask: Tensor) -> Tensor:
-    """Part of the area that lies along the border of the image, within 8 % of each side: a price on the border.
+    """Compute the border penalty, the part of the area that lies within 8 % of the image's sides.
 
-    Where the evidence for a class is everywhere, as in the texture of a surface, a strip along the border is enough for
-    every other term. With a margin around the images (`ReflectedMargin`) fewer masks go there.
+    Where the evidence for a class is everywhere, as in the texture of a surface, a strip along the border satisfies
+    every other term. With a margin around the images (`ReflectedMargin`) fewer masks settle there.
 
     Args:
         mask: `[B, 1, H, W]` in [0, 1].
@@ -133,17 +133,17 @@ def border_area(mask: Tensor) -> Tensor:
     return mask.mean(dim=(1, 2, 3)) - inner / (mask.shape[-2] * mask.shape[-1])
 
 
-# Nats of cross-entropy that X+ may have over the whole image while its area counts in full, and over which what it
-# counts then falls to a third; chosen by single trainings, with the weights of `preset="refined"`.
+# Excess of cross-entropy on X+ over that on the whole image, in nats: up to the margin the area penalty counts in
+# full, and falls to a third over each slack beyond it. Chosen with single trainings, with the weights of "refined".
 SUFFICIENT_MARGIN, SUFFICIENT_SLACK = 0.05, 0.2
 
 
 def sufficiency(localizer_loss: Tensor, foreground_loss: Tensor) -> Tensor:
-    """How far the region of an image decides its class: `p(y | image) * exp(-max(CE(X+) - CE(image) - m, 0) / r)`.
+    """Measure how far a region decides its class: `p(y | image) * exp(-max(CE(X+) - CE(image) - m, 0) / r)`.
 
-    1 where the class is learned, and the region leaves the classifier as certain of it as the image leaves the
-    localizer; 0 where either is missing. As a factor of the area it is a condition in the place of a price: the region
-    is made smaller only as far as the class allows, and not before there is a class.
+    It is 1 where the class is learned and the classifier is as certain of it on the region as the localizer on the
+    image, and 0 where either is missing. As a factor of the area penalty it turns the penalty into a condition: the
+    region shrinks only as far as the class allows, and not before the class is learned.
 
     Args:
         localizer_loss: `-log p(y | image)` of each image, `[B]`.
@@ -156,7 +156,7 @@ def sufficiency(localizer_loss: Tensor, foreground_loss: Tensor) -> Tensor:
     return torch.exp(-localizer_loss - excess / SUFFICIENT_SLACK).detach()
 
 
-# By kind: what a term is made of, and what it gives.
+# Losses of each kind, by name.
 _LOSSES = {
     "background": Registry("background loss"),  # logits [B, K] on X- -> [B]
     "background, multilabel": Registry("background loss of several labels"),  # the same -> [B, K]
@@ -166,12 +166,13 @@ SIZE_CONDITIONS = (None, "sufficient")
 
 
 def register_loss(kind: str, name: str | None = None) -> Callable[[Callable], Callable]:
-    """Make a function known as a `background_loss` or a `size_loss`.
+    """Register a function as a `background_loss` or a `size_loss`.
 
     Args:
-        kind: "background", of the classifier's logits `[B, K]` on X-, which gives `[B]`; "background, multilabel", the
-            same for each of K labels, which gives `[B, K]`; "size", of the mask `[B, 1, H, W]`, which gives `[B]`.
-        name: by default the function's own.
+        kind: "background", a function of the classifier's logits `[B, K]` on X- that returns `[B]`; "background,
+            multilabel", the same with a value for each label, `[B, K]`; "size", a function of the mask `[B, 1, H, W]`
+            that returns `[B]`.
+        name: by default the function's name.
 
     Raises:
         ValueError: an unknown kind, or a name that is taken.
@@ -226,7 +227,7 @@ def _check_class_weights(label: str, weights: Sequence[float] | None) -> list[fl
 
 
 class _Weights(dict):
-    """Factors of the terms by name, checked when they are set."""
+    """Weights of the terms by name, each checked when it is set."""
 
     def __init__(self, **weights: float) -> None:
         super().__init__()
@@ -243,28 +244,27 @@ class MinMaxEntropyLoss(nn.Module):
     With `task="multilabel"` (our extension; the model of the labels is that of `minmax_entropy.tasks.Multilabel`) both
     CE are sums of K binary cross-entropies, `-log p(y | x)`, and the third term is, with y in {0, 1}^K,
     `sum_k y_k u(logits-_k)` with u the binary form of "sem" or "eem", and 0 for an image without a class. It is the
-    paper's term for each class that the image has: where its region is hidden, that class must be undecided.
-    The classes that an image does not have are left out: no region shows their absence, so hiding one must not put it
-    in doubt.
+    paper's term for each class that is present: with its region hidden, that class must be undecided. Absent classes
+    are left out: no region shows their absence, so hiding one must not put it in doubt.
 
     The control term, `CE(logits_c, y)`, is ours, beyond the paper. Localizer and classifier are trained together, and
-    without it they may agree on a code: a mask at any place where there is nothing, which tells the class by where it
-    is, while the classifier no longer sees the object (Yu et al., "Rethinking Cooperative Rationalization", EMNLP 2019;
-    Jethani et al., "Have We Learned to Explain?", AISTATS 2021). Under masks that say nothing about the class
-    (`minmax_entropy.mask.control_mask`), the classifier has to find it in the pixels. One pass serves it and the
-    background term: half of the images, by lot, are under a control mask, the others are X-.
+    without it they may agree on a code: a mask at a place where there is nothing, whose position tells the class, while
+    the classifier no longer sees the object (Yu et al., "Rethinking Cooperative Rationalization", EMNLP 2019; Jethani
+    et al., "Have We Learned to Explain?", AISTATS 2021). Under masks that carry no information about the class
+    (`minmax_entropy.mask.control_mask`), the classifier has to find it in the pixels. The term shares a pass with the
+    background term: half of the images, drawn at random, are under a control mask, the others are X-.
 
     Args:
         task: "multiclass" (one class an image) or "multilabel" (any number of them).
         background_loss: "sem" (cross-entropy to the uniform distribution) or "eem" (negative entropy).
-        size_loss: None, "area" (a price on `mean(M+)`) or "barrier" (log-barrier on the areas of both regions).
+        size_loss: None, "area" (the mean of M+) or "barrier" (log-barrier on the areas of both regions).
         size_condition: None, or "sufficient": the size term of an image counts only as far as its region decides the
-            class (`sufficiency`, ours; of several labels, on average those that the image has). Without it a high
-            weight of the area empties masks before the classes are learned. Without a size term it does nothing.
-        localizer_weight, foreground_weight, background_weight, size_weight, control_weight, border_weight: factor of
-            each term, 0 or more. Terms of control and border (`border_area`, ours) of weight 0 are not computed.
-        label_smoothing: share of each label that goes to all classes alike, in [0, 1) (Szegedy et al., CVPR 2016).
-        class_weights: factor of the cross-entropies by class, K numbers of 0 or more; with a mean of 1 over the images
+            class (`sufficiency`, ours; with several labels, the mean over those present). Without it a high
+            `size_weight` empties masks before the classes are learned. It has no effect without a size term.
+        localizer_weight, foreground_weight, background_weight, size_weight, control_weight, border_weight: weight of
+            each term, 0 or more. With weight 0, control and border (`border_area`, ours) are not computed.
+        label_smoothing: share of each label that is spread over all classes, in [0, 1) (Szegedy et al., CVPR 2016).
+        class_weights: weights of the cross-entropies by class, K numbers of 0 or more; with a mean of 1 over the images
             the terms keep their balance (`minmax_entropy.data.class_weights`). An image's loss does not depend on the
             other images of the batch.
     """
@@ -273,7 +273,7 @@ class MinMaxEntropyLoss(nn.Module):
     size_loss = setting("size_loss", _check_size)
     size_condition = setting("size_condition", functools.partial(check_choice, known=SIZE_CONDITIONS))
     label_smoothing = setting("label_smoothing", _check_smoothing)
-    class_weights = setting("class_weights", _check_class_weights, doc="Factors by class, or None.")
+    class_weights = setting("class_weights", _check_class_weights, doc="Weights by class, or None.")
 
     def __init__(
         self,
@@ -309,11 +309,11 @@ class MinMaxEntropyLoss(nn.Module):
 
     @property
     def options(self) -> dict:
-        """The keywords that it is built with, but for the task."""
+        """Return the keywords that rebuild it, without the task."""
         return {**options_of(self), **{f"{name}_weight": weight for name, weight in self.weights.items()}}
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Of each image with its label, as both heads are trained on it: `[B, K]` and the target to `[B]`.
+        """Compute the cross-entropy that trains both heads, for each image: logits `[B, K]` and a target to `[B]`.
 
         Raises:
             ValueError: `class_weights` are not K numbers.
@@ -335,18 +335,18 @@ class MinMaxEntropyLoss(nn.Module):
         localizer_loss: Tensor | None = None,
         control: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Terms whose input is None are left out (a plain CAM has only the first).
+        """Compute the objective. Terms whose input is None are left out (a plain CAM has only the first).
 
         Args:
             target: class indices `[B]`; `[B, K]` of zeros and ones for the multilabel task.
             localizer_logits, logits, background_logits: `[B, K]` each: localizer, classifier on X+, classifier on X-.
             mask: `[B, 1, H, W]`, for the terms of size and border.
-            localizer_loss: `[B]`, takes the place of `CE(localizer_logits, target)`; erasing sums it over its passes.
-            control: bool `[B]`: where `background_logits` are of the image under a control mask. The terms of
-                background and control are then twice those of the images that they are of.
+            localizer_loss: `[B]`, replaces `CE(localizer_logits, target)`; erasing sums it over its passes.
+            control: bool `[B]`, images whose `background_logits` are under a control mask. Each of the two terms is
+                then the sum over its own images, divided by half of the batch.
 
         Returns:
-            The weighted sum (scalar), and the unweighted terms (scalars, mean over the batch) by name.
+            The weighted sum, a scalar, and the unweighted terms by name, scalars.
         """
         if localizer_loss is None:
             localizer_loss = self.cross_entropy(localizer_logits, target)
@@ -373,7 +373,7 @@ class MinMaxEntropyLoss(nn.Module):
         return sum(weights[name] * value for name, value in losses.items()), losses
 
     def background(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The term of X- for each image, `[B]`, from the classifier's scores `[B, K]`."""
+        """Compute the background term of each image, `[B]`, from the classifier's logits `[B, K]` on X-."""
         if self.task == "multiclass":
             return _LOSSES["background"][self.background_loss](logits)
         labelled = target.to(logits.dtype)

@@ -18,11 +18,11 @@ MASK_SOURCES = ("expected", "predicted")
 # A range of so many roundings of the largest value is a flat map: resizing a constant map leaves a few.
 FLAT_ROUNDINGS = 16
 
-BORDER = 0.08  # of each side of an image: what counts as its border
+BORDER = 0.08  # width of the border, as a share of each side of the image
 
 
 def weighted_map(maps: Tensor, weights: Tensor) -> Tensor:
-    """Class maps, weighted and summed: `T = sum_k w_k A_k`.
+    """Sum class maps with weights: `T = sum_k w_k A_k`.
 
     With the predicted probabilities as weights it is the expected map (arXiv 1907.12934); with 1 for the predicted
     class and 0 elsewhere, that class's map (CAM, Zhou et al., CVPR 2016).
@@ -38,7 +38,7 @@ def weighted_map(maps: Tensor, weights: Tensor) -> Tensor:
 
 
 def resize(tensor: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize with aligned corners (arXiv 1907.12934): `[B, C, h, w]` to `[B, C, *size]`."""
+    """Resize bilinearly with aligned corners (arXiv 1907.12934): `[B, C, h, w]` to `[B, C, *size]`."""
     sides = (*tensor.shape[-2:], *size)
     if not any(map(is_symbolic, sides)) and sides[:2] == sides[2:]:
         return tensor
@@ -46,7 +46,7 @@ def resize(tensor: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resample(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images at another size, each position the mean of what it stands for: `[B, C, h, w]` to `[B, C, *size]`."""
+    """Resize images with antialiasing: `[B, C, h, w]` to `[B, C, *size]`."""
     sides = (*images.shape[-2:], *size)
     if not any(map(is_symbolic, sides)) and sides[:2] == sides[2:]:
         return images
@@ -55,7 +55,7 @@ def resample(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def min_max_normalize(maps: Tensor, over: str = "image") -> Tensor:
-    """Scale to [0, 1] with the lowest and the highest value, per image or over the whole batch.
+    """Scale maps to [0, 1] by their minimum and maximum, per image or over the whole batch.
 
     A flat map (its range lies within rounding) becomes 0 everywhere, with finite gradients.
 
@@ -78,7 +78,7 @@ def min_max_normalize(maps: Tensor, over: str = "image") -> Tensor:
 
 
 def soft_mask(maps: Tensor, sigma: float = 0.5, omega: float = 8.0) -> Tensor:
-    """Soft threshold `M+ = sigmoid(omega * (T - sigma))` (arXiv 1907.12934).
+    """Apply the soft threshold `M+ = sigmoid(omega * (T - sigma))` (arXiv 1907.12934).
 
     Args:
         maps: normalized maps in [0, 1], any shape.
@@ -92,7 +92,7 @@ def soft_mask(maps: Tensor, sigma: float = 0.5, omega: float = 8.0) -> Tensor:
 
 
 class Masking(nn.Module):
-    """From class maps to a mask: `T = sum_k w_k A_k`, brought to [0, 1], then `M+ = sigmoid(omega * (T - sigma))`.
+    """Turn class maps into a mask: `T = sum_k w_k A_k`, normalized to [0, 1], then `M+ = sigmoid(omega * (T - sigma))`.
 
     Args:
         source: "expected", maps weighted by the predicted probabilities; or "predicted", the map of the top class.
@@ -118,7 +118,7 @@ class Masking(nn.Module):
         self.source, self.sigma, self.omega, self.normalization = source, sigma, omega, normalization
 
     def forward(self, regions: Tensor, size: tuple[int, int], sigma: float | None = None) -> Tensor:
-        """From maps `[B, N, h, w]` to masks `[B, N, *size]` in [0, 1], a map by itself; with another `sigma`."""
+        """Turn maps `[B, N, h, w]` into masks `[B, N, *size]` in [0, 1], each by itself."""
         regions = resize(regions, size)
         parts = [min_max_normalize(region, self.normalization) for region in regions.split(1, dim=1)]
         return soft_mask(torch.cat(parts, dim=1), self.sigma if sigma is None else sigma, self.omega)
@@ -128,7 +128,7 @@ class Masking(nn.Module):
 
 
 def split_regions(images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Relevant and irrelevant region, `X+ = x * M+` and `X- = x * (1 - M+)`.
+    """Split images into the relevant and the irrelevant region, `X+ = x * M+` and `X- = x * (1 - M+)`.
 
     Args:
         images: normalized images `[B, C, H, W]`.
@@ -141,22 +141,22 @@ def split_regions(images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def without_border(height: int, width: int, share: float = BORDER) -> tuple[slice, slice]:
-    """Rows and columns of an image that are no part of its border, which is a `share` of each side."""
+    """Return the rows and columns of an image without its border, which is a `share` of each side."""
     return tuple(slice(round(share * side), side - round(share * side)) for side in (height, width))
 
 
 def one_half(images: Tensor) -> Tensor:
-    """Half of the images of a batch by lot, bool `[B]`; of an odd number one more or one less."""
+    """Draw half of the images of a batch at random, bool `[B]`; of an odd number one more or one less."""
     order = torch.randperm(len(images), device=images.device)
     return 2 * order + torch.randint(2, (1,), device=images.device) < len(images)
 
 
 def control_mask(mask: Tensor) -> Tensor:
-    """Masks that say nothing about the image they are for: by the toss of a coin for each image, 1 everywhere (the
-    whole image) or the mask of the image before it in the batch.
+    """Draw a mask for each image that carries no information about it: 1 everywhere (the whole image), or the mask of
+    the previous image of the batch, with equal probability.
 
-    What a classifier finds under such a mask it has found in the pixels; the mask's own place and shape can't have told
-    it (`MinMaxEntropyLoss`, the term `control`). The one image of a batch of one is seen whole.
+    A classifier that finds the class under such a mask has found it in the pixels: neither place nor shape of the mask
+    can have told it (`MinMaxEntropyLoss`, the term `control`). In a batch of one the image is seen whole.
 
     Args:
         mask: `[B, 1, H, W]` in [0, 1].

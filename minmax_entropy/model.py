@@ -26,18 +26,18 @@ BN_STATISTICS = ("passes", "images")
 
 
 class WSLOutput(NamedTuple):
-    """What `WSLModel` returns. Fields that were not computed are None.
+    """Output of `WSLModel`. Fields that were not computed are None.
 
     Attributes:
         loss: weighted sum of `losses`, a scalar to back-propagate; with a target only.
         logits: `[B, K]` of the classifier on the relevant region X+ (of the localizer where there is no classifier, or
             with `decision="localizer"`).
         mask: `[B, 1, H, W]` in [0, 1], M+. With erasing, the accumulated mask. `localize(images, classes=...)` gives
-            one for each class it was asked for, `[B, N, H, W]`.
-        localizer_logits: `[B, K]` of the images at their own size. With erasing, those of the first pass.
+            one for each class asked for, `[B, N, H, W]`.
+        localizer_logits: `[B, K]` of the whole images. With erasing, of the first pass.
         localizer_maps: `[B, K, h, w]` class activation maps, likewise.
-        background_logits: `[B, K]` of the classifier on the irrelevant region X-; None in a training with a control
-            term, where half of the images alone are seen so.
+        background_logits: `[B, K]` of the classifier on the irrelevant region X-; None while training with a control
+            term, which takes half of the images.
         losses: the unweighted terms by name: `localizer`, `foreground`, `background`, `size`, `border`,
             `control`; with a target only.
     """
@@ -52,15 +52,15 @@ class WSLOutput(NamedTuple):
 
 
 class MinMaxEntropy(nn.Module):
-    """Localizer and classifier, and what is between them; its parts are handed in (`WSLModel` makes them of keywords).
+    """Localizer, mask and classifier of the method. Its parts are handed in; `WSLModel` builds them from keywords.
 
     Args:
         backbone: maps images `[B, C, H, W]` to features `[B, D, h, w]`; it knows its `sizes` and its `reduction`.
         localizer: head of the localizer, which maps features to scores `[B, K]` and class maps `[B, K, h, w]`.
         classifier: head of the classifier, likewise; None for a plain class activation map.
         classifier_backbone: of the classifier; by default the localizer's.
-        masking, erasing, criterion: from class maps to masks, recursive erasing, and the objective.
-        margin: what is around the images that the localizer sees in training, or None.
+        masking, erasing, criterion: class maps to masks, recursive erasing, and the objective.
+        margin: margin around the images that the localizer sees in training, or None.
         num_classes: K.
         in_chans: C.
         decision, classifier_scale, bn_statistics, detach_mask, checkpoint_passes: see `WSLModel`.
@@ -144,7 +144,7 @@ class MinMaxEntropy(nn.Module):
         return output._replace(loss=loss, losses=losses)
 
     def localize(self, images: Tensor, classes: Tensor | None = None) -> WSLOutput:
-        """Mask, localizer scores and maps of images `[B, C, H, W]`, for one pass of the backbone; with indices of
+        """Compute mask, localizer scores and maps of images `[B, C, H, W]` in one pass of the backbone; with indices of
         classes `[B, N]` a mask for each, `[B, N, H, W]`."""
         localizer_logits, maps, mask = self._localize(images, classes=classes)
         return WSLOutput(mask=mask, localizer_logits=localizer_logits, localizer_maps=maps)
@@ -152,7 +152,7 @@ class MinMaxEntropy(nn.Module):
     def _localize(
         self, images: Tensor, whole: bool = True, classes: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores `[B, K]`, class maps `[B, K, h, w]` and mask; `whole` or erased images."""
+        """Compute scores `[B, K]`, class maps `[B, K, h, w]` and mask of `whole` or erased images."""
         logits, maps = self._class_maps(images, whole)
         with torch.no_grad() if self.detach_mask else contextlib.nullcontext():
             if classes is None:
@@ -162,11 +162,11 @@ class MinMaxEntropy(nn.Module):
             return logits, maps, self.make_mask(regions, images)
 
     def class_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Localizer scores `[B, K]` and class maps `[B, K, h, w]` of images `[B, C, H, W]`, for one pass."""
+        """Compute localizer scores `[B, K]` and class maps `[B, K, h, w]` of images `[B, C, H, W]` in one pass."""
         return self._class_maps(images)
 
     def _class_maps(self, images: Tensor, whole: bool = True) -> tuple[Tensor, Tensor]:
-        """Of images as the localizer sees them, in some of the training steps within a margin of their reflection."""
+        """Do the same as the localizer sees the images: in some training steps within a margin of their reflection."""
         if self.margin is None or not self.training or not self.margin.drawn():
             features = self._features(self.backbone, images, counts=whole)  # [B, D, h, w]
         else:
@@ -176,33 +176,33 @@ class MinMaxEntropy(nn.Module):
         return scores_and_maps(self.localizer, features, self.num_classes)
 
     def map_weights(self, logits: Tensor) -> Tensor:
-        """What each class's map counts in the map that becomes the mask: `[B, K]` from the localizer's `[B, K]`."""
+        """Weigh the class maps for the map of the mask: `[B, K]` from the localizer's scores `[B, K]`."""
         task = TASKS[self.task]
         return task.probabilities(logits) if self.masking.source == "expected" else task.predicted(logits)
 
     def region(self, images: Tensor, maps: Tensor, weights: Tensor) -> Tensor:
-        """The map `[B, 1, h, w]` that becomes the mask, of class maps `[B, K, h, w]` with weights `[B, K]`."""
+        """Combine class maps `[B, K, h, w]` with weights `[B, K]` into the map of the mask, `[B, 1, h, w]`."""
         return weighted_map(maps, weights)
 
     def make_mask(self, regions: Tensor, images: Tensor, refined: bool = True) -> Tensor:
-        """From maps `[B, N, h, w]` of images `[B, C, H, W]` to masks `[B, N, H, W]` in [0, 1], a map by itself; they
-        may be `refined` before (`EvaluatedModel`)."""
+        """Turn maps `[B, N, h, w]` of images `[B, C, H, W]` into masks `[B, N, H, W]` in [0, 1], each by itself; with
+        `refined`, maps may be refined first (`EvaluatedModel`)."""
         return self.masking(regions, tuple(images.shape[-2:]))
 
     def split(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """X+ and X-, `[B, C, H, W]` each, of images and a mask `[B, 1, H, W]`."""
+        """Split images by a mask `[B, 1, H, W]` into X+ and X-, `[B, C, H, W]` each."""
         return split_regions(images, mask)
 
     @property
     def classifier_decides(self) -> bool:
-        """Whether `logits` are the classifier's, which then runs in evaluation, too."""
+        """Whether `logits` are the classifier's, which then runs in evaluation as well."""
         return self.classifier is not None and self.decision == "classifier"
 
     def classify(self, region: Tensor) -> Tensor:
-        """Scores `[B, K]` of the classifier for a region, which it sees at its own scale.
+        """Compute the classifier's scores `[B, K]` for a region, which it sees at its own scale.
 
         Args:
-            region: normalized images `[B, C, H, W]`, 0 where they are cut.
+            region: normalized images `[B, C, H, W]`, 0 outside of the region.
 
         Raises:
             ValueError: the model has no classifier.
@@ -215,21 +215,21 @@ class MinMaxEntropy(nn.Module):
         return scores_and_maps(self.classifier, features, self.num_classes)[0]
 
     def decide(self, images: Tensor, scores: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
-        """Scores of the class `[B, K]`: where the classifier decides its own on X+, or else the localizer's.
+        """Return the scores that decide the class, `[B, K]` each: the classifier's on X+, or else the localizer's.
 
         Args:
             images: `[B, C, H, W]`.
-            scores: of the localizer, `[B, K]` for each way that it has seen the images.
+            scores: the localizer's, `[B, K]` for each view of the images.
             mask: `[B, 1, H, W]`.
         """
         return [self.classify(self.split(images, mask)[0])] if self.classifier_decides else list(scores)
 
     def control_region(self, images: Tensor, mask: Tensor) -> Tensor:
-        """Images `[B, C, H, W]` under masks that say nothing about them, made of those of the batch `[B, 1, H, W]`."""
+        """Put images `[B, C, H, W]` under control masks, drawn from the masks of the batch `[B, 1, H, W]`."""
         return (images * control_mask(mask)).to(images.dtype)
 
     def classifier_size(self, height: int, width: int) -> tuple[int, int]:
-        """Size of the classifier's input for images of `height` x `width`.
+        """Return the size of the classifier's input for images of `height` x `width`.
 
         `floor(scale * height) x floor(scale * width)`, or the nearest size that the backbone takes: at least its
         stride, a multiple of its patch size, or the one size it is built for.
@@ -241,6 +241,6 @@ class MinMaxEntropy(nn.Module):
         return (self.classifier_backbone or self.backbone).sizes.nearest(*size)
 
     def _features(self, backbone: nn.Module, images: Tensor, counts: bool) -> Tensor:
-        """Features `[B, D, h, w]` of a pass, which `counts` for BatchNorm's statistics of images or does not."""
+        """Compute features `[B, D, h, w]` in a pass that `counts` for BatchNorm's running statistics or does not."""
         counts = counts or not self.training or self.bn_statistics == "passes"
         return features_of(backbone, images, counts=counts, again=self.checkpoint_passes and self.training)

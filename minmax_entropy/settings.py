@@ -1,4 +1,4 @@
-"""Settings of the method's parts: each is checked whenever it is set, and is saved."""
+"""Settings of the parts of a model: each is checked whenever it is set, and is saved."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import nn
 
 
 def setting(name: str, check: Callable[[str, Any], Any], label: str | None = None, doc: str | None = None) -> property:
-    """An attribute of a part that is checked whenever it is set.
+    """Create an attribute of a part that is checked whenever it is set.
 
     Args:
-        name: of the attribute.
-        check: takes the label and the value, and gives what is kept.
-        label: what errors call it; by default the name.
-        doc: of the attribute.
+        name: name of the attribute.
+        check: a function of the label and the value that returns the value to keep.
+        label: name of the setting in errors; by default the attribute's.
+        doc: docstring of the attribute.
     """
     hidden = f"_{name}"
 
@@ -32,7 +32,7 @@ def setting(name: str, check: Callable[[str, Any], Any], label: str | None = Non
 
 
 def setting_of(part: str, name: str) -> property:
-    """A setting of a part of a model, as an attribute of the model."""
+    """Create an attribute of a model that is a setting of one of its parts."""
 
     def get(model: nn.Module) -> Any:
         return getattr(getattr(model, part), name)
@@ -44,7 +44,7 @@ def setting_of(part: str, name: str) -> property:
 
 
 def options_of(part: nn.Module) -> dict[str, Any]:
-    """The settings of a part as they are, by name."""
+    """Return the current settings of a part by name."""
     names = (
         name
         for kind in reversed(type(part).__mro__)
@@ -55,10 +55,10 @@ def options_of(part: nn.Module) -> dict[str, Any]:
 
 
 def from_options(name: str, build: Callable, options: dict) -> Any:
-    """What `build` makes of a dictionary that is the keyword `name`.
+    """Call `build` with a dictionary of options, which is the keyword `name`.
 
     Raises:
-        TypeError: no dictionary, or an option that it does not have or that has a wrong type.
+        TypeError: not a dictionary, an unknown option, or an option of a wrong type.
         ValueError: an option out of its range.
     """
     if not isinstance(options, dict):
@@ -72,16 +72,16 @@ def from_options(name: str, build: Callable, options: dict) -> Any:
 
 
 class Keywords(dict):
-    """Keywords that rebuild a model: a dictionary, which the callbacks of Hugging Face's `Trainer` can read as well.
+    """Dictionary of the keywords that rebuild a model, readable by the callbacks of Hugging Face's `Trainer`.
 
     The `Trainer` takes any `model.config` for one of its own and notes `use_cache` as an attribute; here that is no
-    keyword. Its callbacks log what `to_dict` and `to_json_string` give.
+    keyword. Its callbacks log what `to_dict` and `to_json_string` return.
     """
 
     def to_dict(self) -> dict:
-        """A plain dictionary, for loggers."""
+        """Return a plain dictionary, for loggers."""
         return dict(self)
 
     def to_json_string(self) -> str:
-        """JSON, for loggers; what has no JSON form (a module) stands there as text. `save_pretrained` is for files."""
+        """Return JSON for loggers, with text in place of modules. To write files, use `save_pretrained`."""
         return json.dumps(self, default=str, indent=2)

@@ -1,4 +1,4 @@
-"""The model that users build: keywords become the parts of the method, with what evaluation adds to them."""
+"""The model that users build: keywords become the parts of the method, and settings of its evaluation."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from minmax_entropy.presets import resolve_preset
 from minmax_entropy.settings import Keywords, options_of, setting_of
 from minmax_entropy.tasks import TASKS
 
-# What is known of weights -> key of timm's card.
+# Fact about weights -> key of timm's card.
 CARD = {"backbone_weights": "hf_hub_id", "license": "license"}
 
 
 def _with_preset(init: Callable) -> Callable:
-    """Keywords of `preset` hold where the caller gives none."""
+    """Fill keywords that the caller does not give with those of `preset`."""
 
     @functools.wraps(init)
     def wrapped(self: WSLModel, *args, preset: str | None = None, **kwargs) -> None:
@@ -43,7 +43,7 @@ def _with_preset(init: Callable) -> Callable:
 
 
 def _check_network(config: dict) -> None:
-    """Refuse keywords of the network that can't be."""
+    """Refuse keywords of the network that are out of range."""
     for name in ("shared_backbone", "freeze_backbone", "freeze_bn"):
         check_flag(name, config[name])
     check_data_config({} if config["data_config"] is None else config["data_config"])
@@ -52,13 +52,13 @@ def _check_network(config: dict) -> None:
 
 
 def _built(kind: type[nn.Module], config: dict, prefix: str = "") -> nn.Module:
-    """A part of the keywords that are its own."""
+    """Build a part from the keywords that are its own."""
     names = inspect.signature(kind).parameters
     return kind(**{name: config[name if name == "task" else f"{prefix}{name}"] for name in names})
 
 
 def _backbones(backbone: str | nn.Module, options: dict, two: bool) -> tuple[nn.Module, nn.Module | None]:
-    """The localizer's backbone, and one of the classifier's own where there are two."""
+    """Build the localizer's backbone, and the classifier's where it has one of its own."""
     if not isinstance(backbone, nn.Module):
         return create_backbone(backbone, **options), create_backbone(backbone, **options) if two else None
     options = {name: value for name, value in options.items() if name != "pretrained"}
@@ -67,7 +67,7 @@ def _backbones(backbone: str | nn.Module, options: dict, two: bool) -> tuple[nn.
 
 
 class WSLModel(EvaluatedModel, TimmConventions, Shareable):
-    """A localizer finds the relevant region, a classifier decides on it; trained with image-level labels alone.
+    """A localizer that finds the relevant region and a classifier that decides on it, trained with image-level labels.
 
     "Min-max Entropy for Weakly Supervised Pointwise Localization" (Belharbi et al., arXiv 1907.12934).
 
@@ -87,61 +87,56 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
         backbone_init: "he_fan_out" draws the convolutions of a backbone given by name afresh, where no weights are
             loaded; by default timm's own initialization stays.
         shared_backbone: localizer and classifier share one backbone; False gives the classifier one of its own.
-        freeze_backbone: keep the backbone as it is, in evaluation mode and without gradients for its parameters; a neck
-            and the heads are trained.
-        freeze_bn: keep the BatchNorm layers of the backbone as they are: their statistics, scale and shift. By default
-            ("pretrained") where `pretrained` loads their weights, which gave lower errors and better masks
-            (docs/results/localization_appendix.md), and not elsewhere: in a fresh ResNet of timm's the scale of each
-            residual branch is 0, which would stay. The configuration has what it came to, True or False. Give True for
-            a module with weights of its own, and where `checkpoint_path` goes on with such a model.
-        bn_statistics: the running statistics of the localizer's BatchNorm layers, where they are trained, are of all
-            "passes", over images, erased images, X+ and X-, as in the authors' implementation, or of the "images"
-            alone, which is what the localizer meets in evaluation: for `decision="localizer"`. A classifier that shares
-            the backbone is then less exact in evaluation mode, where X+ and X- meet statistics of images. In training
-            each pass is normalized by its own batch either way.
+        freeze_backbone: keep the backbone in evaluation mode and without gradients; a neck and the heads are trained.
+        freeze_bn: keep the statistics, scale and shift of the backbone's BatchNorm layers. By default ("pretrained")
+            where `pretrained` loads them, which gave lower errors and better masks
+            (docs/results/localization_appendix.md), and not elsewhere: a fresh ResNet of timm's starts with a scale of
+            0 in each residual branch, which would stay. The configuration holds the outcome, True or False. Give True
+            for a module with weights of its own, and with the `checkpoint_path` of a model that was trained so.
+        bn_statistics: passes that count for the running statistics of trained BatchNorm layers of the localizer: all
+            "passes", over images, erased images, X+ and X-, as in the authors' implementation; or those over "images"
+            alone, as in evaluation, for `decision="localizer"`. A classifier that shares the backbone is then less
+            exact in evaluation mode. In training each pass is normalized by its own batch either way.
         data_config: `mean`, `std`, ... that replace the backbone's own.
         localizer: head of the localizer: a name, a dictionary of options with its `name`, or a module.
-        classifier: head of the classifier, likewise; None leaves the classifier out, and every term but
-            the localizer's: a plain CAM-style baseline.
-        decision: whose scores are `logits`: the "classifier"'s on X+, as in the paper, or the "localizer"'s on the
-            whole image. The second needs no pass of the backbone beyond those for the mask; the classifier then serves
+        classifier: head of the classifier, likewise; None leaves out the classifier, and every term but the
+            localizer's: a plain CAM-style baseline.
+        decision: scores that become `logits`: the "classifier"'s on X+, as in the paper, or the "localizer"'s on the
+            whole image. The second needs no pass of the backbone beyond that for the mask; the classifier then serves
             the training alone.
         classifier_scale: size of the classifier's input, as a share of the image or as `(height, width)`.
         mask_source: "expected" (maps averaged under the predicted probabilities) or "predicted" (map of the top
             class); by default the first with a classifier, the second without.
-        mask_sigma: threshold on the normalized map, in [0, 1]; a `sigma` of `mask_refinement` takes its place in
-            evaluation.
+        mask_sigma: threshold on the normalized map, in [0, 1]; in evaluation a `sigma` of `mask_refinement` replaces
+            it.
         mask_omega: steepness of the mask, over 0.
-        mask_threshold: a pixel counts as marked where the mask is at least this, in (0, 1): for evaluation, boxes and
+        mask_threshold: a pixel is marked where the mask is at least this, in (0, 1). For evaluation, boxes and
             pictures; it takes no part in the training.
-        min_probability: images whose class has less are answered with "nothing here" by the engine and the command
-            line: an empty mask, and no class; in [0, 1]. Every map has a highest place, so masks themselves don't say
-            whether there is an object (`minmax_entropy.engine.choose_min_probability`,
-            docs/results/localization_appendix.md). The model itself, and what is exported, leave it to the caller. For
-            the multiclass task.
+        min_probability: minimum probability of the class, in [0, 1]; below it predictions say that there is nothing:
+            an empty mask, and no class. Every map has a maximum, so masks alone don't tell whether there is an object
+            (`minmax_entropy.engine.choose_min_probability`, docs/results/localization_appendix.md). The model's own
+            output, and exported programs, leave this to the caller. For the multiclass task.
         empty_classes: indices of classes whose images hold no object, such as "good" beside kinds of defects (our
-            extension, for the multiclass task). In evaluation the mask is made of the other classes' maps alone, and
-            where one of these is predicted, the engine and the command line leave it empty; the model itself, and what
-            is exported, leave that to the caller. The training is the same (docs/results/localization_appendix.md).
-        mask_refinement: a dictionary of options of `AffinityRefinement` ({} for its defaults), which in evaluation mode
-            brings the map to the image's edges, and may have a `sigma` of its own for it; None leaves the map as it is.
+            extension, for the multiclass task). In evaluation the mask comes from the maps of the other classes, and
+            predictions of such a class have an empty mask; the model's own output, and exported programs, leave that
+            to the caller. The training is the same (docs/results/localization_appendix.md).
+        mask_refinement: options of `AffinityRefinement` as a dictionary ({} for its defaults), which aligns the map
+            with the image's edges in evaluation mode, and may have a `sigma` of its own; None for no refinement.
             Training through it costs more and gave the same (docs/results/localization_trials.md).
-        evaluation_scales: recommended to predictions (`predict_images`, `evaluate`); a call of the model is one pass.
-            Sizes, as shares of the image's own, at which the localizer sees each image,
-            for a pass of the backbone each: up to 8 of 0.1 to 4. The mask is the mean of theirs, each made of maps that
-            are weighted by the mean scores. The class is that of the image at its own size, 1, which must be among
-            them. A backbone of one size sees that alone.
-        evaluation_flip: likewise, whether the other sizes are seen flipped horizontally, and their maps flipped back.
-            It costs nothing more. Not for classes that differ in left and right.
-        evaluation_zoom: likewise, a dictionary of options of `Zoom` ({} for its defaults): masks that mark little are
-            made from a closer look at the image as well, a pass of the backbone on an image `scale` times as large, of
-            `scale**2` times the cost. None: no closer look. A backbone of one size has none.
+        evaluation_scales: test-time views that are recommended to a `Predictor`, `evaluate` and `predict`; a call of
+            the model is one pass. Up to 8 sizes, as shares of the image's own, from 0.1 to 4, with a pass of the
+            backbone each. The mask is the mean over the views. The class is that of size 1, which must be among them.
+            A backbone of one size sees that alone.
+        evaluation_flip: likewise, whether the other sizes are seen flipped horizontally, which costs nothing more. Set
+            it to False for classes that are mirror images of each other.
+        evaluation_zoom: likewise, options of `Zoom` as a dictionary ({} for its defaults): images with a small mask are
+            seen `scale` times as large as well, for `scale**2` times the cost. None for no zoom. A backbone of one
+            size has none.
         mask_normalization: range of the map per "image", or over the "batch" as in the authors' implementation.
-        reflect_margin: share of the training steps, drawn by chance, in which the localizer sees each image within a
-            margin of its own reflection, 16 pixels rounded up to whole positions of the features (32 at a stride of
-            32), which is cut off them again (`ReflectedMargin`, ours). Convolutions pad with zeros, and masks may
-            settle along the border. Such a pass takes longer as there are more pixels. Plain transformers and backbones
-            of one size have none.
+        reflect_margin: share of the training steps, drawn at random, in which the localizer sees each image within a
+            margin of its own reflection, which is cut off the features again (`ReflectedMargin`, ours). Convolutions
+            pad with zeros, and masks may settle along the border. The margin has 16 pixels, rounded up to whole
+            positions of the features (32 at a stride of 32). Plain transformers and backbones of one size have none.
         detach_mask: keep the classifier's gradient from the localizer's head; it flows through the mask otherwise, and
             without a size term the mask then grows to the whole image, a trivial optimum. By default True without
             `size_loss`, False with it.
@@ -150,15 +145,15 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
             the localizer's term alone is there.
         erasing_steps, erasing_sigma, erasing_scope, erasing_reduction, erasing_fallback, erasing_normalize_trust: see
             `RecursiveErasing`; `model.erasing.steps` may be set between epochs.
-        checkpoint_passes: keep the features of no pass for the backward, compute them again there: with U erasing
-            steps one pass is in memory instead of U + 2, with the same gradients and BatchNorm statistics. Measured for
-            resnet18 with U = 4: 0.45 of the peak memory for 1.34 of the time (docs/results/passes.md).
+        checkpoint_passes: compute the features of each pass again in the backward instead of keeping them: with U
+            erasing steps one pass is in memory instead of U + 2, with the same gradients and BatchNorm statistics.
+            Measured for resnet18 with U = 4: 0.45 of the peak memory for 1.34 of the time (docs/results/passes.md).
 
     Attributes:
-        config: the keywords it was built with; `settings()` has them with what was changed since.
+        config: the keywords it was built with; `settings()` returns them with what was changed since.
         data_config: mean, std, input size, interpolation and crop of the images.
         class_names: in the order of the logits, or None.
-        info: what is known of the weights: `license`, `training_data`, `metrics`, `backbone_weights`.
+        info: facts about the weights: `license`, `training_data`, `metrics`, `backbone_weights`.
 
     Raises:
         ValueError, TypeError: an argument out of its range, an unknown name, or an unknown option.
@@ -247,7 +242,7 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
         for name, asked in (("size_loss", size_loss is not None), ("border_weight", border_weight > 0)):
             if asked and detach_mask is True:
                 raise ValueError(
-                    f"{name} needs detach_mask=False: no gradient reaches a detached mask (preset='paper' has no such term)"
+                    f"{name} needs detach_mask=False: no gradient reaches a detached mask (preset='paper' has none)"
                 )
 
         options = dict(pretrained=pretrained, in_chans=in_chans, img_size=img_size, **(backbone_kwargs or {}))
@@ -277,6 +272,7 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
             layer.requires_grad_(False).eval()
         for name in EVALUATION:
             setattr(self, name, config[name])
+        self.config.update(mask_refinement=self.mask_refinement, evaluation_zoom=self.evaluation_zoom)  # all options
         self.data_config = per_channel({**created.data_config, **(data_config or {})}, in_chans)
         self.info = {}
         if pretrained:
@@ -293,7 +289,7 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
     freeze_bn = property(lambda model: model.config["freeze_bn"], doc="As it was built.")
 
     def settings(self) -> dict:
-        """Keywords that rebuild the model as it is: `config`, and each setting as it is now."""
+        """Return the keywords that rebuild the model: `config`, with each setting as it is now."""
         now = {
             **options_of(self),
             "empty_classes": self.empty_classes,
@@ -303,7 +299,7 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
             **{f"erasing_{name}": value for name, value in options_of(self.erasing).items()},
             **self.criterion.options,
         }
-        # What was left to other keywords still is, as long as it is what they make of it.
+        # Keywords that were left to others (None) stay None while they have the value that follows from them.
         left = {
             "mask_source": "predicted" if self.classifier is None else "expected",
             "detach_mask": self.criterion.size_loss is None,
@@ -313,12 +309,12 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
 
     @staticmethod
     def config_defaults() -> dict:
-        """What a saved configuration does not have is as in the paper: it was so before there was a choice."""
+        """Return the preset for keywords that a saved configuration of an earlier version does not have."""
         return {"preset": "paper"}
 
     @staticmethod
     def config_keywords() -> frozenset[str]:
-        """Keywords that rebuild a model; `model.config` holds their values."""
+        """Return the names of the keywords that rebuild a model; `model.config` holds their values."""
         return _MODEL_KEYWORDS
 
     # Calls, with checks of what is given.
@@ -336,10 +332,10 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
 
         Args:
             images: `[B, C, H, W]`, normalized with `data_config`'s mean and std.
-            target: class indices `[B]` (int64); for the multilabel task `[B, K]` of zeros and ones. In training mode,
-                and where `erasing.steps` is set, the mask is then found by recursive erasing.
-            background: compute the classifier on X- as well; by default in training mode or with a target. False
-                leaves out the terms of background and control.
+            target: class indices `[B]` (int64); for the multilabel task `[B, K]` of zeros and ones. In training mode
+                with `erasing.steps` over 0, recursive erasing then finds the mask.
+            background: run the classifier on X- as well; by default in training mode or with a target. False leaves
+                out the terms of background and control.
             pixel_values, labels: `images` and `target` by the names that Hugging Face's `Trainer` gives them.
 
         Raises:
@@ -353,14 +349,14 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
         return super().forward(images, target, background)
 
     def localize(self, images: Tensor, classes: str | Sequence[int | str] | Tensor | None = None) -> WSLOutput:
-        """Mask, localizer scores and maps, for one pass of the backbone. The classifier does not run.
+        """Compute mask, localizer scores and maps in one pass of the backbone. The classifier does not run.
 
         Args:
             images: `[B, C, H, W]`, normalized with `data_config`'s mean and std.
-            classes: None gives the mask of what is predicted (among the classes with an object), `[B, 1, H, W]`; N
-                classes, by index or by name, give a mask for each, `[B, N, H, W]`, and so does "all" (N = K); a tensor
-                `[B, N]` of indices asks each image for its own. Each mask is the class's own map, normalized by itself:
-                it says where the class would be, `localizer_logits` say whether it is there.
+            classes: None returns the mask of the prediction (among the classes with an object), `[B, 1, H, W]`; N
+                classes, by index or by name, return a mask for each, `[B, N, H, W]`, and so does "all" (N = K); a
+                tensor `[B, N]` of indices asks for other classes in each image. Each mask is the class's own map,
+                normalized by itself: where the class would be. `localizer_logits` say whether it is there.
 
         Raises:
             ValueError, TypeError: images of a wrong shape or dtype; a class that the model does not have.
@@ -371,8 +367,8 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
         return super().localize(images, classes)
 
     def class_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Localizer scores `[B, K]` and class maps `[B, K, h, w]` of images `[B, C, H, W]`, for one pass of the
-        backbone; there is no mask.
+        """Compute localizer scores `[B, K]` and class maps `[B, K, h, w]` of images `[B, C, H, W]` in one pass of the
+        backbone, without a mask.
 
         Raises:
             ValueError, TypeError: images of a wrong shape or dtype.
@@ -384,11 +380,11 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
         """Refuse images that the model can't take.
 
         Raises:
-            ValueError, TypeError: with what was wrong, and what would work.
+            ValueError, TypeError: what is wrong with them, and what would work.
         """
         dtype = next(self.parameters(), torch.empty(())).dtype
         check_images(images, self.in_chans, dtype, self.backbone.sizes)
 
 
-# Everything that rebuilds a model; weights and the preset's name are not part of that.
+# The keywords that rebuild a model, without its weights and the preset's name.
 _MODEL_KEYWORDS = frozenset(inspect.signature(WSLModel.__init__).parameters) - {"self", "preset", "pretrained"}

@@ -14,7 +14,7 @@ RECIPE = Recipe(lr=2e-3, batch_size=8)
 
 def create(name="wsl_test_resnet", num_classes=2, **keywords):
     torch.manual_seed(0)
-    return mme.create_model(name, num_classes=num_classes, **{"img_size": SIZE, **keywords})
+    return mme.create_model(name, num_classes=num_classes, **{"img_size": SIZE, "preset": "paper", **keywords})
 
 
 class InMemory(LabelledImages):

@@ -309,7 +309,7 @@ def test_grad_cam_by_hand():
     """Weights are the means of the gradients over the positions; the map is their weighted sum, cut at zero."""
     torch.manual_seed(0)
     model = mme.create_model(
-        "wsl_test_resnet", num_classes=3, img_size=SIZE, out_index=1, localizer="lse", classifier=None
+        "wsl_test_resnet", num_classes=3, img_size=SIZE, out_index=1, preset="cam", localizer="lse"
     )
     model.eval()
     images = torch.randn(2, 3, SIZE, SIZE)

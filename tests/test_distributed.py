@@ -50,7 +50,7 @@ CONFIGS = {
 
 def build(config):
     torch.manual_seed(0)
-    return mme.WSLModel(num_classes=CLASSES, **config).train()
+    return mme.WSLModel(num_classes=CLASSES, **{"preset": "paper", **config}).train()
 
 
 def batch(seed, count):

@@ -22,7 +22,7 @@ from minmax_entropy.mask import min_max_normalize, resize, soft_mask, weighted_m
 
 def create(**keywords):
     torch.manual_seed(0)
-    options = {"num_classes": 3, "img_size": 64, "out_index": 1, "localizer": "average", "classifier": "average"}
+    options = {"preset": "paper", "num_classes": 3, "img_size": 64, "out_index": 1, "localizer": "average", "classifier": "average"}
     return mme.create_model("wsl_test_resnet", **{**options, "decision": "localizer", **keywords})
 
 
@@ -133,9 +133,9 @@ def test_a_file_keeps_its_class(tmp_path):
     model, path = create().eval(), tmp_path / "image.png"
     Two().image(0).save(path)
     model.class_names = ["a", "b", "good"]
-    (before,) = predict_files(model, [path])
+    (before,) = predict_files(mme.Predictor(model), [path])
     model.empty_classes = [model.class_names.index(before["class"])]
-    (result,) = predict_files(model, [path])
+    (result,) = predict_files(mme.Predictor(model), [path])
     assert before["share"] > 0 and result == {**before, "boxes": [], "share": 0.0}
 
 

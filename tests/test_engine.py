@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from small import SIZE, InMemory, create, noise_images
 
+import minmax_entropy as mme
 from minmax_entropy.backbones.sizes import ImageSizes
 from minmax_entropy.data import DamagedFileError, ImageFiles, Record
 from minmax_entropy.engine import (
@@ -180,7 +181,7 @@ def test_prediction_that_is_left_early_restores_the_mode():
 def test_predict_files(tmp_path, files):
     model = create().eval()
     model.class_names = ["first", "second"]
-    results = list(predict_files(model, [record.image for record in files.records], tmp_path / "out"))
+    results = list(predict_files(mme.Predictor(model), [record.image for record in files.records], tmp_path / "out"))
     assert ["error" in result for result in results] == [False, False, True, False, False, True]
     assert set(results[2]) == {"image", "error"} and "2.png can't be read" in results[2]["error"]
     for index, result in enumerate(results):
@@ -198,7 +199,7 @@ def test_predict_files(tmp_path, files):
 
 def test_predict_files_without_output_or_class_names(files):
     model = create()
-    result = next(iter(predict_files(model, [files.records[0].image])))
+    result = next(iter(predict_files(mme.Predictor(model), [files.records[0].image])))
     assert result["class"] in (0, 1) and "mask" not in result
 
 
@@ -209,7 +210,7 @@ def test_names_of_outputs_are_unique(tmp_path):
         paths.append(tmp_path / name)
         paths[-1].parent.mkdir(exist_ok=True)
         Image.new("RGB", (SIZE, SIZE)).save(paths[-1])
-    results = list(predict_files(create(), [*paths, paths[0]], tmp_path / "out"))
+    results = list(predict_files(mme.Predictor(create()), [*paths, paths[0]], tmp_path / "out"))
     assert len({result["mask"] for result in results}) == len(results) == 9
     assert results[1]["mask"] == str(tmp_path / "out" / "x_mask.png")
     assert results[3]["mask"] == str(tmp_path / "out" / "b_x_mask.png")

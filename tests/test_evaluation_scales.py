@@ -9,7 +9,6 @@ import minmax_entropy as mme
 from minmax_entropy.backbones.sizes import ImageSizes
 from minmax_entropy.benchmark.grad_cam import GradCAM
 from minmax_entropy.engine import Inference, predict_images, preprocess_for
-from minmax_entropy.engine.selection import _as_validated
 from minmax_entropy.inference.filters import guided_filter, refine_mask
 from minmax_entropy.inference.views import Views, recommended_views, see
 from minmax_entropy.mask import min_max_normalize, resize, soft_mask, weighted_map
@@ -19,7 +18,7 @@ SCALES = (0.75, 1.0, 1.5)
 
 def create(name="wsl_test_resnet", **keywords):
     torch.manual_seed(0)
-    options = {"num_classes": 3, "img_size": 64, "out_index": 1, "localizer": "average", "classifier": "average"}
+    options = {"preset": "paper", "num_classes": 3, "img_size": 64, "out_index": 1, "localizer": "average", "classifier": "average"}
     return mme.create_model(name, **{**options, "decision": "localizer", **keywords})
 
 
@@ -267,7 +266,7 @@ def test_saved_with_the_model(tmp_path):
     scales = [0.75, 1]
     model = create(evaluation_scales=scales)
     scales.append(3)
-    assert model.settings()["evaluation_scales"] == [0.75, 1]
+    assert list(model.settings()["evaluation_scales"]) == [0.75, 1]
 
 
 @pytest.mark.parametrize(
@@ -396,13 +395,15 @@ def test_refined_with_the_image_as_it_is():
     assert np.array_equal(found.mask, refine_mask(refine, image, alone.mask))
 
 
-def test_validation_without_masks_sees_images_once():
-    model = create(evaluation_scales=SCALES, mask_refinement={})
-    with _as_validated(model, refined=False):
-        assert model.evaluation_scales == (1.0,) and model.refinement is None
-    with _as_validated(model, refined=True):
-        assert model.evaluation_scales == SCALES and model.refinement is not None
-    assert model.evaluation_scales == SCALES
+def test_views_without_refinement():
+    """As of a model without a refinement, its threshold included."""
+    model, images = create(evaluation_scales=SCALES, mask_refinement=dict(sigma=0.7)).eval(), images_of()
+    views = Views(SCALES, refined=False)
+    scores, mask = see(model, images, views)
+    model.mask_refinement = None
+    for one, other in zip(see(model, images, Views(SCALES)), (scores, mask), strict=True):
+        torch.testing.assert_close(one, other)
+    assert (mask - see(create(mask_refinement=dict(sigma=0.7)).eval(), images, Views(SCALES))[1]).abs().max() > 0.01
 
 
 def test_grad_cam():

@@ -42,7 +42,7 @@ class Tiny(nn.Module):
 def create(name, **keywords):
     torch.manual_seed(0)
     name, options = MODELS.get(name, (name, {}))
-    model = mme.create_model(name, num_classes=K, **{**options, **keywords}).eval()
+    model = mme.create_model(name, num_classes=K, **{"preset": "paper", **options, **keywords}).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # fresh residual branches are 0
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -51,7 +51,7 @@ def create(name, **keywords):
 
 def tiny(**keywords):
     torch.manual_seed(0)
-    return mme.WSLModel(Tiny(), num_classes=K, img_size=64, **keywords).eval()
+    return mme.WSLModel(Tiny(), num_classes=K, img_size=64, **{"preset": "paper", **keywords}).eval()
 
 
 def images_of(*shape):
@@ -286,7 +286,7 @@ def test_backbone_without_a_graph_for_any_size(caplog):
 def test_refused(tmp_path, keywords, error, message):
     backbone = Tiny()
     backbone.sizes = ImageSizes(4, fixed=(64, 64))
-    model = mme.WSLModel(backbone, num_classes=K, img_size=64, classifier_scale=1)
+    model = mme.WSLModel(backbone, num_classes=K, img_size=64, classifier_scale=1, preset="paper")
     with pytest.raises(error, match=message):
         export_program(model, **keywords)
     with pytest.raises(error, match=message):

@@ -141,7 +141,7 @@ def test_model_entrypoint_builds():
 def test_defaults():
     model = mme.create_model("wsl_test_resnet")
     assert (model.num_classes, model.in_chans, model.training) == (1000, 3, True)
-    options = dict(classifier_scale=0.5, mask_sigma=0.5, mask_omega=8.0, mask_normalization="image")
+    options = dict(classifier_scale=0.5, mask_sigma=0.28, mask_omega=8.0, mask_normalization="image")
     assert {key: getattr(model, key) for key in options} == options
     assert (model.erasing.steps, model.erasing.sigma, model.criterion.background_loss) == (0, 10, "sem")
     assert model.classifier_backbone is None
@@ -193,6 +193,18 @@ def test_presets_set_keywords_and_given_ones_win(preset):
     assert (model.mask_sigma, type(model.localizer).__name__) == (0.1, "MaxHead")
     direct = mme.WSLModel("test_resnet", 2, preset=preset)
     assert direct.config == {**plain.config, "backbone_kwargs": direct.config["backbone_kwargs"]}
+
+
+def test_without_a_preset_the_settings_are_the_best_scoring_ones():
+    model = mme.create_model("wsl_test_resnet", num_classes=2)
+    assert model.config == mme.create_model("wsl_test_resnet", num_classes=2, preset="refined").config
+    output = model(torch.randn(2, 3, 96, 96), torch.tensor([0, 1]))
+    assert set(output.losses) == {"localizer", "foreground", "background", "control", "size", "border"}
+    assert set(mme.PRESETS["paper"]) >= {key for preset in mme.PRESETS.values() for key in preset} - {
+        *("classifier_scale", "shared_backbone", "freeze_bn", "backbone_init", "data_config", "mask_omega"),
+        *("mask_normalization", "background_loss"),
+        *(key for key in mme.PRESETS["reference"] if key.startswith("erasing_")),
+    }
 
 
 def test_options_beside_a_preset_win_one_by_one():

@@ -48,8 +48,8 @@ BACKBONES = {
 def create(name="wsl_test_resnet", **keywords):
     torch.manual_seed(0)
     if name is None:
-        return mme.WSLModel(Net(), K, **keywords)
-    return mme.create_model(name, num_classes=K, **keywords)
+        return mme.WSLModel(Net(), K, **{"preset": "paper", **keywords})
+    return mme.create_model(name, num_classes=K, **{"preset": "paper", **keywords})
 
 
 def nets(model):

@@ -29,7 +29,6 @@ PLUMBING = (
     "_progress",
     "_registry",
     "_symbolic",
-    "extras",
     "version",
 )
 METHOD = ("model", "mask", "losses", "erasing", "tasks", "inputs", "settings", "backbones", "heads")

@@ -24,7 +24,7 @@ K, SIZE = 3, (64, 96)
 
 def create(name="wsl_test_resnet", **keywords):
     torch.manual_seed(0)
-    return mme.create_model(name, num_classes=K, **keywords)
+    return mme.create_model(name, num_classes=K, **{"preset": "paper", **keywords})
 
 
 @pytest.fixture
@@ -340,7 +340,7 @@ def test_own_backbone_for_the_classifier(images, target):
 
 def test_own_backbone_from_a_module():
     net = nn.Conv2d(3, 8, 3, stride=2, padding=1)
-    model = mme.WSLModel(net, K, shared_backbone=False)
+    model = mme.WSLModel(net, K, shared_backbone=False, preset="paper")
     assert model.backbone.net is net
     assert model.classifier_backbone.net is not net
     torch.testing.assert_close(model.classifier_backbone.net.weight, net.weight)
@@ -374,7 +374,7 @@ class Net(nn.Module):
 def test_module_backbone(images, target):
     net = Net()
     net.layers[1].eval()
-    model = mme.WSLModel(net, K, classifier_scale=(32, 32))
+    model = mme.WSLModel(net, K, classifier_scale=(32, 32), preset="paper")
     assert (model.num_features, model.backbone.reduction) == (12, 4)
     assert net.training and not net.layers[1].training  # the probe puts the modes back, and leaves the statistics
     assert net.layers[1].num_batches_tracked == 0
@@ -453,7 +453,8 @@ def test_whole_model_in_another_precision(images, target, dtype):
 
 @pytest.mark.parametrize("keywords", [{}, dict(shared_backbone=False), dict(classifier=None)], ids=str)
 def test_state_dict_round_trip(images, keywords):
-    model, other = create(**keywords).eval(), mme.create_model("wsl_test_resnet", num_classes=K, **keywords).eval()
+    model = create(**keywords).eval()
+    other = mme.create_model("wsl_test_resnet", num_classes=K, preset="paper", **keywords).eval()
     assert not torch.equal(model(images).logits, other(images).logits)
     other.load_state_dict(model.state_dict())
     torch.testing.assert_close(other(images).logits, model(images).logits, rtol=0, atol=0)

@@ -339,7 +339,7 @@ def test_erasing_by_hand():
 
 def create(name="wsl_test_vit", task="multilabel", **keywords):
     torch.manual_seed(0)
-    return mme.create_model(name, num_classes=K, task=task, **keywords)
+    return mme.create_model(name, num_classes=K, task=task, **{"preset": "paper", **keywords})
 
 
 def decided(**keywords):
@@ -493,7 +493,7 @@ def test_unknown_task(task):
 
 def test_one_class(images):
     torch.manual_seed(0)
-    model = mme.create_model("wsl_test_vit", num_classes=1, task="multilabel", erasing_steps=2)
+    model = mme.create_model("wsl_test_vit", num_classes=1, task="multilabel", erasing_steps=2, preset="paper")
     output, gradient = step(model, images, torch.tensor([[1], [0], [1]]))
     assert output.logits.shape == (3, 1) and gradient.isfinite().all()
 
@@ -669,7 +669,7 @@ def test_training(steps):
         *(nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.ReLU()), *(nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU())
     )
     heads = dict(localizer=dict(kmax=0.2), classifier=dict(kmax=0.2))
-    model = mme.WSLModel(net, 3, task="multilabel", erasing_steps=steps, **heads)
+    model = mme.WSLModel(net, 3, task="multilabel", erasing_steps=steps, preset="paper", **heads)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     losses = []
     for _ in range(80):

@@ -36,7 +36,7 @@ SIZES = [(40, 56), (40, 56), (33, 64), (64, 35), (40, 56)]
 
 def create(**keywords):
     torch.manual_seed(0)
-    options = {"img_size": 64, "out_index": 1, "localizer": "average", "classifier": "average", **keywords}
+    options = {"preset": "paper", "img_size": 64, "out_index": 1, "localizer": "average", "classifier": "average", **keywords}
     return mme.create_model("wsl_test_resnet", num_classes=2, **options).eval()
 
 
@@ -231,7 +231,7 @@ def test_nothing_here(data, inference):
 def test_nothing_in_a_file(data, tmp_path):
     path = tmp_path / "image.png"
     data.image(0).save(path)
-    (result,) = predict_files(create(min_probability=1.0), [path], tmp_path)
+    (result,) = predict_files(mme.Predictor(create(min_probability=1.0)), [path], tmp_path)
     assert (result["class"], result["boxes"], result["share"]) == (None, [], 0.0) and result["probability"] > 0
     assert not np.asarray(Image.open(result["mask"])).any()
 
@@ -300,7 +300,7 @@ def test_the_models_threshold_is_used(data, tmp_path):
     for given, used in ((None, 0.6), (0.35, 0.35)):
         rows = evaluate(model, data, threshold=given).rows
         assert rows[0]["f1_foreground"] == pytest.approx(dice(mask >= used, data.mask(0)), abs=0.01)
-        (result,) = predict_files(model, [path], tmp_path, threshold=given)
+        (result,) = predict_files(mme.Predictor(model, threshold=given), [path], tmp_path)
         assert result["share"] == pytest.approx((mask >= used).mean(), abs=1e-4)
     at = [case_grid({"m": model}, data, [0], threshold=given).tobytes() for given in (None, 0.6, 0.35)]
     assert at[0] == at[1] != at[2]

@@ -36,7 +36,7 @@ NAN, INF = float("nan"), float("inf")
 def files(tmp_path_factory):
     """A saved model: its configuration, weights and both as bytes."""
     torch.manual_seed(0)
-    model = mme.create_model("wsl_test_resnet", num_classes=K)
+    model = mme.create_model("wsl_test_resnet", num_classes=K, preset="paper")
     directory = model.save_pretrained(tmp_path_factory.mktemp("good") / "model", class_names=["a", "b", "c"])
     return {name: (directory / name).read_bytes() for name in (CONFIG_NAME, WEIGHTS_NAME)}
 

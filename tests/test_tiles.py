@@ -40,7 +40,7 @@ class Patches(nn.Module):
 
 def create(**keywords):
     torch.manual_seed(3)
-    model = mme.WSLModel(Patches(), **{"num_classes": 3, "data_config": dict(input_size=(3, 48, 48)), **keywords})
+    model = mme.WSLModel(Patches(), **{"preset": "paper", "num_classes": 3, "data_config": dict(input_size=(3, 48, 48)), **keywords})
     return model.eval()
 
 
@@ -328,9 +328,9 @@ def test_files_of_more_pixels_are_refused_by_number(tmp_path):
         with allow_pixels(8000):
             read_image(path)
     assert Image.MAX_IMAGE_PIXELS == limit
-    (result,) = predict_files(create(), [path], max_pixels=8000)
+    (result,) = predict_files(mme.Predictor(create(), max_pixels=8000), [path])
     assert set(result) == {"image", "error"} and "--max-pixels" in result["error"]
-    (result,) = predict_files(create(), [path], max_pixels=9000)
+    (result,) = predict_files(mme.Predictor(create(), max_pixels=9000), [path])
     assert "error" not in result
     with pytest.raises(ValueError, match="max_pixels must be 1 or more, got 0"), allow_pixels(0):
         pass
@@ -343,7 +343,8 @@ def test_predicted_files_by_tiles(tmp_path, monkeypatch):
     path, model = tmp_path / "large.png", create(mask_threshold=0.4)
     picture(170, 230).save(path)
     preprocess, inference = preprocess_for(model, 128), Inference(tile=32, flips=("both",))
-    (result,) = predict_files(model, [path], tmp_path / "out", preprocess, inference=inference)
+    predictor = mme.Predictor(model, mme.Views(flips=("both",)), size=128, tile=32)
+    (result,) = predict_files(predictor, [path], tmp_path / "out")
     mask = predict(model, picture(170, 230), preprocess, inference=inference).mask >= 0.4
     assert np.array_equal(np.asarray(Image.open(result["mask"])), mask * np.uint8(255))
     assert Image.open(result["overlay"]).size == (100, 74) and 0 < mask.mean() < 1

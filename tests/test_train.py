@@ -576,10 +576,15 @@ def test_bad_settings_of_a_run(shapes, keywords, error, message):
 
 
 @pytest.mark.parametrize("module", ["accelerate", "matplotlib"])
-def test_missing_extra(shapes, monkeypatch, module):
+def test_missing_extra(shapes, monkeypatch, module, tmp_path):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=rf'needs {module}.*pip install "minmax-entropy\[train\]"'):
-        run(create(), shapes)
+        run(create(), shapes, output=tmp_path / "run")
+
+
+def test_without_output_there_are_no_curves(shapes, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run(create(), shapes).log
 
 
 # Interruptions

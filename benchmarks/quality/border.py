@@ -1,6 +1,6 @@
 """Cut the images of a data set so that a border runs through each object: where do masks lie that may not lie there?
 
-The price on the border (`border_weight`) is paid by objects at the border as well. With the images of `steel3`, 42 % of
+The border penalty (`border_weight`) is paid by objects at the border as well. With the images of `steel3`, 42 % of
 the objects' pixels then lie within 8 % of the border, where the same share of a mask of the whole image is 29 %:
 
     python benchmarks/quality/border.py steel3 runs/steel3-border

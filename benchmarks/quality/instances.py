@@ -1,4 +1,4 @@
-"""What models say of several objects in an image, and of images without any, on the embedded data.
+"""What models say of several objects in an image, and of images without any, on the bundled synthetic images.
 
     python benchmarks/quality/instances.py runs/shapes/runs/wsl_test_resnet/{cam-avg,refined}/seed*/model
 
@@ -7,7 +7,7 @@ then the same with maps on a fixed scale, the mean lowest and highest value on v
 image's own range, which has a highest place in every image. A second table: how well a score tells images with objects
 from those of the clutter alone, as the area under the ROC curve, and the share of the empty images below the score that
 95 % of the other images reach. Each is the mean over the models of a folder's name (`cam-avg`, `refined`). Masks are
-those of all looks that a model takes; maps on a fixed scale, and scores, are of images at their own size.
+those of all views that a model recommends; maps on a fixed scale, and scores, are of images at their own size.
 """
 
 from __future__ import annotations

@@ -234,7 +234,7 @@ def _span(marked: Tensor) -> slice:
 
 @register_loss("size", "prior")
 def prior(mask: Tensor, share: float = 0.25) -> Tensor:
-    """`(mean(M+) - share)^2`, `[B, 1, H, W]` to `[B]`; the weight makes it a price."""
+    """`(mean(M+) - share)^2`, `[B, 1, H, W]` to `[B]`; a penalty with a weight."""
     return (mask.mean(dim=(1, 2, 3)) - share).square()
 
 

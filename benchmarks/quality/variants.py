@@ -134,9 +134,9 @@ VARIANTS: dict[str, Method] = {
     "erasing-sigma-100": _trained("erasing, 2 passes, erasing_sigma 100", TWO_PASSES, erasing_sigma=100.0),
     "slow-price": _trained("weight of the area rises over a fifth", dict(size_warmup=0.2)),
     "refined-5e-4": _trained("learning rate 5e-4", dict(lr=5e-4)),
-    # What the library does not have; steps of photographs (138) and of embedded images (621).
+    # What the library does not have; steps of photographs (138) and of bundled synthetic images (621).
     "prior": _trained(
-        "area drawn to a quarter of the image, in the place of the price", size_loss="prior", size_weight=4.0
+        "area drawn to a quarter of the image, in place of the penalty", size_loss="prior", size_weight=4.0
     ),
     "learned": _trial("scale and offset of the map learned", "learned"),
     "top-2": _trial("maps of the two most probable classes", "top", classes=2),

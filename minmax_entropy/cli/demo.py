@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 import time
 from pathlib import Path
@@ -14,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from minmax_entropy._progress import progress_bar
-from minmax_entropy.benchmark.methods import get_method
+from minmax_entropy.benchmark.methods import Method, get_method
 from minmax_entropy.data import SyntheticShapes
 from minmax_entropy.data.subsets import targets_of
-from minmax_entropy.engine import evaluate, evaluate_all_ones, get_recipe, preprocess_for
+from minmax_entropy.engine import Recipe, evaluate, evaluate_all_ones, get_recipe, preprocess_for
 from minmax_entropy.engine.cases import case_grid
 from minmax_entropy.factory import create_model
 from minmax_entropy.metrics.names import LEGEND
@@ -27,28 +26,18 @@ from minmax_entropy.wsl import WSLModel
 
 TRAIN_IMAGES, TEST_IMAGES, SIZE = 2000, 300, 64
 EPOCHS = 5
-ERASING_STEPS = 2
 PICTURES = 6
 EXAMPLES = 3
 
 # A small ResNet whose features keep a quarter of the image's resolution; settings chosen in docs/results/demo.md.
 MODEL = dict(name="wsl_test_resnet", img_size=SIZE, out_index=1, stem_type="deep_tiered")
 
-
-@dataclasses.dataclass
-class Method:
-    """A row of the table; `settings` are keywords of `create_model`."""
-
-    title: str
-    settings: dict
-    erasing_steps: int = 0
-
-
 CAM = Method("CAM baseline", dict(MODEL, preset="cam"))
 OURS = Method("min-max entropy", dict(MODEL, preset="refined"))
 CAM_REFINED = "CAM baseline, refined"  # the same weights, with a refinement as ours, at the same scales
 # Erasing makes larger masks, for which a higher threshold is right (docs/results/localization_appendix.md).
-ERASING = Method("min-max entropy + erasing", dict(OURS.settings, mask_refinement=dict(sigma=0.6)), ERASING_STEPS)
+TWO_PASSES = dict(mask_refinement=dict(sigma=0.6))
+ERASING = Method("min-max entropy + erasing", OURS.settings | TWO_PASSES, dict(erasing_steps=2))
 
 
 def run_demo(output: Path, seed: int = 0, epochs: int = EPOCHS, train_images: int = TRAIN_IMAGES) -> dict[str, dict]:
@@ -108,9 +97,10 @@ def train_method(
     preprocess = preprocess_for(model)
     images = torch.stack([preprocess(train.image(index)) for index in range(len(train))])
     target = torch.tensor(targets_of(train))
+    recipe = get_recipe("scratch", **method.recipe)
     started = time.perf_counter()
     with progress_bar(None, method.title, total=100, bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}") as bar:
-        trained = _train(model, images, target, method.erasing_steps, epochs, seconds, bar)
+        trained = _train(model, images, target, recipe, epochs, seconds, bar)
     model.erasing.steps = 0
     seconds = time.perf_counter() - started
     metrics = evaluate(model, test, batch_size=50, boxes=False).metrics
@@ -118,20 +108,19 @@ def train_method(
 
 
 def _train(
-    model: WSLModel, images: Tensor, target: Tensor, erasing_steps: int, epochs: int, seconds: float | None, bar: tqdm
+    model: WSLModel, images: Tensor, target: Tensor, recipe: Recipe, epochs: int, seconds: float | None, bar: tqdm
 ) -> int:
     """A training loop in plain PyTorch; the number of epochs that it came to.
 
     The engine has more to offer (`minmax_entropy.engine.fit`). This one needs the core alone, and can train for a given
     time.
     """
-    recipe = get_recipe("scratch")
     optimizer = recipe.build_optimizer(model)
     model.train().to(memory_format=torch.channels_last)
     steps = len(images) // recipe.batch_size
     started = time.perf_counter()
     for epoch in itertools.count():
-        model.erasing.steps = erasing_steps if epoch >= recipe.erasing_from_epoch else 0
+        model.erasing.steps = (recipe.erasing_steps or 0) if epoch >= recipe.erasing_from_epoch else 0
         for step, batch in enumerate(torch.randperm(len(images))[: steps * recipe.batch_size].view(steps, -1)):
             done = (time.perf_counter() - started) / seconds if seconds else (epoch + step / steps) / epochs
             if done >= 1:

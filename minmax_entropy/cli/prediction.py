@@ -33,6 +33,7 @@ from minmax_entropy.engine.diagnosis import warnings_of
 from minmax_entropy.engine.faithfulness import Probes
 from minmax_entropy.hub.config import figures_as_json
 from minmax_entropy.inference.files import expand_paths, predict_files
+from minmax_entropy.inference.predictor import Predictor
 from minmax_entropy.metrics.names import FOUND, FOUND_LEGEND
 from minmax_entropy.report.pictures import save_picture
 from minmax_entropy.report.tables import metrics_table
@@ -222,8 +223,19 @@ def _predict(options: argparse.Namespace) -> int:
     if not paths:
         raise FileNotFoundError(f"no image files in {', '.join(options.images)}")
     failed = False
-    how = dict(inference=_inference(options), threshold=options.threshold, max_pixels=options.max_pixels)
-    for result in predict_files(model, paths, options.output, _preprocess(options, model), **how):
+    _preprocess(options, model)  # refuses a size that the backbone does not take
+    inference = _inference(options)
+    predictor = Predictor(
+        model,
+        inference.views_of(model),
+        size=options.size,
+        tile=options.tile,
+        overlap=options.overlap,
+        refine=inference.refine,
+        threshold=options.threshold,
+        max_pixels=options.max_pixels,
+    )
+    for result in predict_files(predictor, paths, options.output):
         failed |= "error" in result
         print(json.dumps(result), flush=True)
     return 1 if failed else 0

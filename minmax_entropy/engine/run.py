@@ -89,7 +89,8 @@ def create_accelerator(options: Run, output: Path | None) -> Accelerator:
         ValueError: trackers without an output folder.
     """
     accelerate = require("accelerate", "train", "training")
-    require("matplotlib", "train", "the picture of the learning curves")
+    if output is not None:
+        require("matplotlib", "train", "the picture of the learning curves")
     if options.trackers:
         if output is None:
             raise ValueError("trackers need an output folder")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from PIL import Image
 from torch import nn
 
+from minmax_entropy._files import written_whole
 from minmax_entropy.hub.card import MARK, write_card
 from minmax_entropy.hub.config import read_config, to_config
 from minmax_entropy.hub.directories import replacing
@@ -69,13 +69,9 @@ def save_settings(model: nn.Module, directory: str | Path) -> Path:
     path = Path(directory).expanduser() / CONFIG_NAME
     read_config(path, type(model))
     text = to_config(model, model.class_names, model.info)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
+    with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
         shutil.copymode(path, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -1,1 +1,1 @@
-"""What evaluation adds around a model: views, refinement, tiles, prediction of files, export."""
+"""Evaluation around a model: views, refinement, tiles, prediction of files, export."""

@@ -1,4 +1,4 @@
-"""What evaluation adds to the method: refined masks, thresholds, classes without an object, recommended views."""
+"""Settings of evaluation: refined masks, thresholds, classes without an object, recommended views."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minmax_entropy.inference.views import Zoom
 from minmax_entropy.model import MinMaxEntropy
 from minmax_entropy.settings import from_options, setting
 
-# Keywords of a model that its training does not know.
+# Keywords of a model that its training does not use.
 EVALUATION = (
     *("mask_threshold", "min_probability", "empty_classes", "mask_refinement"),
     *("evaluation_scales", "evaluation_flip", "evaluation_zoom"),
@@ -26,7 +26,7 @@ def _check_zoom(label: str, options: dict | None) -> dict | None:
 
 
 class EvaluatedModel(MinMaxEntropy):
-    """The method, with settings that its training does not know; see `WSLModel` for each."""
+    """The method with settings that its training does not use; see `WSLModel` for each."""
 
     mask_threshold = setting("mask_threshold", check_threshold)
     min_probability = setting("min_probability", check_share)
@@ -45,7 +45,7 @@ class EvaluatedModel(MinMaxEntropy):
 
     @property
     def mask_refinement(self) -> dict | None:
-        """Options of the `AffinityRefinement` of the map, or None. May be set at any time, as a whole."""
+        """Options of the map's `AffinityRefinement`, or None. May be set at any time, as a whole."""
         return None if self.refinement is None else self.refinement.options
 
     @mask_refinement.setter
@@ -53,19 +53,19 @@ class EvaluatedModel(MinMaxEntropy):
         self.refinement = None if options is None else from_options("mask_refinement", AffinityRefinement, options)
 
     def map_weights(self, logits: Tensor) -> Tensor:
-        """What each class's map counts in the map that becomes the mask: `[B, K]` from the localizer's `[B, K]`; in
-        evaluation among the classes that have an object."""
+        """Weigh the class maps for the map of the mask: `[B, K]` from the localizer's scores `[B, K]`; in evaluation
+        among the classes with an object."""
         return super().map_weights(logits if self.training else self.without_empty(logits))
 
     def without_empty(self, logits: Tensor) -> Tensor:
-        """Scores `[B, K]` with minus infinity for `empty_classes`."""
+        """Return scores `[B, K]` with minus infinity for `empty_classes`."""
         if not self._empty_classes:
             return logits
         return logits.index_fill(1, torch.tensor(self._empty_classes, device=logits.device), -torch.inf)
 
     def make_mask(self, regions: Tensor, images: Tensor, refined: bool = True) -> Tensor:
-        """From maps `[B, N, h, w]` of images `[B, C, H, W]` to masks `[B, N, H, W]` in [0, 1], a map by itself; in
-        evaluation refined, with the threshold that goes with that, unless they are to be left as they are."""
+        """Turn maps `[B, N, h, w]` of images `[B, C, H, W]` into masks `[B, N, H, W]` in [0, 1], each by itself. In
+        evaluation, `refined` maps go through `mask_refinement`, with its threshold."""
         if self.training:
             return super().make_mask(regions, images)
         if self.refinement is not None and refined:
@@ -73,6 +73,6 @@ class EvaluatedModel(MinMaxEntropy):
         return self.masking(regions, tuple(images.shape[-2:]), self.evaluation_sigma(refined))
 
     def evaluation_sigma(self, refined: bool = True) -> float:
-        """Threshold on the normalized map in evaluation: that of `mask_refinement` where it has one and is used."""
+        """Return the threshold on the normalized map in evaluation, that of `mask_refinement` where it has one."""
         own = None if self.refinement is None or not refined else self.refinement.sigma
         return self.mask_sigma if own is None else own

@@ -42,12 +42,12 @@ METADATA_NAME = "minmax_entropy.json"  # among the extra files of a `.pt2`
 
 
 class ExportError(RuntimeError):
-    """What was exported does not compute what the model computes."""
+    """An exported program does not compute what the model computes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Traced:
-    """A program, and the images it takes: of `size`, and of all larger multiples of `step` from `smallest` on."""
+    """A program and the images that it takes: of `size`, and of all larger multiples of `step` from `smallest` on."""
 
     program: ExportedProgram
     size: Size
@@ -72,24 +72,22 @@ def export_program(
     batch: int | None = None,
     dynamic_size: bool | None = None,
 ) -> ExportedProgram:
-    """Trace a model in evaluation mode, of which the program holds the weights; the model stays as it is.
+    """Trace a call of a model in evaluation mode: one pass for the mask, without further views. The program holds the
+    weights; the model stays unchanged.
 
     Args:
-        model: any model of the library. A mask normalized over the batch (`mask_normalization="batch"`) is so in the
-            program too.
+        model: any model of the library. With `mask_normalization="batch"`, the program normalizes over the batch too.
         img_size: `(height, width)` of the images in pixels, or a number for both; by default that of the model's
             `data_config`. With a dynamic size it must be among those that the program takes.
-        batch: images in a batch; None takes any number.
-        dynamic_size: None takes images of other sizes where that works and is no matter of minutes (as it is where
-            maps are cut into windows: Swin, Twins, MobileViT), else a line of the log says that it doesn't. True
-            insists on it, False does without. Sides are then multiples of the backbone's step, or of a coarser one
-            where only that holds, and at least so large that the feature maps of localizer and classifier have two
-            positions each way.
+        batch: number of images in a batch; None takes any number.
+        dynamic_size: None takes images of other sizes where that works without minutes of tracing (which models with
+            windows take: Swin, Twins, MobileViT), and logs a line where it doesn't. True insists on it, False does
+            without. Sides are then multiples of the backbone's step, or of a coarser one where only that holds, and
+            large enough for two positions each way in the feature maps of localizer and classifier.
 
     Returns:
         A program on the model's device: images `[B, C, H, W]`, normalized with `data_config`'s mean and std, to
-        `(logits [B, K], mask [B, 1, H, W])`. Logits are raw for every task; they are the
-        localizer's without a classifier, or with `decision="localizer"`.
+        `(logits [B, K], mask [B, 1, H, W])`, as `model(images)` returns them.
 
     Raises:
         ValueError: an image size that the backbone does not take; with `dynamic_size=True`, a model that can't be

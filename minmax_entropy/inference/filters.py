@@ -1,4 +1,4 @@
-"""Refinement after prediction: filters that bring a mask closer to the edges of its image."""
+"""Filters of predicted masks that align them with the edges of the image."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ register_refinement = _REFINEMENTS.register
 
 
 def list_refinements() -> list[str]:
-    """Names of the registered refinements."""
+    """Return the names of the registered filters."""
     return _REFINEMENTS.names()
 
 
 def create_refinement(name: str, **options: float) -> Refinement:
-    """A refinement by name.
+    """Create a filter by name.
 
     Args:
         name: "guided_filter", "dense_crf", or one of `register_refinement`.
-        options: of the factory of that name.
+        options: keywords of the factory of that name.
 
     Raises:
         ValueError: unknown name, or an option out of its range.
         TypeError: unknown option.
-        ImportError: the package that does the work is not installed; says which extra has it.
+        ImportError: a package is not installed; the message names the extra that has it.
     """
     factory = _REFINEMENTS[name]
     try:
@@ -50,12 +50,12 @@ def create_refinement(name: str, **options: float) -> Refinement:
 
 @register_refinement
 def guided_filter(radius: float = 0.16, eps: float = 1e-3) -> Refinement:
-    """The mask as a local linear function of the image (He et al., "Guided Image Filtering", TPAMI 2013), by kornia.
+    """Filter the mask as a local linear function of the image (He et al., TPAMI 2013), by kornia.
 
     The default radius is that of the highest F1+ on the validation images of docs/results/refinement.md.
 
     Args:
-        radius: of the window, as a share of the image's shorter side, over 0 and up to 1 (a pixel at least).
+        radius: radius of the window, as a share of the image's shorter side, over 0 and up to 1 (a pixel at least).
         eps: regularization, over 0, for pixels in [0, 1]: edges of a lower variance than this are smoothed over.
 
     Raises:
@@ -84,17 +84,17 @@ def dense_crf(
     smooth_position: float = 0.01,
     iterations: int = 5,
 ) -> Refinement:
-    """A fully connected CRF of two labels (Krähenbühl and Koltun, NIPS 2011), by `pydensecrf2`.
+    """Filter the mask with a fully connected CRF of two labels (Krähenbühl and Koltun, NIPS 2011), by `pydensecrf2`.
 
     The mask is the probability of the foreground; the result is its mean-field marginal. The default weight is that of
     the highest F1+ on the validation images of docs/results/refinement.md.
 
     Args:
-        weight: of the bilateral term, which wants one label for pixels that are close and of like colour; 0 or more.
+        weight: weight of the bilateral term, which favours one label for close pixels of similar colour; 0 or more.
         position: its standard deviation, as a share of the image's shorter side, over 0 and up to 1.
         colour: its standard deviation in the colours, [0, 255], over 0.
-        smooth_weight, smooth_position: of the term that looks at the distance alone.
-        iterations: of the mean-field inference, 1 or more.
+        smooth_weight, smooth_position: weight and standard deviation of the term of distance alone.
+        iterations: number of steps of the mean-field inference, 1 or more.
 
     Raises:
         ValueError: an option out of its range.
@@ -123,10 +123,10 @@ def dense_crf(
 
 
 def refine_mask(refine: Refinement, image: Image.Image, mask: np.ndarray) -> np.ndarray:
-    """Refine the mask of an image of any size.
+    """Filter the mask of an image of any size.
 
-    Images of more than 1,048,576 pixels are refined at that number, and the refined mask is resized: what a filter
-    needs for each pixel is many times a pixel's size.
+    Images of more than 1,048,576 pixels are filtered at that number, and the mask is resized: filters need many times
+    the memory of a pixel for each.
 
     Args:
         refine: a refinement.

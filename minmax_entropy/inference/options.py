@@ -1,4 +1,4 @@
-"""How images are predicted: tiles, views, refinement."""
+"""Options of predictions: tiles, views, refinement."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from minmax_entropy.model import MinMaxEntropy
 
 @dataclasses.dataclass(frozen=True)
 class Inference:
-    """How images are predicted. As it is: each whole image as the model does it.
+    """Options of predictions. By default each whole image is seen in the views that the model recommends.
 
     Args:
         tile: side in pixels, at the network's scale, of the tiles of images whose network input is larger (see
-            `Tiling`). None: inputs of more than 4,194,304 pixels (2048 x 2048) at their largest scale, that of a closer
-            look included, go by tiles of 2048, all others whole.
+            `Tiling`). None: inputs of more than 4,194,304 pixels (2048 x 2048) at their largest scale, the zoomed one
+            included, go by tiles of 2048, all others whole.
         overlap: pixels that neighbouring tiles share; 256 by default, a quarter of smaller tiles.
-        flips: "horizontal", "vertical", "both": views that are averaged with the image as it is.
-        scales: factors of the network's input size; every scale has every flip. Masks are averaged; the class is that
-            of the scale nearest to 1, its probabilities averaged over the flips. They take the place of the views that
-            the model recommends (`evaluation_scales`, `evaluation_flip`, `evaluation_zoom`).
-        views: in the place of `scales` and `flips`, and of what the model recommends.
+        flips: "horizontal", "vertical", "both": flipped views that are averaged with the image's.
+        scales: factors of the network's input size, in place of the recommended views (`evaluation_scales`,
+            `evaluation_flip`, `evaluation_zoom`); every scale has every flip. Masks are averaged; the class is that of
+            the scale nearest to 1, its probabilities averaged over the flips.
+        views: replaces `scales`, `flips` and the recommended views.
         refine: brings the mask closer to the image's edges; see `minmax_entropy.inference.filters`.
 
     Raises:
@@ -51,7 +51,7 @@ class Inference:
                 raise ValueError(f"{name} is a number of pixels, 1 or more, got {getattr(self, name)!r}")
 
     def views_of(self, model: MinMaxEntropy) -> Views:
-        """The views of each image: those that are given, or else what the model recommends, with the flips."""
+        """Return the views of each image: those given, or else those that the model recommends, with the flips."""
         if self.views is not None:
             return self.views
         views = recommended_views(model) if self.scales is None else Views(tuple(map(float, self.scales)))
@@ -59,7 +59,7 @@ class Inference:
 
 
 def require_multiclass(model: MinMaxEntropy) -> None:
-    """Refuse models of other tasks: data sets and predictions here have one class an image.
+    """Refuse models of other tasks than one class an image.
 
     Raises:
         ValueError: the model's task is another.
@@ -72,7 +72,7 @@ def require_multiclass(model: MinMaxEntropy) -> None:
 
 
 def check_inference(model: MinMaxEntropy, inference: Inference) -> None:
-    """Refuse what a model can't do.
+    """Refuse options that a model does not support.
 
     Raises:
         ValueError: scales for a backbone of one size; tiles that the backbone or the heads don't work with.

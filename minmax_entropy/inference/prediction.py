@@ -1,4 +1,4 @@
-"""What is said of one picture."""
+"""The prediction of one picture: class, mask, boxes, overlay."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ SUFFIXES = {"overlay": "_overlay.png", "mask": "_mask.png"}
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a model says of one picture.
+    """Prediction of one picture.
 
     Attributes:
-        index: number of the picture among those that were given.
+        index: number of the picture in the order given.
         class_index: the most probable class, also where there is nothing.
         probability: of that class.
         mask: float32 `[H, W]` in [0, 1], at the picture's own size; zeros where there is nothing, and for one of the
             model's `empty_classes`.
         probabilities: float32 `[K]`.
-        nothing: the probability is under the model's `min_probability`.
+        nothing: whether the probability is below `min_probability`.
         class_name: name of the class, where the model has names.
         threshold: a pixel is marked where the mask is at least this.
-        image: the picture, where the prediction is a `Predictor`'s.
+        image: the picture, in predictions of a `Predictor`.
         source: file of the picture, where it came from one.
     """
 
@@ -50,16 +50,16 @@ class Prediction:
 
     @property
     def marked(self) -> np.ndarray:
-        """The pixels that are marked, bool `[H, W]`."""
+        """Marked pixels, bool `[H, W]`."""
         return self.mask >= self.threshold
 
     @property
     def boxes(self) -> list[tuple[int, int, int, int]]:
-        """Boxes `(x0, y0, x1, y1)` of the connected regions that are marked, the largest first."""
+        """Boxes `(x0, y0, x1, y1)` of the connected marked regions, the largest first."""
         return region_boxes(self.marked, round(MIN_REGION * self.mask.size))
 
     def overlay(self) -> Image.Image:
-        """The picture, with what is marked tinted and outlined; at most 8192 pixels on its longer side.
+        """Return the picture with the marked pixels tinted and outlined, at most 8192 pixels on its longer side.
 
         Raises:
             ValueError: the prediction does not have its picture.
@@ -85,8 +85,8 @@ class Prediction:
         return paths
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold: `image`, `class` (its name or index; None where there is nothing), `probability`,
-        `boxes` and `share` (of the picture that is marked)."""
+        """Return a dictionary for JSON: `image`, `class` (name or index; None where there is nothing), `probability`,
+        `boxes` and `share` (share of marked pixels)."""
         named = self.class_index if self.class_name is None else self.class_name
         return {
             "image": self.index if self.source is None else str(self.source),

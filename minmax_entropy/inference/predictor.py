@@ -1,4 +1,4 @@
-"""Pictures in, predictions out: whole and in batches, by tiles, in several views, refined; masks at their own size."""
+"""Predictions of pictures: in batches or by tiles, in several views, with masks at the pictures' own size."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ Picture = str | Path | Image.Image | np.ndarray | Tensor
 
 
 class Predictor:
-    """Pictures in, predictions out.
+    """Turn pictures into predictions.
 
     Args:
-        model: a model for one class an image; its mode and its settings stay.
-        views: how each picture is seen; by default as the model recommends, `Views()` is a single pass.
-        size: shorter side of the pictures as the network sees them, or "native", their own; by default the model's.
-        tile, overlap: of large pictures; see `Inference`.
-        refine: brings masks closer to the picture's edges; see `minmax_entropy.engine.create_refinement`.
+        model: a model for one class an image; it stays unchanged.
+        views: views of each picture; by default those that the model recommends. `Views()` is a single pass.
+        size: shorter side of the network's input, or "native" for the picture's own; by default the model's.
+        tile, overlap: tiles of large pictures; see `Inference`.
+        refine: filter of the masks; see `minmax_entropy.engine.create_refinement`.
         threshold: a pixel is marked where the mask is at least this; by default the model's `mask_threshold`.
-        min_probability: pictures whose class has less hold nothing; by default the model's.
-        batch_size: largest number of pictures in one pass.
-        max_pixels: of a picture's file; see `minmax_entropy.data.allow_pixels`.
+        min_probability: minimum probability of the class, below which there is nothing; by default the model's.
+        batch_size: maximum number of pictures in one pass.
+        max_pixels: maximum size of a picture; see `minmax_entropy.data.allow_pixels`.
         progress: show a progress bar.
 
     Raises:
-        ValueError: the model's task is not "multiclass", or it does not work as it is asked to.
+        ValueError: the model's task is not "multiclass", or it does not support the options.
 
     Example:
         >>> import minmax_entropy, numpy
@@ -84,13 +84,13 @@ class Predictor:
         self.batch_size, self.max_pixels, self.progress = batch_size, max_pixels, progress
 
     def __call__(self, pictures: Picture | Iterable[Picture]) -> Prediction | list[Prediction]:
-        """Predict a picture, or all of several; see `stream`. A folder is as many pictures as it has."""
+        """Predict one picture, or a list of several; a folder counts as several. See `stream`."""
         if _is_one(pictures):
             return next(self.stream([pictures]))
         return list(self.stream(pictures))
 
     def stream(self, pictures: Iterable[Picture]) -> Iterator[Prediction]:
-        """Predict pictures one after the other, as they are asked for.
+        """Predict pictures lazily, one after the other.
 
         Args:
             pictures: files, folders of them, PIL images, arrays `[H, W]` or `[H, W, 3]` of bytes, tensors `[3, H, W]`
@@ -98,7 +98,7 @@ class Predictor:
 
         Raises:
             FileNotFoundError, DamagedFileError: a file is missing, or can't be read.
-            TypeError, ValueError: something else than a picture.
+            TypeError, ValueError: not a picture.
         """
         listed = [pictures] if isinstance(pictures, (str, Path)) else pictures
         sources = list(_expanded(listed)) if self.progress else _expanded(listed)
@@ -124,9 +124,9 @@ def explain(picture: Picture, model: MinMaxEntropy, **options: object) -> Predic
     """Predict one picture: its class, and the pixels that the decision rests on.
 
     Args:
-        picture: as `Predictor.stream` takes it.
-        model: the model.
-        options: those of `Predictor`.
+        picture: see `Predictor.stream`.
+        model: a model for one class an image.
+        options: keywords of `Predictor`.
     """
     return Predictor(model, **options)(picture)
 
@@ -140,7 +140,7 @@ def _is_one(pictures: Picture | Iterable[Picture]) -> bool:
 
 
 def _expanded(pictures: Iterable[Picture]) -> Iterator[Picture]:
-    """Folders as the image files in them."""
+    """Replace folders by the image files in them."""
     for picture in pictures:
         if isinstance(picture, (str, Path)) and Path(picture).is_dir():
             yield from image_files(Path(picture))
@@ -158,20 +158,20 @@ def predict_images(
     inference: Inference | None = None,
     min_probability: float | None = None,
 ) -> Iterator[Prediction]:
-    """Predict images one after the other; those of one network size that follow each other go through together.
+    """Predict images lazily; consecutive images of one network size share a pass.
 
     Args:
-        model: the model, put into eval mode for the time being.
+        model: a model for one class an image; it runs in evaluation mode, and goes back to its own.
         images: pairs of an index and an RGB image.
         preprocess: by default `preprocess_for(model)`.
-        batch_size: largest number of images in one forward pass; 1 for a model whose mask depends on the batch.
-        full_size: masks at the images' own sizes; False leaves them at the network's, padding included, where they come
-            from the whole image alone.
-        inference: tiles, views and refinement; by default each whole image in the views that the model recommends.
-        min_probability: images whose class has less hold nothing; by default the model's.
+        batch_size: maximum number of images in one pass; 1 for a model whose mask depends on the batch.
+        full_size: resize masks to the images' own sizes; False leaves those of whole images at the network's size,
+            padding included.
+        inference: tiles, views and refinement; by default the views that the model recommends.
+        min_probability: minimum probability of the class, below which there is nothing; by default the model's.
 
     Raises:
-        ValueError: the model's task is not "multiclass", or the model does not work as `inference` asks.
+        ValueError: the model's task is not "multiclass", or the model does not support `inference`.
     """
     require_multiclass(model)
     if model.mask_normalization == "batch":
@@ -183,8 +183,8 @@ def predict_images(
     full_size = full_size or inference.refine is not None
     if min_probability is None:
         min_probability = model.min_probability
-    said = functools.partial(_prediction, model, inference.refine, min_probability)
-    whole = functools.partial(_predict_whole, model, preprocess, views, full_size, said)
+    predicted = functools.partial(_prediction, model, inference.refine, min_probability)
+    whole = functools.partial(_predict_whole, model, preprocess, views, full_size, predicted)
 
     with in_evaluation(model):
         batch: list[tuple[int, Image.Image, Tensor]] = []
@@ -194,7 +194,7 @@ def predict_images(
                 batch = []
                 options = inference.tile, inference.overlap, batch_size
                 scores, mask = see_tiled(model, image, preprocess, views, *options)
-                yield said(index, image, _mean_probabilities(scores)[0], mask)
+                yield predicted(index, image, _mean_probabilities(scores)[0], mask)
             else:
                 tensor = preprocess(image)
                 if len(batch) == batch_size or (batch and batch[0][2].shape != tensor.shape):
@@ -209,10 +209,10 @@ def _predict_whole(
     preprocess: Preprocess,
     views: Views,
     full_size: bool,
-    said: Callable[[int, Image.Image, Tensor, np.ndarray], Prediction],
+    predicted: Callable[[int, Image.Image, Tensor, np.ndarray], Prediction],
     batch: list[tuple[int, Image.Image, Tensor]],
 ) -> Iterator[Prediction]:
-    """Whole images of one network size."""
+    """Predict whole images of one network size in one pass."""
     if not batch:
         return
     device = next(model.parameters()).device
@@ -222,7 +222,7 @@ def _predict_whole(
     masks = masks.float().cpu()
     for (index, image, _), each, mask in zip(batch, probabilities, masks, strict=True):
         mask = preprocess.restore(mask, (image.height, image.width)) if full_size else mask
-        yield said(index, image, each, mask[0].numpy())
+        yield predicted(index, image, each, mask[0].numpy())
 
 
 def _mean_probabilities(scores: Sequence[Tensor]) -> Tensor:
@@ -238,14 +238,14 @@ def _prediction(
     probabilities: Tensor,
     mask: np.ndarray,
 ) -> Prediction:
-    """What is said of an image with class probabilities `[K]` and a mask."""
+    """Build the prediction of an image from class probabilities `[K]` and a mask."""
     probability, class_index = probabilities.max(dim=0)
-    predicted = int(class_index)
+    found = int(class_index)
     nothing = float(probability) < min_probability
-    if nothing or predicted in model.empty_classes:
+    if nothing or found in model.empty_classes:
         mask = np.zeros_like(mask)
     elif refine is not None:
         mask = refine_mask(refine, image, mask)
-    name = model.class_names[predicted] if model.class_names else None
+    name = model.class_names[found] if model.class_names else None
     numbers = float(probability), mask, probabilities.numpy()
-    return Prediction(index, predicted, *numbers, nothing, name, model.mask_threshold)
+    return Prediction(index, found, *numbers, nothing, name, model.mask_threshold)

@@ -1,4 +1,4 @@
-"""From coarse maps to the image's edges: pixels of like colour that lie close together share their marks."""
+"""Refinement of coarse maps along the image's edges: close pixels of similar colour share their values."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ class AffinityRefinement(nn.Module):
     """Pixel-adaptive mask refinement (PAMR; Araslanov and Roth, "Single-Stage Semantic Segmentation from Image Labels",
     CVPR 2020). It has no parameters, and gradients flow through it to the map.
 
-    Each pixel becomes the average of its neighbours, at distances of `dilations` in eight directions, weighted by how
-    like their colours are: softmax over the neighbours of `-|x - x'| / (temperature * std)`, the mean over the
-    channels, with the standard deviation of the channel over the neighbourhood. It is done `iterations` times. Scale
-    and offset of the image play no part.
+    Each pixel becomes the average of its neighbours, at distances of `dilations` in eight directions, weighted by the
+    similarity of their colours: softmax over the neighbours of `-|x - x'| / (temperature * std)`, the mean over the
+    channels, with the standard deviation of the channel over the neighbourhood. This is repeated `iterations` times.
+    Scale and offset of the image play no part.
 
-    With `compression` c, a map A, in units of the localizer's scores, is `sign(A) * log(1 + c * |A|)` before that:
-    its highest places are what tells the class, such as a face, and lower ones around them belong to the same object.
+    With `compression` c, a map A, in units of the localizer's scores, becomes `sign(A) * log(1 + c * |A|)` first: it
+    peaks at the parts that tell the class, such as a face, and lower values around them belong to the same object.
 
-    It works on maps that are enlarged `scale` times, at most to the image's size and to `MAX_POSITIONS`, and with the
-    image brought to that: time and memory are in proportion to `8 * len(dilations)` times the positions there.
+    It works on maps that are enlarged `scale` times, at most to the image's size and to `MAX_POSITIONS`, with the image
+    resized to match: time and memory are proportional to `8 * len(dilations)` times the positions there.
 
     Args:
-        iterations: how often the averages are taken; marks travel as far as iterations and dilations allow.
+        iterations: number of times that averages are taken; values travel as far as iterations and dilations allow.
         dilations: distances of the neighbours, in positions of the enlarged map.
         temperature: over 0; the smaller, the sharper the edges.
-        scale: how many times the map is enlarged.
-        sigma: threshold on the refined map, normalized to [0, 1], in the place of the model's `mask_sigma`; None keeps
-            that. Averaging within objects lifts them, and so does compression: it may be higher.
+        scale: factor by which the map is enlarged.
+        sigma: threshold on the refined map, normalized to [0, 1], in place of the model's `mask_sigma`; None keeps
+            that. Averaging within objects raises their values, and so does compression: the threshold may be higher.
         compression: c, 0 (none) or more.
 
     Raises:
@@ -104,7 +104,7 @@ class AffinityRefinement(nn.Module):
         return torch.cat([self._averaged(each, weights) for each in maps.split(1, dim=1)], dim=1)
 
     def size(self, maps: tuple[int, int], images: tuple[int, int]) -> tuple[int, int]:
-        """Where it works, for maps and images of these sizes."""
+        """Return the size at which maps and images of these sizes are refined."""
         scale = self.scale
         if not any(map(is_symbolic, (*maps, *images))):
             scale = max(min(scale, math.isqrt(MAX_POSITIONS // (maps[0] * maps[1]))), 1)
@@ -120,12 +120,12 @@ class AffinityRefinement(nn.Module):
 
     @property
     def options(self) -> dict:
-        """What it was made with."""
+        """The options that it was built with."""
         names = ("iterations", "dilations", "temperature", "scale", "sigma", "compression")
         return {name: getattr(self, name) for name in names}
 
     def weights(self, images: Tensor) -> Tensor:
-        """Of the neighbours of each pixel, `[B, 1, 8 * dilations, H, W]`, in [0, 1] and with a sum of 1."""
+        """Weigh the neighbours of each pixel, `[B, 1, 8 * dilations, H, W]`, in [0, 1] and with a sum of 1."""
         neighbours = self._neighbours(images)  # [B, C, 8 * dilations, H, W]
         centre = images.unsqueeze(2)
         spread = _deviation(torch.cat([neighbours, centre], dim=2))

@@ -1,10 +1,10 @@
 """Large images by overlapping tiles: their class maps are stitched, and become scores and one mask afterwards.
 
 A tile can't have a mask of its own: masks are normalized over the image, and a tile without an object would mark
-something all the same. So the tiles' un-normalized class maps are stitched on the grid of the whole image. The head
-pools them to scores, the expected map of the whole image is normalized once, and the classifier sees X+ through the
-same tiles, its maps stitched and pooled likewise. What remains of the tiles is that convolutions don't see beyond them,
-which a wide enough overlap makes good, and that layers which look at the whole input see a tile instead.
+something all the same. So the un-normalized class maps of the tiles are stitched on the grid of the whole image. The
+head pools them to scores, the expected map of the whole image is normalized once, and the classifier sees X+ through
+the same tiles, its maps stitched and pooled likewise. Two differences remain: convolutions don't see beyond a tile,
+which a wide enough overlap makes good, and layers with a global view see a tile instead of the image.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TRANSPOSED = {
 
 
 def why_not_tiled(model: MinMaxEntropy) -> str | None:
-    """Why a model can't work by tiles, or None."""
+    """Return why a model can't work by tiles, or None."""
     if not isinstance(model, MinMaxEntropy):
         return f"they need a model whose mask is made of class maps, that of {type(model).__name__} is not"
     heads = [model.localizer, *([model.classifier] if model.classifier_decides else [])]
@@ -57,7 +57,7 @@ def why_not_tiled(model: MinMaxEntropy) -> str | None:
 
 
 class Tiling:
-    """How the network's input is cut: tiles of one size, on whole positions of the feature map.
+    """Tiles of one size that cover the network's input, on whole positions of the feature map.
 
     Args:
         model: the model.
@@ -92,13 +92,13 @@ class Tiling:
         self.places = list(itertools.product(rows, columns))
 
     def _unit(self, tile: int, small: int) -> int:
-        """Step of the starts, for which the classifier's smaller tiles start on whole positions too, where possible."""
+        """Return the step of the starts; the classifier's smaller tiles start on whole positions too, if possible."""
         unit = self.stride * (tile // math.gcd(tile, small))
         return unit if unit <= self.cells * self.stride else self.stride
 
 
 def check_tile(model: MinMaxEntropy, tile: int | None, overlap: int | None = None) -> int:
-    """The side of a tile, by default 2048 or what the backbone takes instead.
+    """Check and return the side of a tile, by default 2048 or the nearest that the backbone takes.
 
     Raises:
         ValueError: the backbone does not take such tiles, or the overlap is not one position to half a tile.
@@ -123,7 +123,7 @@ def check_tile(model: MinMaxEntropy, tile: int | None, overlap: int | None = Non
 
 
 def _starts(length: int, tile: int, overlap: int, unit: int) -> list[int]:
-    """First pixels of tiles that cover `length`: multiples of `unit`, and the last ends where the image does."""
+    """Return the first pixels of tiles that cover `length`: multiples of `unit`, but the last ends with the image."""
     if length <= tile:
         return [0]
     return [*range(0, length - tile, (tile - overlap) // unit * unit), length - tile]
@@ -155,7 +155,7 @@ class TiledImage:
         return padding(length, math.lcm(preprocess.multiple, sizes.multiple, model.backbone.reduction))
 
     def tile(self, top: int, left: int, size: Size) -> Tensor:
-        """A part of the input, `[C, *size]`."""
+        """Return a part of the input, `[C, *size]`."""
         rows = _reflected(top - self.inner[0].start, size[0], self.image.height)
         columns = _reflected(left - self.inner[1].start, size[1], self.image.width)
         box = int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
@@ -166,7 +166,7 @@ class TiledImage:
         return self.normalize(Image.fromarray(pixels[(rows - box[1])[:, None], columns - box[0]]))
 
     def reduced(self, size: Size) -> Tensor:
-        """The whole input, padding included, brought to a smaller size: `[C, *size]`."""
+        """Return the whole input, padding included, at a smaller size: `[C, *size]`."""
         shares = [small / large for small, large in zip(size, self.size, strict=True)]
         inner = [round(part.start * s) for part, s in zip(self.inner, shares, strict=True)]
         sides = [max(round(length * s), 1) for length, s in zip(self.image.size[::-1], shares, strict=True)]
@@ -176,14 +176,14 @@ class TiledImage:
 
 
 def _reflected(start: int, count: int, length: int) -> np.ndarray:
-    """Indices in [0, length) of `count` positions from `start` on, mirrored at both ends without repeating them."""
+    """Return `count` indices in [0, length) from `start` on, mirrored at both ends without repeating them."""
     period = max(2 * (length - 1), 1)
     index = np.arange(start, start + count) % period
     return np.minimum(index, period - index) if length > 1 else np.zeros(count, dtype=int)
 
 
 class TiledView:
-    """The class maps of an image in one view, stitched from tiles.
+    """Class maps of an image in one view, stitched from tiles.
 
     Memory: the image at the network's scale, `batch_size` tiles of at most `MAX_WHOLE` pixels together in one pass, and
     the stitched class maps, `4 K h w` bytes.
@@ -220,7 +220,7 @@ class TiledView:
         self.scores = model.localizer.pool(self._maps)
 
     def mask(self, weights: Tensor, refined: bool = True) -> RegionMask:
-        """The mask at the image's own size, with weights `[1, K]` of the class maps."""
+        """Compute the mask at the image's own size, with weights `[1, K]` of the class maps."""
         region = weighted_map(self._maps, weights)
         if self.model.refinement is not None and refined:
             size = self.model.refinement.size(region.shape[-2:], self.picture.size)
@@ -229,7 +229,7 @@ class TiledView:
         return RegionMask(region[0, 0], self.picture.size, self.picture.inner, self.picture.own, sigma, omega)
 
     def classify(self, mask: RegionMask) -> Tensor:
-        """The classifier's scores `[1, K]` on X+, which it sees by tiles as well, its maps stitched and pooled."""
+        """Compute the classifier's scores `[1, K]` on X+, by tiles as well, its maps stitched and pooled."""
         model, tiling = self.model, self.tiling
         height, width = tiling.tile
 
@@ -259,8 +259,8 @@ def see_tiled(
     overlap: int | None = None,
     batch_size: int = 16,
 ) -> tuple[list[Tensor], np.ndarray]:
-    """`see` for one image by tiles: scores `[1, K]` of each view that decides, of the classifier on X+ where that
-    decides, and the mask of all views, float32 `[height, width]` at the image's own size. Arguments as in `TiledView`.
+    """Do for one image by tiles what `see` and `decide` do: return the scores `[1, K]` of each view that decides, and
+    the mask of all views, float32 `[height, width]` at the image's own size. Arguments as in `TiledView`.
     """
 
     def seen(view: View) -> TiledView:
@@ -284,7 +284,7 @@ def see_tiled(
 
 
 def _mean_mask(masks: Sequence[tuple[View, RegionMask]], image: Image.Image) -> np.ndarray:
-    """The mean of the masks of an image's views, flipped back, in bands of rows."""
+    """Return the mean of the masks of an image's views, flipped back, in bands of rows."""
     mean = np.zeros((image.height, image.width), dtype=np.float32)
     for view, mask in masks:
         for rows, values in mask.bands():
@@ -295,7 +295,7 @@ def _mean_mask(masks: Sequence[tuple[View, RegionMask]], image: Image.Image) -> 
 
 
 def scaled(preprocess: Preprocess, image: Image.Image, scale: float) -> Preprocess:
-    """The same for an input that is `scale` times as large."""
+    """Return the preprocessing of an input that is `scale` times as large."""
     if scale == 1:
         return preprocess
     usual = scaled_size(image.height, image.width, preprocess.short_side, preprocess.reference)
@@ -306,7 +306,7 @@ def scaled(preprocess: Preprocess, image: Image.Image, scale: float) -> Preproce
 def needs_tiles(
     model: MinMaxEntropy, preprocess: Preprocess, image: Image.Image, views: Views, tile: int | None
 ) -> bool:
-    """Whether an image goes by tiles: where it is larger than a tile, or than `MAX_WHOLE`, in one of its views."""
+    """Return whether an image goes by tiles: in one of its views it is larger than a tile, or than `MAX_WHOLE`."""
     for each in (scaled(preprocess, image, scale) for scale in {view.scale for view in [*views, *views.closer()]}):
         height, width = (
             length + sum(padding(length, each.multiple))
@@ -365,7 +365,7 @@ def stitch(passes: Iterator[tuple[Sequence[Size], Tensor]], tiling: Tiling, seen
 
 
 def _window(length: int, overlap: float) -> Tensor:
-    """Weights of a tile's positions: next to nothing at its edge, a raised cosine within the overlap, then 1."""
+    """Return the weights of a tile's positions: near 0 at its edge, a raised cosine within the overlap, then 1."""
     position = torch.arange(length)
     depth = (torch.minimum(position, length - 1 - position) + 0.5) / overlap  # in overlaps
     rise = ((depth - (1 - BLENDED) / 2) / BLENDED).clamp(0, 1)

@@ -1,7 +1,7 @@
-"""Test-time views: an image is seen at several sizes, and closer where its mask is small; the mask is their mean.
+"""Test-time views: an image is seen at several sizes, and zoomed where its mask is small; the mask is their mean.
 
-The views are of any source of class maps: a model, or what makes maps of one (`Source`). Tiles of large images take the
-same views in the same order (`minmax_entropy.inference.tiles`).
+They work with any source of class maps (`Source`): a model, or Grad-CAM of one. Tiles of large images take the same
+views in the same order (`minmax_entropy.inference.tiles`).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ MIRRORED = {None: "horizontal", "horizontal": None, "vertical": "both", "both": 
 
 @dataclasses.dataclass(frozen=True)
 class Zoom:
-    """A closer look at images whose mask is small. A map of a position for 16 or 32 pixels is too wide for an object of
-    a few percent of the image; a larger image has more positions for it.
+    """A zoomed view of images with a small mask. A map with a position every 16 or 32 pixels is too coarse for an
+    object of a few percent of the image; a larger image has more positions for it.
 
     Args:
-        scale: size of the closer look, as a share of the image's own: over 1, up to 4.
-        below: mean of a mask, over 0 and up to 1, under which there is a closer look. As masks are soft, their sigma
-            and omega count: the default goes with a threshold of 0.5 on the map, where an empty mask has 0.018.
-        share: of the mask that the closer look makes, over 0 and up to 1; the rest is the mask as it was.
+        scale: size of the zoomed view, as a share of the image's own: over 1, up to 4.
+        below: images whose mask has a mean under this are zoomed, over 0 and up to 1. As masks are soft, sigma and
+            omega count: the default goes with a threshold of 0.5 on the map, where an empty mask has 0.018.
+        share: weight of the zoomed view's mask, over 0 and up to 1; the rest is the weight of the mask before.
 
     Raises:
         ValueError: an argument out of its range.
@@ -51,7 +51,7 @@ class Zoom:
 
 
 class View(NamedTuple):
-    """One way to see an image: its size as a share of the image's own, and how it is flipped."""
+    """A view of an image: its size as a share of the image's own, and its flip."""
 
     scale: float = 1.0
     flip: str | None = None
@@ -59,16 +59,15 @@ class View(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """The views of an image. The mask is the mean of theirs; the class is that of the views at, or nearest to, its own
+    """Views of an image. The mask is the mean of theirs; the class is that of the views at, or nearest to, its own
     size.
 
     Args:
         scales: shares of the image's own size.
         mirror: flip the image horizontally at the other scales.
-        zoom: see `Zoom`; None for no closer look.
+        zoom: see `Zoom`; None for no zoom.
         flips: "horizontal", "vertical", "both": at every scale the image is seen flipped like this as well.
-        refined: bring maps to the image's edges where the model does (`mask_refinement`); False leaves them as they
-            are, which takes less time.
+        refined: refine maps where the model does (`mask_refinement`); False leaves it out, which takes less time.
     """
 
     scales: tuple[float, ...] = (1.0,)
@@ -78,17 +77,17 @@ class Views:
     refined: bool = True
 
     def __iter__(self) -> Iterator[View]:
-        """Those of all images, the deciding ones first."""
+        """Iterate over the views of all images, the deciding ones first."""
         for scale in sorted(self.scales, key=lambda scale: scale != self.deciding):
             yield from self._at(scale)
 
     @property
     def deciding(self) -> float:
-        """The scale that the class is of."""
+        """The scale that decides the class."""
         return min(self.scales, key=lambda scale: abs(math.log(scale)))
 
     def closer(self) -> list[View]:
-        """Those of an image with a small mask."""
+        """Return the zoomed views, of images with a small mask."""
         return [] if self.zoom is None else list(self._at(self.zoom.scale))
 
     def _at(self, scale: float) -> Iterator[View]:
@@ -97,8 +96,8 @@ class Views:
 
 
 def recommended_views(model: nn.Module) -> Views:
-    """The views that a model recommends: `evaluation_scales`, `evaluation_flip`, `evaluation_zoom`; a single one for a
-    backbone of one size."""
+    """Return the views that a model recommends (`evaluation_scales`, `evaluation_flip`, `evaluation_zoom`); a single
+    one for a backbone of one size."""
     if model.backbone.sizes.fixed is not None:
         return Views()
     zoom = model.evaluation_zoom
@@ -106,37 +105,37 @@ def recommended_views(model: nn.Module) -> Views:
 
 
 class Source(Protocol):
-    """What makes a mask of class maps: a `WSLModel`, or Grad-CAM of one."""
+    """A source of class maps and masks: a `WSLModel`, or Grad-CAM of one."""
 
     mask_source: str
     mask_normalization: str
 
     def class_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores `[B, K]` and class maps `[B, K, h, w]` of images `[B, C, H, W]`."""
+        """Compute scores `[B, K]` and class maps `[B, K, h, w]` of images `[B, C, H, W]`."""
 
     def map_weights(self, scores: Tensor) -> Tensor:
-        """What each class's map counts, `[B, K]`."""
+        """Weigh the class maps, `[B, K]`."""
 
     def region(self, images: Tensor, maps: Tensor, weights: Tensor) -> Tensor:
-        """The map `[B, 1, h, w]` that becomes the mask."""
+        """Combine class maps into the map of the mask, `[B, 1, h, w]`."""
 
     def make_mask(self, region: Tensor, images: Tensor, refined: bool = True) -> Tensor:
-        """The mask `[B, 1, H, W]` of the images, in [0, 1]; of a map that is `refined` or left as it is."""
+        """Turn the map into a mask `[B, 1, H, W]` of the images in [0, 1]; `refined` maps are refined first."""
 
 
 def class_weights(source: Source, scores: Sequence[Tensor]) -> Tensor:
-    """What each class's map counts in all views, `[B, K]`, from the scores of each, the first of which decides: by
-    their mean for the expected map, by the first for the map of the class that is predicted."""
+    """Weigh the class maps of all views alike, `[B, K]`, by the scores of each view, the first of which decides: by
+    their mean for the expected map, by the first for the map of the predicted class."""
     return source.map_weights(mean(scores) if source.mask_source == "expected" else scores[0])
 
 
 def see(source: Source, images: Tensor, views: Views) -> tuple[list[Tensor], Tensor]:
-    """Scores and mask of images in some views.
+    """Compute scores and mask of images in some views.
 
     Args:
-        source: of the maps, in evaluation mode.
+        source: source of the maps, in evaluation mode.
         images: `[B, C, H, W]`, normalized.
-        views: of each image, for a pass of the backbone each.
+        views: views of each image, for a pass of the backbone each.
 
     Returns:
         Scores `[B, K]` of each view that decides, and the mask `[B, 1, H, W]` of all views in [0, 1].
@@ -154,14 +153,14 @@ def see(source: Source, images: Tensor, views: Views) -> tuple[list[Tensor], Ten
 
 
 def as_seen(images: Tensor, view: View, sizes: ImageSizes) -> Tensor:
-    """Images `[B, C, H, W]` in a view, at the nearest size that the backbone takes."""
+    """Return images `[B, C, H, W]` in a view, at the nearest size that the backbone takes."""
     if view.scale != 1:
         images = resample(images, sizes.nearest(*(round(view.scale * side) for side in images.shape[-2:])))
     return flipped(images, view.flip)
 
 
 def flipped(tensor: Tensor, flip: str | None) -> Tensor:
-    """Images or maps `[..., H, W]` flipped, or flipped back."""
+    """Flip images or maps `[..., H, W]`, or flip them back."""
     return tensor if flip is None else tensor.flip(FLIPS[flip])
 
 
@@ -172,7 +171,7 @@ def _mask(
 
 
 def _zoomed(source: Source, images: Tensor, mask: Tensor, weights: Tensor, views: Views) -> Tensor:
-    """The masks of the images, where those that are small are made from a closer look as well."""
+    """Average the small ones among the masks with those of zoomed views."""
     if views.zoom is None:
         return mask
     small = mask.mean(dim=(1, 2, 3)) < views.zoom.below  # [B]
@@ -198,5 +197,5 @@ def _zoomed(source: Source, images: Tensor, mask: Tensor, weights: Tensor, views
 
 
 def mean(tensors: Sequence[Tensor]) -> Tensor:
-    """The mean of tensors of one shape."""
+    """Return the mean of tensors of one shape."""
     return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).mean(dim=0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from minmax_entropy._files import written_whole
+
 # Panels of the picture: title, and the columns that it shows where the log has them.
 PANELS = {
     "loss": ("loss", "localizer", "foreground", "background", "size", "border", "control"),
@@ -37,6 +39,5 @@ def write_curves(log: list[dict], path: Path, title: str) -> None:
         else:
             axes.set_ylim(bottom=min(0.0, *(row[key] for key in keys for row in log if key in row)))
             axes.legend(fontsize=7)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=110)
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from minmax_entropy._bands import BAND_PIXELS, row_bands
+from minmax_entropy._files import written_whole
 from minmax_entropy.metrics.meter import THRESHOLD
 
 TINT = (255, 60, 20)
@@ -106,10 +107,9 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
     """Write a PNG under a temporary name, then rename."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     large = picture.width * picture.height > BAND_PIXELS
-    picture.save(temporary, format="PNG", compress_level=1 if large else 6)  # 6 takes minutes there
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        picture.save(temporary, format="PNG", compress_level=1 if large else 6)  # 6 takes minutes there
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
