@@ -2,7 +2,7 @@
 
     python benchmarks/large_images.py --output docs/results/large_images.md
 
-The images are made first: textured objects of the bundled synthetic images on clutter, as JPEG with a mask. The model is a small
+The images are made first: textured objects on clutter, as JPEG with a mask. The model is a small
 ConvNeXt with fresh weights: what tiles cost does not depend on them. The network sees each image at its own size.
 """
 

@@ -137,7 +137,7 @@ def main() -> None:
         "",
         *timings(options.turns),
         "",
-        f"MaxBoxAcc and MaxBoxAccV2 by the number of thresholds, on {options.images} bundled synthetic images whose masks are "
+        f"MaxBoxAcc and MaxBoxAccV2 by the number of thresholds, on {options.images} synthetic images whose masks are "
         "the true ones, blurred, with smooth noise on top:",
         "",
         *grids(options.images),

@@ -1,8 +1,8 @@
-"""Several classes an image: which classes the background term should speak of, beside a CAM, on the bundled synthetic images.
+"""Several classes an image: which classes the background term should speak of, on bundled images.
 
     python benchmarks/multilabel.py --output docs/results/multilabel.md
 
-An image is two bundled synthetic images side by side, of six textures drawn at random. Four of them are labelled, so that an
+An image is two bundled images side by side, of six textures drawn at random. Four of them are labelled, so that an
 image has two, one or none of the classes. Every row is trained for the same number of images.
 """
 

@@ -3,7 +3,7 @@
     python benchmarks/refinement.py --output docs/results/refinement.md
     python benchmarks/refinement.py --plugin examples/squeezenet_backbone.py --model runs/area/model --data pascal20 ...
 
-Without `--model`, the demo's model is trained first (about half a minute on one core) and the bundled synthetic images serve:
+Without `--model`, the demo's model is trained first (about half a minute on one core) and bundled images serve:
 300 to choose the threshold on, 300 others to test. With it, a saved model and the `valid` and `test` parts of its data.
 Every row has the threshold of the highest mean F1+ on the first images, and F1+ on the second with 0.5 and with that.
 The time of a refinement is its own. It needs the extras `refine` and `crf`.

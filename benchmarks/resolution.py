@@ -1,4 +1,4 @@
-"""What a finer feature map brings, and what it costs: `output_stride`, `out_index` and `neck`, on the bundled synthetic images.
+"""What a finer feature map brings, and what it costs: `output_stride`, `out_index` and `neck`, on bundled images.
 
     python benchmarks/resolution.py --output docs/results/resolution.md
 

@@ -22,7 +22,14 @@ from minmax_entropy.mask import min_max_normalize, resize, soft_mask, weighted_m
 
 def create(**keywords):
     torch.manual_seed(0)
-    options = {"preset": "paper", "num_classes": 3, "img_size": 64, "out_index": 1, "localizer": "average", "classifier": "average"}
+    options = {
+        "preset": "paper",
+        "num_classes": 3,
+        "img_size": 64,
+        "out_index": 1,
+        "localizer": "average",
+        "classifier": "average",
+    }
     return mme.create_model("wsl_test_resnet", **{**options, "decision": "localizer", **keywords})
 
 

@@ -187,7 +187,9 @@ def images():
 
 def erasing_model(**keywords):
     torch.manual_seed(0)
-    model = mme.create_model("wsl_test_resnet", num_classes=3, erasing_steps=3, **{"preset": "paper", **keywords}).double()
+    model = mme.create_model(
+        "wsl_test_resnet", num_classes=3, erasing_steps=3, **{"preset": "paper", **keywords}
+    ).double()
     for layer in model.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.eval()

@@ -18,7 +18,14 @@ SCALES = (0.75, 1.0, 1.5)
 
 def create(name="wsl_test_resnet", **keywords):
     torch.manual_seed(0)
-    options = {"preset": "paper", "num_classes": 3, "img_size": 64, "out_index": 1, "localizer": "average", "classifier": "average"}
+    options = {
+        "preset": "paper",
+        "num_classes": 3,
+        "img_size": 64,
+        "out_index": 1,
+        "localizer": "average",
+        "classifier": "average",
+    }
     return mme.create_model(name, **{**options, "decision": "localizer", **keywords})
 
 

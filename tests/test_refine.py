@@ -36,7 +36,14 @@ SIZES = [(40, 56), (40, 56), (33, 64), (64, 35), (40, 56)]
 
 def create(**keywords):
     torch.manual_seed(0)
-    options = {"preset": "paper", "img_size": 64, "out_index": 1, "localizer": "average", "classifier": "average", **keywords}
+    options = {
+        "preset": "paper",
+        "img_size": 64,
+        "out_index": 1,
+        "localizer": "average",
+        "classifier": "average",
+        **keywords,
+    }
     return mme.create_model("wsl_test_resnet", num_classes=2, **options).eval()
 
 

@@ -40,7 +40,9 @@ class Patches(nn.Module):
 
 def create(**keywords):
     torch.manual_seed(3)
-    model = mme.WSLModel(Patches(), **{"preset": "paper", "num_classes": 3, "data_config": dict(input_size=(3, 48, 48)), **keywords})
+    model = mme.WSLModel(
+        Patches(), **{"preset": "paper", "num_classes": 3, "data_config": dict(input_size=(3, 48, 48)), **keywords}
+    )
     return model.eval()
 
 

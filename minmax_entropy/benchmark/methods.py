@@ -7,23 +7,13 @@ import dataclasses
 from minmax_entropy._registry import unknown_name
 from minmax_entropy.benchmark.grad_cam import METHODS as GRAD_CAMS
 from minmax_entropy.engine.recipes import Recipe
+from minmax_entropy.inference.evaluation import EVALUATION
 from minmax_entropy.inference.options import Inference
 from minmax_entropy.presets import PRESETS
 
 ERASING = dict(erasing_steps=4)  # the paper's passes (arXiv 1907.12934), from the second epoch on
-# What a trained model may be evaluated with.
-EVALUATED_WITH = (
-    "decision",
-    "mask_sigma",
-    "mask_omega",
-    "mask_threshold",
-    "mask_source",
-    "mask_refinement",
-    "evaluation_scales",
-    "evaluation_flip",
-    "evaluation_zoom",
-    "empty_classes",
-)
+# Settings that a trained model may be evaluated with.
+EVALUATED_WITH = ("decision", "mask_source", "mask_sigma", "mask_omega", *EVALUATION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +99,9 @@ METHODS: dict[str, Method] = {
     ),
     # And in all the views of the preset: other sizes, flipped, and closer where little is marked.
     "cam-scales": Method("CAM, average, all views", trained_as="cam-avg", evaluated_with=ALL_VIEWS),
-    "grad-cam-scales": Method("Grad-CAM, all views", trained_as="cam-avg", grad_cam="grad_cam", evaluated_with=ALL_VIEWS),
+    "grad-cam-scales": Method(
+        "Grad-CAM, all views", trained_as="cam-avg", grad_cam="grad_cam", evaluated_with=ALL_VIEWS
+    ),
     "layer-cam-scales": Method(
         "LayerCAM, all views", trained_as="cam-avg", grad_cam="layer_cam", evaluated_with=ALL_VIEWS
     ),

@@ -53,6 +53,17 @@ Method: min-max entropy with recursive erasing ([arXiv 1907.12934](https://arxiv
 """
 
 SNIPPET = """
+import minmax_entropy
+
+model = minmax_entropy.create_model({source})
+predictor = minmax_entropy.Predictor(model)  # of files, folders, PIL images, arrays and tensors
+prediction = predictor("image.jpg")
+probabilities = prediction.probabilities  # [{classes}]
+mask = prediction.mask  # [height, width] in [0, 1]
+prediction.overlay().save("overlay.png")
+"""
+
+SNIPPET_OF_LABELS = """
 import torch
 from PIL import Image
 
@@ -64,7 +75,7 @@ preprocess = preprocess_for(model)
 image = Image.open("image.jpg")
 with torch.inference_mode():
     output = model(preprocess(image).unsqueeze(0))
-probabilities = output.logits[0].{probabilities}  # [{classes}]
+probabilities = output.logits[0].sigmoid()  # [{classes}]
 mask = preprocess.restore(output.mask[0], (image.height, image.width))  # [1, height, width] in [0, 1]
 """
 
@@ -219,7 +230,8 @@ def _cell(text: object) -> str:
 
 def _snippet(model: nn.Module, source: str) -> str:
     channels, height, width = model.data_config["input_size"]
-    template = SNIPPET if channels in (1, 3) else SNIPPET_OF_TENSORS
+    of_pictures = SNIPPET_OF_LABELS if model.task == "multilabel" else SNIPPET
+    template = of_pictures if channels in (1, 3) else SNIPPET_OF_TENSORS
     return template.format(
         source=json.dumps(source, ensure_ascii=False),
         channels=channels,
