@@ -152,11 +152,13 @@ def one_half(images: Tensor) -> Tensor:
 
 
 def control_mask(mask: Tensor) -> Tensor:
-    """Draw a mask for each image that carries no information about it: 1 everywhere (the whole image), or the mask of
-    the previous image of the batch, with equal probability.
+    """Draw a mask for each image that carries no information about it: 1 everywhere (the whole image), the mask of the
+    previous image of the batch, or the rest of that image, each in a third of the cases.
 
     A classifier that finds the class under such a mask has found it in the pixels: neither place nor shape of the mask
-    can have told it (`MinMaxEntropyLoss`, the term `control`). In a batch of one the image is seen whole.
+    can have told it (`MinMaxEntropyLoss`, the term `control`). Without the rest, a hole in an image would tell the
+    classifier that it sees an X-, on which it may be undecided whatever is left. In a batch of one the image is seen
+    whole.
 
     Args:
         mask: `[B, 1, H, W]` in [0, 1].
@@ -165,5 +167,5 @@ def control_mask(mask: Tensor) -> Tensor:
         `[B, 1, H, W]`, without gradient.
     """
     others = mask.detach().roll(1, dims=0)
-    whole = torch.rand(len(mask), 1, 1, 1, device=mask.device) < (0.5 if len(mask) > 1 else 1.0)
-    return torch.where(whole, 1.0, others)
+    drawn = torch.randint(3 if len(mask) > 1 else 1, (len(mask), 1, 1, 1), device=mask.device)
+    return torch.where(drawn == 0, 1.0, torch.where(drawn == 1, others, 1 - others))

@@ -83,8 +83,8 @@ class Whole(WSLModel):
 
 
 class Control(WSLModel):
-    """Other control masks: of "whole" images alone, of "others" alone, or in the place of others' "random" ones, or the
-    image's own, "shifted" by half of each side."""
+    """Other control masks: of "whole" images alone, of "others" alone, or beside whole images masks of others without
+    their rest ("regions"), "random" ones, or the image's own, "shifted" by half of each side."""
 
     masks = "whole"
 

@@ -142,6 +142,9 @@ VARIANTS: dict[str, Method] = {
     "top-2": _trial("maps of the two most probable classes", "top", classes=2),
     "control-whole": _trial("control by whole images alone", "control", masks="whole"),
     "control-others": _trial("control by masks of other images alone", "control", masks="others"),
+    "control-regions": _trial(
+        "control by whole images and masks of others, not their rest", "control", masks="regions"
+    ),
     "control-random": _trial("control by whole images and masks of chance", "control", masks="random"),
     "control-shifted": _trial("control by whole images and the own mask, shifted", "control", masks="shifted"),
     "fill-noise": _trial("cut parts filled with noise", "filled", fill="noise"),
@@ -205,7 +208,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     # With the model of `trials.py`.
     "control-trials": (
-        *("control-whole", "control-others", "control-random", "control-shifted"),
+        *("control-whole", "control-others", "control-regions", "control-random", "control-shifted"),
         *("fill-noise", "fill-blurred", "fill-others", "averaged", "follows"),
     ),
     "trials": (
