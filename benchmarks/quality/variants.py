@@ -142,9 +142,7 @@ VARIANTS: dict[str, Method] = {
     "top-2": _trial("maps of the two most probable classes", "top", classes=2),
     "control-whole": _trial("control by whole images alone", "control", masks="whole"),
     "control-others": _trial("control by masks of other images alone", "control", masks="others"),
-    "control-regions": _trial(
-        "control by whole images and masks of others, not their rest", "control", masks="regions"
-    ),
+    "control-regions": _trial("control by whole images and masks of others, no rest", "control", masks="regions"),
     "control-random": _trial("control by whole images and masks of chance", "control", masks="random"),
     "control-shifted": _trial("control by whole images and the own mask, shifted", "control", masks="shifted"),
     "fill-noise": _trial("cut parts filled with noise", "filled", fill="noise"),
