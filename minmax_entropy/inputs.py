@@ -56,11 +56,11 @@ def check_images(images: Tensor, in_chans: int, dtype: torch.dtype, sizes: Image
 
 
 def _check_size(height: int, width: int, sizes: ImageSizes) -> None:
-    if sizes.takes(height, width):
+    if sizes.accepts(height, width):
         return
     nearest = sizes.nearest(height, width)
     if sizes.fixed is not None:
-        buildable = sizes.unfixed.nearest(height, width)
+        buildable = sizes.without_fixed_size.nearest(height, width)
         raise ValueError(
             f"this backbone takes images of {sizes.fixed} only, got {(height, width)}; resize them, or build it with "
             f"img_size={buildable}"

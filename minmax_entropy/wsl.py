@@ -51,6 +51,18 @@ def _check_network(config: dict) -> None:
         check_choice("backbone_init", config["backbone_init"], tuple(INITIALIZATIONS))
 
 
+def _detached(detach_mask: bool | None, size_loss: str | None, border_weight: float) -> bool:
+    """Choose whether the mask is detached where that is left open, and refuse terms that need its gradient."""
+    if detach_mask is None:
+        detach_mask = size_loss is None
+    for name, asked in (("size_loss", size_loss is not None), ("border_weight", border_weight > 0)):
+        if asked and detach_mask is True:
+            raise ValueError(
+                f"{name} needs detach_mask=False: no gradient reaches a detached mask (preset='paper' has none)"
+            )
+    return detach_mask
+
+
 def _built(kind: type[nn.Module], config: dict, prefix: str = "") -> nn.Module:
     """Build a part from the keywords that are its own."""
     names = inspect.signature(kind).parameters
@@ -237,13 +249,7 @@ class WSLModel(EvaluatedModel, TimmConventions, Shareable):
             raise ValueError(
                 f"class_weights must be {num_classes} numbers as there are classes, got {len(class_weights)}"
             )
-        if detach_mask is None:
-            detach_mask = size_loss is None
-        for name, asked in (("size_loss", size_loss is not None), ("border_weight", border_weight > 0)):
-            if asked and detach_mask is True:
-                raise ValueError(
-                    f"{name} needs detach_mask=False: no gradient reaches a detached mask (preset='paper' has none)"
-                )
+        detach_mask = _detached(detach_mask, size_loss, border_weight)
 
         options = dict(pretrained=pretrained, in_chans=in_chans, img_size=img_size, **(backbone_kwargs or {}))
         created, of_classifier = _backbones(backbone, options, classifier is not None and not shared_backbone)

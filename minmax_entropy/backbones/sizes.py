@@ -69,7 +69,7 @@ class ImageSizes:
             for side, step in zip((height, width), self.step, strict=True)
         )
 
-    def takes(self, height: int, width: int) -> bool:
+    def accepts(self, height: int, width: int) -> bool:
         """Whether the architecture takes images of `(height, width)`."""
         if self.fixed is not None:
             return (height, width) == self.fixed
@@ -83,7 +83,7 @@ class ImageSizes:
         return max(self.smallest, self.stride)
 
     @property
-    def unfixed(self) -> ImageSizes:
+    def without_fixed_size(self) -> ImageSizes:
         """The sizes that a model of the architecture may be built for."""
         return dataclasses.replace(self, fixed=None)
 

@@ -87,8 +87,8 @@ class TimmBackbone(nn.Module):
         self._require(size)
         built_for = self.sizes.nearest(*built_for)  # some cards say 384 for patches of 14
 
-        self._goes_on = out_index is None and neck is None and self._has_more(built_for)
-        if self._goes_on:
+        self._uses_final_features = out_index is None and neck is None and self._has_more(built_for)
+        if self._uses_final_features:
             self.net.reset_classifier(0)
         elif hasattr(self.net, "prune_intermediate_layers"):
             self.net.prune_intermediate_layers(list(self.levels), prune_norm=not has_last, prune_head=True)
@@ -109,7 +109,7 @@ class TimmBackbone(nn.Module):
         self.data_config["input_size"] = (in_chans, *self.sizes.nearest(*built_for))
 
     def _require(self, size: Size | None) -> None:
-        nearest = size and self.sizes.unfixed.nearest(*size)
+        nearest = size and self.sizes.without_fixed_size.nearest(*size)
         if nearest != size:
             raise ValueError(
                 f"{self.name} can't be built for img_size={size}; the nearest size that works is {nearest}"
@@ -138,14 +138,14 @@ class TimmBackbone(nn.Module):
             return self._features(images)
         except SIZE_ERRORS as error:
             size = tuple(images.shape[-2:])
-            if self.sizes.takes(*size):
+            if self.sizes.accepts(*size):
                 raise
             raise ValueError(
                 f"{self.name} fails on images of {size[0]} x {size[1]} ({error}); it takes {self.sizes}"
             ) from error
 
     def _features(self, images: Tensor) -> Tensor:
-        if self._goes_on:
+        if self._uses_final_features:
             return self.net.forward_features(images)
         levels = self._read(images)
         return levels[0] if self.neck is None else self.neck(levels)

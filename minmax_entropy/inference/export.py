@@ -190,7 +190,7 @@ def _trace(model: MinMaxEntropy, img_size: int | Size | None, batch: int | None,
         check_flag("dynamic_size", dynamic_size)
     batch = None if batch is None else check_count("batch", batch)
     size = as_pair(model.data_config["input_size"][-2:] if img_size is None else img_size)
-    if not model.backbone.sizes.takes(*size):
+    if not model.backbone.sizes.accepts(*size):
         raise ValueError(
             f"the backbone takes {model.backbone.sizes}, got img_size={size}; the nearest size that works is "
             f"{model.backbone.sizes.nearest(*size)}"
