@@ -39,8 +39,8 @@ def test_code_runs(code):
         assert 0 <= names["output"].mask.min() <= names["output"].mask.max() <= 1
 
 
-def test_there_are_three_uses_and_a_table():
-    assert len(blocks("python")) == 3 and len(blocks("bash")) == 3
+def test_there_are_four_uses_and_a_table():
+    assert len(blocks("python")) == 4 and len(blocks("bash")) == 3
 
 
 COMMANDS = [
