@@ -269,9 +269,14 @@ def test_processes_stop_erasing_at_different_passes():
     config = GRADIENTS["erasing, whole batch"]
     images, target = joined_batch(config)
     model = build(config)
+
+    def localized(images):
+        output = model.localize(images)
+        return output.localizer_logits, output.localizer_maps, output.mask
+
     counts = []
     for share in (slice(0, 2), slice(2, 4)):
-        histories = [step.history for step in model.erasing.passes(images[share], target[share], model._localize)]
+        histories = [step.history for step in model.erasing.passes(images[share], target[share], localized)]
         counts.append((len(histories), float(histories[0].sum())))
     assert counts[0] == (1, 0.0) and counts[1][0] > 1 and counts[1][1] == 2.0
 

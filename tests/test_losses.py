@@ -343,8 +343,13 @@ def test_erasing_takes_weights_and_smoothing(reduction):
     keywords = dict(label_smoothing=0.2, class_weights=[0.5, 3.0], localizer="average", classifier="average")
     model = create(erasing_steps=3, erasing_reduction=reduction, **keywords).train()
     images, target = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 1, 0])
+
+    def localized(images):
+        output = model.localize(images)
+        return output.localizer_logits, output.localizer_maps, output.mask
+
     with torch.no_grad():
-        passes = list(model.erasing.passes(images, target, model._localize, model.criterion.cross_entropy))
+        passes = list(model.erasing.passes(images, target, localized, model.criterion.cross_entropy))
         losses = model(images, target).losses
     weights = torch.tensor([0.5, 3.0])[target]
     total, count = torch.zeros(4), torch.zeros(4)
