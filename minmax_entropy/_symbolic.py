@@ -15,7 +15,7 @@ LARGEST_DENOMINATOR = 10_000
 
 
 def is_symbolic(size: int) -> bool:
-    """Whether a size is a symbol: its value is not known before the graph runs."""
+    """Return whether a size is a symbol: its value is not known before the graph runs."""
     return isinstance(size, torch.SymInt)
 
 

@@ -1,4 +1,4 @@
-"""What users of timm expect of a model: modes and frozen parts, heads to reset, layers in groups."""
+"""timm's conventions for models: modes and frozen parts, heads to reset, layers in groups."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TimmConventions(nn.Module):
-    """timm's conventions for a model with a `backbone`, a `classifier_backbone` or None, and two heads."""
+    """Methods of timm's models for a model with a `backbone`, a `classifier_backbone` or None, and two heads."""
 
     def _backbones(self) -> dict[str, nn.Module]:
         names = ("backbone", "classifier_backbone")

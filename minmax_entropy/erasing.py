@@ -1,4 +1,4 @@
-"""Recursive erasing: blank what has been found, look again, and collect the regions that can be trusted."""
+"""Recursive erasing: blank what has been found, localize again, and collect the regions that can be trusted."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ErasingPass(NamedTuple):
 
 
 class ErasingOutput(NamedTuple):
-    """What the loop hands to the objective."""
+    """Output of the loop for the objective."""
 
     mask: Tensor  # [B, 1, H, W] accumulated mask
     localizer_loss: Tensor  # [B] cross-entropy over the passes
@@ -161,8 +161,8 @@ class RecursiveErasing(nn.Module):
 
 
 def _any_process(flag: Tensor) -> bool:
-    """Whether the flag is set in any process: the batch is what all of them hold, and no one of them goes on alone, so
-    that synchronised BatchNorm layers do not wait for a pass that another process leaves out."""
+    """Return whether the flag is set in any process: the batch is split over all of them, and none goes on alone, so that
+    synchronised BatchNorm layers do not wait for a pass that another process leaves out."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         flag = flag.to(torch.int32)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)

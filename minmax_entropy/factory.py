@@ -88,7 +88,7 @@ def create_model(
 def list_models(
     filter: str | Sequence[str] = "", pretrained: bool = False, exclude_filters: str | Sequence[str] = ""
 ) -> list[str]:
-    """Sorted names of the registered models. `wsl_<name>` works for every other timm name as well.
+    """Return the sorted names of the registered models. `wsl_<name>` works for every other timm name as well.
 
     Args:
         filter: shell-style patterns, any of which a name must match.
@@ -101,7 +101,7 @@ def list_models(
 def register_pretrained(
     name: str, hf_hub_id: str | None = None, *, revision: str | None = None, local_dir: str | Path | None = None
 ) -> None:
-    """Make weights of a whole model known: `create_model(name, pretrained=True)` loads them from then on.
+    """Register weights of a whole model: `create_model(name, pretrained=True)` loads them from then on.
 
     Args:
         name: of a model, `wsl_resnet50`, or with a tag of your own, `wsl_resnet50.glas`.
@@ -133,7 +133,7 @@ def register_pretrained(
 
 
 def is_model(name: str) -> bool:
-    """Whether `create_model` knows the name: registered, or `wsl_` before a name that is a backbone."""
+    """Return whether `create_model` knows the name: registered, or `wsl_` before a name that is a backbone."""
     if not isinstance(name, str):
         return False
     base = name.split(".")[0]
@@ -141,7 +141,7 @@ def is_model(name: str) -> bool:
 
 
 def model_entrypoint(name: str) -> Callable[..., WSLModel]:
-    """The factory function of a name; a tag after a dot is not looked at.
+    """Return the factory function of a name; a tag after a dot is ignored.
 
     Raises:
         ValueError: unknown name, with the closest known ones.
@@ -166,7 +166,7 @@ def model_entrypoint(name: str) -> Callable[..., WSLModel]:
 def build_model(
     backbone: str, pretrained: bool = False, *, tag: str = "", kind: type[WSLModel] = WSLModel, **kwargs
 ) -> WSLModel:
-    """A `WSLModel`, or of a `kind` of it, from flat keywords: those it does not know itself are the backbone's.
+    """Build a `WSLModel`, or a `kind` of it, from flat keywords; unknown ones go to the backbone.
 
     Raises:
         TypeError: a keyword that neither the model nor the backbone knows.
@@ -192,7 +192,7 @@ def build_model(
 
 
 def _registered(name: str, kwargs: dict) -> WSLModel:
-    """The model of `register_pretrained`; what is there must be of the architecture that it was registered for."""
+    """Load the model of `register_pretrained`, which must have the architecture that it was registered for."""
     model = hub.load_model(WSLModel, _PRETRAINED[name], **kwargs)
     backbone = name.split(".")[0].removeprefix(PREFIX)
     found = str(model.config["backbone"]).split(".")[0]

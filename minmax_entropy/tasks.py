@@ -1,4 +1,4 @@
-"""What labels mean: one class an image ("multiclass", the paper's), or any number of them ("multilabel")."""
+"""Tasks: one class an image ("multiclass", the paper's), or any number of them ("multilabel")."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Multiclass:
 
     @staticmethod
     def agreement(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether the prediction is right (`[B]`, bool), and the probability of what is predicted (`[B]`)."""
+        """Return whether the prediction is right (`[B]`, bool), and the probability of what is predicted (`[B]`)."""
         confidence, predicted = logits.softmax(dim=1).max(dim=1)
         return predicted == target, confidence
 
@@ -59,7 +59,7 @@ class Multilabel:
     with `p_k = sigmoid(s_k)`. Everything else follows from the paper's principle:
 
     - cross-entropy: `-log p(y | x)`, the sum of the K binary cross-entropies. (Their mean is K times smaller than what
-      one label an image weighs against the other terms; with it the area price won, and nothing was learned:
+      one label an image weighs against the other terms; with it the area penalty won, and nothing was learned:
       docs/results/multilabel.md);
     - mask: `T = sum_k p_k A_k`, the expected sum of the maps of the classes that are there;
     - a prediction is right for the erasing when every class that is labelled is found (`p_k >= 1/2`): erasing hides
@@ -91,7 +91,7 @@ class Multilabel:
 
     @staticmethod
     def agreement(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether every labelled class is found (`[B]`, bool; False without any), and their mean probability `[B]`."""
+        """Return whether all labelled classes are found (bool `[B]`; False without any), and their mean probability `[B]`."""
         labelled = target.to(logits.dtype)
         count = labelled.sum(dim=1)
         right = ((logits >= 0) | (labelled == 0)).all(dim=1) & (count > 0)

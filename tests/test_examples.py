@@ -1,4 +1,4 @@
-"""The examples: each runs for a few steps on the embedded data, learns, and leaves a model that loads."""
+"""The examples: each runs for a few steps on the bundled synthetic images, learns, and leaves a model that loads."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""The embedded data: deterministic, balanced, exact, and with nothing but the texture to tell the classes apart."""
+"""The bundled synthetic images: deterministic, balanced, exact, and with nothing but the texture to tell the classes apart."""
 
 import numpy as np
 import pytest

@@ -22,7 +22,7 @@ def list_backbones(filter: str = "", exclude_filters: str = "") -> list[str]:
 
 
 def is_backbone(name: str) -> bool:
-    """Whether `create_backbone` knows the name (a timm tag after a dot is not looked at)."""
+    """Return whether `create_backbone` knows the name; a timm tag after a dot is ignored."""
     return name in _BACKBONES or timm.is_model(name)
 
 

@@ -1,4 +1,4 @@
-"""timm models by name, built for as many image sizes as they can take; what timm refuses, said with what would work."""
+"""timm models by name, built for as many image sizes as they can take, with errors that name what would work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIZE_ERRORS = (AssertionError, IndexError, RuntimeError)  # what families raise 
 
 
 def create_timm_model(name: str, size: Size | None, options: dict) -> nn.Module:
-    """A timm model that takes as many image sizes as it can; refusals are said in the words of this library."""
+    """Create a timm model that takes as many image sizes as it can; errors name what would work."""
     if options.get("features_only"):
         raise TypeError("features_only is not for a backbone: use out_index for the level, or neck for several")
     if options.get("patch_drop_rate"):

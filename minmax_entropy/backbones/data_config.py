@@ -1,4 +1,4 @@
-"""What a backbone expects of its images: size, mean, std, interpolation and crop, as timm's cards have it."""
+"""Preprocessing that a backbone expects: size, mean, std, interpolation and crop, as in timm's cards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A margin around the images of a pass: what lies beyond the border is their reflection, not zeros."""
+"""A margin of reflection around the images of a pass, in place of zeros beyond the border."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ SMALLEST = 16  # pixels
 
 
 class ReflectedMargin(nn.Module):
-    """Images within a margin of their own reflection, which is cut off their features again. Ours, beyond the paper.
+    """Margin of the images' own reflection, which is cut off their features again. Ours, beyond the paper.
 
-    Convolutions pad with zeros, so that the features along the border are unlike those of any other place, and a mask
-    may settle there. The margin takes the features that padding changes most; those of deep networks feel it further
-    in, and less.
+    Convolutions pad with zeros, so that features along the border are unlike those of any other place, and a mask may
+    settle there. The margin takes the features that padding changes most; in deep networks it reaches further, and
+    weaker.
 
     Args:
-        backbone: the module with `sizes` and `reduction` whose features they are. It sees images as they are where it
-            has no convolution that overlaps, as a plain transformer, and so pads nothing; and where it takes images of
-            one size, or multiples of a step that the margin breaks.
-        share: of the training steps, in which the images have it, in [0, 1].
+        backbone: the module with `sizes` and `reduction` that computes the features. There is no margin where it has no
+            overlapping convolution, and so no padding, as a plain transformer; and where it takes images of one size,
+            or multiples of a step that the margin breaks.
+        share: share of the training steps in which images have the margin, in [0, 1].
 
     Attributes:
         pixels: width of the margin, 16 or the next whole multiple of the deepest stride and of a position of the
@@ -46,7 +46,7 @@ class ReflectedMargin(nn.Module):
         self.pixels = pixels if fits and _overlaps(backbone) else 0
 
     def drawn(self) -> bool:
-        """Whether the images of a step have it, by lot (torch's generator of the CPU)."""
+        """Draw whether the images of a step have it (torch's generator of the CPU)."""
         return self.pixels > 0 and self.share > 0 and (self.share == 1 or bool(torch.rand(()) < self.share))
 
     def extend(self, images: Tensor) -> Tensor:

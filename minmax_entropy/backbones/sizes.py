@@ -1,4 +1,4 @@
-"""Which image sizes an architecture takes: one, or whole multiples of a step."""
+"""Image sizes that an architecture takes: one, or whole multiples of a step."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ImageSizes:
     smallest: int = 1
 
     def nearest(self, height: int, width: int) -> Size:
-        """The size closest to `(height, width)` that the architecture takes."""
+        """Return the size closest to `(height, width)` that the architecture takes."""
         if self.fixed is not None:
             return self.fixed
         return tuple(
@@ -70,7 +70,7 @@ class ImageSizes:
         )
 
     def accepts(self, height: int, width: int) -> bool:
-        """Whether the architecture takes images of `(height, width)`."""
+        """Return whether the architecture takes images of `(height, width)`."""
         if self.fixed is not None:
             return (height, width) == self.fixed
         return all(
@@ -79,12 +79,12 @@ class ImageSizes:
 
     @property
     def floor(self) -> int:
-        """Pixels; no side may be shorter."""
+        """Length of the shortest side in pixels."""
         return max(self.smallest, self.stride)
 
     @property
     def without_fixed_size(self) -> ImageSizes:
-        """The sizes that a model of the architecture may be built for."""
+        """Sizes that a model of the architecture may be built for."""
         return dataclasses.replace(self, fixed=None)
 
     @property
@@ -108,13 +108,13 @@ def _at_least(least: int, count: int) -> int:
 
 
 def family_of(name: str, kind: type | None = None) -> str:
-    """The timm module that a model comes from ("vision_transformer"); that of its class for an unknown name."""
+    """Return the timm module that a model comes from ("vision_transformer"); that of its class for an unknown name."""
     source = timm.model_entrypoint(name) if timm.is_model(name) else kind
     return source.__module__.rsplit(".", 1)[-1]
 
 
 def sizes_of(net: nn.Module, stride: int, built_for: Size) -> ImageSizes:
-    """The sizes a timm model takes.
+    """Find the sizes that a timm model takes.
 
     Args:
         net: the model.

@@ -151,12 +151,12 @@ class TimmBackbone(nn.Module):
         return levels[0] if self.neck is None else self.neck(levels)
 
     def _read(self, images: Tensor) -> list[Tensor]:
-        """The levels `[B, D_i, h_i, w_i]`."""
+        """Compute the levels `[B, D_i, h_i, w_i]`."""
         options = dict(indices=list(self.levels), output_fmt="NCHW", intermediates_only=True)
         return self.net.forward_intermediates(images, **options, **self._norm)
 
     def _has_more(self, built_for: Size) -> bool:
-        """Whether timm's classifier gets a map of the deepest level's size with other channels."""
+        """Return whether timm's classifier gets a map of the deepest level's size with other channels."""
         arguments = (self.net, self.in_chans, self._probe_size(built_for))
         deepest = self.feature_info[-1]
         try:

@@ -38,7 +38,7 @@ def unused_parameters(
 
 
 def runs_without_values(module: nn.Module, in_chans: int, size: Size, run: Callable[[Tensor], Tensor]) -> bool:
-    """Whether a blank image of a size goes through, on the meta device; True where that would take minutes.
+    """Return whether a blank image of a size goes through, on the meta device; True where that would take minutes.
 
     Args: as for `unused_parameters`.
     """

@@ -53,7 +53,7 @@ class GradCAM(nn.Module):
         self._target = require("pytorch_grad_cam.utils.model_targets", "benchmark", "Grad-CAM").ClassifierOutputTarget
 
     def __getattr__(self, name: str):
-        """What is not its own is the model's: preprocessing, class names, threshold, ..."""
+        """Take missing attributes from the model: preprocessing, class names, threshold, ..."""
         try:
             return super().__getattr__(name)
         except AttributeError:

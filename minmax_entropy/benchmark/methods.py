@@ -1,4 +1,4 @@
-"""The methods that a benchmark compares, as data: settings of a model, and how its mask is found."""
+"""The methods that a benchmark compares, as data: settings of a model, its training and its evaluation."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Combination:
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """What is compared, and how all of it is trained.
+    """Models and methods to compare, and their training.
 
     Args:
         train, valid, test: images; `valid` chooses the epoch by the classification error, `test` has masks.
@@ -112,7 +112,7 @@ def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> l
     Where the plain classifier, "cam-avg", is among the methods, it is the judge of all masks (see `Probes`), and
     LayerCAM of it their rival.
 
-    The tables are written anew after each combination. One that fails is said, once more at the end, and left out of
+    The tables are written anew after each combination. Failures are logged, once more at the end, and left out of
     the table; the others go on. Files that can't be read, without `skip_damaged`, end it at once: all would meet them.
 
     Args:
@@ -241,28 +241,28 @@ def _run(benchmark: Benchmark, combination: Combination) -> dict:
 
 
 def _has_judge(benchmark: Benchmark, combination: Combination) -> bool:
-    """Whether the plain classifier with the same seed has been trained, or will be for this combination."""
+    """Return whether the plain classifier of the same seed has been trained, or will be for this combination."""
     own = dataclasses.replace(combination, method=JUDGE)
     is_trained = _trained_as(combination) == own or (own.folder(benchmark.output) / RESULTS_NAME).is_file()
     return JUDGE in benchmark.methods and is_trained
 
 
 def _probes(benchmark: Benchmark, combination: Combination, model: nn.Module) -> Probes:
-    """What is asked of the masks, of the judge as well."""
+    """Return the questions about the masks, with the judge."""
     judge = saved_model(benchmark, dataclasses.replace(combination, method=JUDGE))
     judge = judge.to(next(model.parameters()).device)
     return Probes(judge, get_method(JUDGE).title, GradCAM(judge, RIVAL))
 
 
 def _definition(combination: Combination) -> dict:
-    """Of a method, and of the one whose weights it takes."""
+    """Return the settings of a method, and of the one whose weights it takes."""
     own, trained = (get_method(each.method) for each in (combination, _trained_as(combination)))
     definitions = [{**dataclasses.asdict(one), "settings": _resolved(one.settings)} for one in (own, trained)]
     return {**definitions[0], "trained_as": definitions[1] if trained is not own else None}
 
 
 def _resolved(settings: dict) -> dict:
-    """What a preset stands for now, in the place of its name."""
+    """Replace the name of a preset by its present settings."""
     settings = dict(settings)
     return resolve_preset(settings.pop("preset", None), settings)
 
@@ -332,7 +332,7 @@ def _results(benchmark: Benchmark) -> list[tuple[str, str, str, dict]]:
 
 
 def _write_pictures(benchmark: Benchmark, model: str) -> None:
-    """Of the first seed: what each method marks in the same test images, of every class, together and by method;
+    """Draw, for the first seed, what each method marks in the same test images, of every class, together and by method;
     once."""
     runs = {method: Combination(model, method, benchmark.seeds[0]) for method in benchmark.methods}
     runs = {method: run for method, run in runs.items() if (run.folder(benchmark.output) / RESULTS_NAME).is_file()}
@@ -352,7 +352,7 @@ def _write_pictures(benchmark: Benchmark, model: str) -> None:
 
 
 def _readable(dataset: LabelledImages) -> list[int]:
-    """As many images that can be read of each class as give `PICTURES`, at least one, evenly from the whole."""
+    """Choose about `PICTURES` readable images, evenly over the data set and at least one of each class."""
     classes: dict[int, list[int]] = {}
     for index, target in enumerate(targets_of(dataset)):
         classes.setdefault(target, []).append(index)

@@ -72,7 +72,7 @@ def size(text: str) -> int | str:
 
 
 def machine_options() -> argparse.ArgumentParser:
-    """Where a command runs, and what it knows."""
+    """Return a parser of the options of device, plugins and log."""
     parser = argparse.ArgumentParser(add_help=False)
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default_device, help="torch device (%(default)s)")
@@ -90,7 +90,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         help="folder of <class>/<image>, of train.csv, valid.csv and test.csv, or of GlaS, CUB-200-2011, Flowers 102; "
-        "cub5:FOLDER; hf:NAME; shapes: (embedded images)",
+        "cub5:FOLDER; hf:NAME; shapes: (bundled synthetic images)",
     )
     parser.add_argument(
         "--data-option", type=setting, action="append", default=[], metavar="NAME=VALUE", help="of the data's reader"

@@ -1,4 +1,4 @@
-"""The demo: train on the embedded data, beside a plain CAM, and show figures, pictures and a saved model."""
+"""The demo: train on bundled synthetic images, beside a plain CAM, and show figures, pictures and a saved model."""
 
 from __future__ import annotations
 

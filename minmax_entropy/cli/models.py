@@ -17,7 +17,7 @@ EXPORTS = {".onnx": export_onnx, ".pt2": save_program}
 
 
 def add_commands(commands: argparse._SubParsersAction, machine: argparse.ArgumentParser) -> None:
-    demo = commands.add_parser("demo", help="train on embedded images and show what comes out; no network, 2 minutes")
+    demo = commands.add_parser("demo", help="train on bundled images and show the results; offline, 3 minutes")
     demo.add_argument("--output", default="minmax-entropy-demo", help="folder for pictures and model (%(default)s)")
     demo.add_argument("--seed", type=seed, default=0)
     demo.set_defaults(run=_demo)

@@ -53,7 +53,9 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
     saved.add_argument("--overlap", type=positive, metavar="PIXELS", help="of neighbouring tiles (256, or a quarter)")
     saved.add_argument("--flips", type=flips, default=(), help="average with flipped images: horizontal,vertical,both")
     saved.add_argument(
-        "--scales", type=scales, help="average over sizes: 0.75,1,1.25, instead of the model's own looks"
+        "--scales",
+        type=scales,
+        help="sizes to average over, such as 0.75,1,1.25, in place of the recommended views; 1 is one pass",
     )
     saved.add_argument("--refine", metavar="NAME", help=f"filter of the masks: {', '.join(list_refinements())}")
     saved.add_argument(
@@ -174,7 +176,7 @@ def _cases(result: Evaluation) -> dict[str, list[int]]:
 
 
 def _probes(options: argparse.Namespace) -> Probes:
-    """What is asked of the marked regions."""
+    """Return the questions about the marked regions."""
     if options.judge is None:
         if options.rival is not None or options.curves:
             raise ValueError("--rival and --curves need a --judge")

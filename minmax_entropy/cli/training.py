@@ -74,7 +74,7 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
 
 
 def _training_options(machine: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """What `train` and `benchmark` have in common."""
+    """Add the options that `train` and `benchmark` share."""
     parser = argparse.ArgumentParser(add_help=False, parents=[machine])
     add_data_options(parser)
     parser.add_argument("--classes", nargs="+", help="take only these classes")

@@ -1,4 +1,4 @@
-"""Data: embedded images, readers of data sets, folders and lists, and what turns them into the network's input."""
+"""Data: bundled synthetic images, readers of data sets, folders and lists, and preprocessing."""
 
 from minmax_entropy.data.cub import open_cub, open_cub5
 from minmax_entropy.data.dataset import LabelledImages, LabelledStream, Sample

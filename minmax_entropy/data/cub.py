@@ -122,7 +122,7 @@ def read_cub_mask(path: Path) -> np.ndarray:
 
 
 def _extracted_in(folder: Path) -> Path:
-    """Where the archive belongs, which holds the folder `CUB_200_2011`."""
+    """Return the folder that the archive, with its folder `CUB_200_2011`, belongs to."""
     return folder.parent if folder.name == FOLDER else folder
 
 

@@ -1,4 +1,4 @@
-"""What every data set offers."""
+"""The interface of data sets."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class LabelledImages:
 
     @property
     def has_masks(self) -> bool:
-        """Whether any image may have a mask, said without opening one."""
+        """Return whether any image may have a mask, without opening one."""
         return type(self).mask is not LabelledImages.mask
 
     def boxes(self, index: int) -> list[Box] | None:
@@ -62,7 +62,7 @@ class LabelledImages:
         return None
 
     def name(self, index: int) -> str:
-        """Where the image comes from."""
+        """Return the source of an image."""
         return str(index)
 
     def with_classes(self, class_names: Sequence[str]) -> LabelledImages:

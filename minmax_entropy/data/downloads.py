@@ -1,4 +1,4 @@
-"""Where a published data set comes from, for errors that say what is missing and where to get it."""
+"""Sources of published data sets, for errors that say what is missing and where to get it."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ class Download:
                 raise self.missing(path, file, folder)
 
     def lies_in(self, folder: Path) -> bool:
-        """Whether one of the page's files lies in a folder."""
+        """Return whether one of the page's files lies in a folder."""
         return any((folder / file).is_file() for file in self.files)

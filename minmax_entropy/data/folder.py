@@ -110,7 +110,7 @@ def _read_folders(root: Path, split: str, seed: int) -> list[Record]:
 
 
 def _is_split(folder: Path) -> bool:
-    """Whether a folder holds class folders, and not images: a class may be called "train", too."""
+    """Return whether a folder holds class folders, and not images: a class may be called "train", too."""
     return folder.is_dir() and any(entry.is_dir() and entry.name[0] != "." for entry in folder.iterdir())
 
 

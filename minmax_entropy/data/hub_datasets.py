@@ -203,14 +203,14 @@ def _load(source: Any, config: str | None, revision: str | None, data_files: Any
 
 
 def _is_whole(dataset: Any) -> bool:
-    """Whether a data set has rows that can be taken by their index."""
+    """Return whether a data set has rows that can be taken by their index."""
     import datasets
 
     return isinstance(dataset, datasets.Dataset)
 
 
 def _streamed(source: Any, streaming: bool) -> Any:
-    """What is loaded already, as streams where they are asked for."""
+    """Return loaded parts, as streams where asked for."""
     if not streaming:
         return source
     if isinstance(source, Mapping):

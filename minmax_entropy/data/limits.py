@@ -1,4 +1,4 @@
-"""How large an image file may be: Pillow refuses what would fill the memory, larger ones are allowed by number."""
+"""Limit of the size of image files: Pillow refuses what would fill the memory; `max_pixels` allows more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images of a data set are taken: its parts, the draw of a validation part, and a choice of classes."""
+"""Selection of images of a data set: its parts, the draw of a validation part, and a choice of classes."""
 
 from __future__ import annotations
 

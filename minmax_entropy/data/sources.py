@@ -72,7 +72,7 @@ def open_split(
             - "lists:FOLDER": `train.csv`, `valid.csv`, `test.csv` of rows `image,mask,class`;
             - "folders:FOLDER": `[images/][train/]<class>/*`, with `masks/` and `boxes.csv` where they exist;
             - "hf:NAME_OR_PATH": Hugging Face `datasets`, or an object of that library itself;
-            - "shapes:": the embedded images;
+            - "shapes:": the bundled synthetic images;
             - a folder without a prefix: lists where it has them, else what it is recognized as, else class folders. A
               `Path` never has a prefix.
         split: "train", "valid" or "test".

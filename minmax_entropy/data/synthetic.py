@@ -1,4 +1,4 @@
-"""Embedded data: textured objects on clutter, made from a seed, with exact masks and boxes."""
+"""Bundled synthetic images: textured objects on clutter, made from a seed, with exact masks and boxes."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def open_shapes(
     num_classes: int | None = None,
     seed: int = 0,
 ) -> SyntheticShapes:
-    """The embedded images, other ones for each part.
+    """Open the bundled synthetic images, different ones for each part.
 
     Args:
         source: empty, nothing stands behind "shapes:".
@@ -159,7 +159,7 @@ def open_shapes(
         ValueError: other classes, an argument out of its range, or text behind "shapes:".
     """
     if source:
-        raise ValueError(f"the embedded images are 'shapes:', with nothing behind it, got {source!r}")
+        raise ValueError(f"the bundled synthetic images are 'shapes:', with nothing behind it, got {source!r}")
     if num_classes is None:
         num_classes = len(_TEXTURES) if classes is None else len(classes)
     part = list(LENGTHS).index(split)

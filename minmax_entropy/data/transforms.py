@@ -33,7 +33,7 @@ def _paper(size: tuple[int, int], how: Image.Resampling) -> list[nn.Module]:
 
 
 def _glas(size: tuple[int, int], how: Image.Resampling) -> list[nn.Module]:
-    """As "paper", for tissue: borders are reflected, both flips, colour jitter."""
+    """Augment as "paper", for tissue: borders are reflected, both flips, colour jitter."""
     return [
         *_paper_crop(size, how, padding=max(size) // 16),
         v2.RandomHorizontalFlip(),

@@ -26,7 +26,7 @@ INCOMPLETE = "incomplete_"
 
 
 class Progress:
-    """What a resumed training needs beside weights, optimizer and random states. `accelerate` saves it with them.
+    """State that a resumed training needs beside weights, optimizer and random states. `accelerate` saves it with them.
 
     Attributes:
         epoch, step: what comes next; the step counts from the start of the epoch.
@@ -37,7 +37,7 @@ class Progress:
         damaged: files that could not be read.
         seconds: of training so far.
         position: in a stream of images, see `TrainingStream`.
-        warnings: what the masks of the model that is kept look like; None before the end.
+        warnings: about the masks of the model that is kept; None before the end.
     """
 
     def __init__(self) -> None:
@@ -182,7 +182,7 @@ def compare_settings(saved: dict, settings: dict, place: Path) -> None:
 
 
 def _differences(saved: object, settings: object, path: str) -> Iterator[str]:
-    """Where two nested dictionaries differ, as texts."""
+    """Describe where two nested dictionaries differ."""
     if isinstance(saved, dict) and isinstance(settings, dict):
         for key in sorted(saved.keys() | settings.keys()):
             yield from _differences(saved.get(key), settings.get(key), f"{path}.{key}" if path else key)
@@ -191,7 +191,7 @@ def _differences(saved: object, settings: object, path: str) -> Iterator[str]:
 
 
 def fingerprint(dataset: LabelledImages | LabelledStream) -> dict:
-    """What tells one data set from another: number of images, classes, and a hash of the images' names and labels."""
+    """Identify a data set: number of images, classes, and a hash of the images' names and labels."""
     if isinstance(dataset, LabelledStream):
         return {"classes": dataset.class_names}
     names = (f"{Path(dataset.name(index)).name}\t{target}\n" for index, target in enumerate(targets_of(dataset)))

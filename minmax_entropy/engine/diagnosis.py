@@ -1,4 +1,4 @@
-"""What a look at the masks would show: a line for each sign that a training went wrong, from labels and masks alone."""
+"""Warnings about masks: a line for each sign that a training went wrong, from labels and predicted masks alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MANY_NAMES = 5
 
 
 def warnings_of(evaluation: Evaluation, class_names: Sequence[str]) -> list[str]:
-    """Sentences, each with the classes it is of; none where nothing looks wrong.
+    """Return sentences, each with its classes; none where nothing looks wrong.
 
     That the masks of a class lie at the border or at one place whatever the image, that they mark next to nothing or
     nearly everything, that the model's classifier reads the class off a mask (where the evaluation had `Probes`), and

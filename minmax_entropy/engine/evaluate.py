@@ -125,7 +125,7 @@ def evaluate(
         threshold: a pixel is foreground where the mask is at least this; by default the model's `mask_threshold`.
         boxes: None computes box metrics of images whose true boxes are known; True also of those with a mask, whose
             connected regions then are the true boxes; False of none. They may take most of the time.
-        inference: tiles, averaging and refinement; by default each whole image as the model does it.
+        inference: tiles, views and refinement; by default the views that the model recommends.
         min_probability: images whose class has less hold nothing; by default the model's.
         share: `(number, count)`: evaluate every `count`-th image, from the one with this number on; see
             `Evaluation.merged`.
@@ -191,7 +191,7 @@ def evaluate(
 def _scores(
     meter: LocalizationMeter, prediction: Prediction, sample: Sample, with_boxes: bool, has_object: bool
 ) -> dict[str, float]:
-    """Count an image. Its rank says nothing where there are no more classes than Top-5 looks at."""
+    """Count an image. The rank of its class is meaningless with at most as many classes as Top-5 counts."""
     correct = prediction.class_index == sample.target
     rank = target_rank(prediction.probabilities, sample.target) if len(prediction.probabilities) > TOP else None
     if not has_object:  # nothing to localize, whether there is an empty mask or none

@@ -1,4 +1,4 @@
-"""Whether the mask decides the class: what classifiers find in the marked region, in the rest, and under the masks of
+"""Faithfulness of masks: the classes that classifiers find in the marked region, in the rest, and under the masks of
 other images."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BLUR = 10.0  # standard deviation, in pixels, of what insertion starts from; our
 
 @dataclasses.dataclass(frozen=True)
 class Probes:
-    """What is asked of the regions of an evaluation beside the class of the image.
+    """Questions about the regions of an evaluation beside the class of the image.
 
     The model's own classifier sees the whole image, X+, and the image under a mask that was made of an image of another
     class: where it then answers with that other class, it reads the class off the mask. The judge has never met a mask,
@@ -145,7 +145,7 @@ def insertion_deletion(judge: WSLModel, x: Tensor, mask: Tensor, target: int, st
     """Area under the probability of the true class while pixels come or go, the highest of the mask first.
 
     Petsiuk, Das and Saenko, "RISE", BMVC 2018: `insertion` starts from the blurred image, `deletion` ends with a blank
-    one; pixels of like value go in the order of the rows. A mask that marks what the judge looks at has a high
+    one; pixels of like value go in the order of the rows. A mask that marks what the judge relies on has a high
     insertion and a low deletion.
 
     Args:

@@ -54,7 +54,7 @@ class TrainingError(RuntimeError):
 
 @dataclasses.dataclass
 class TrainingResult:
-    """What a training leaves behind.
+    """Result of a training.
 
     Attributes:
         log: a row per epoch.
@@ -165,7 +165,7 @@ class Training:
     # Before the first epoch
 
     def _data(self, transform: Callable[[Image.Image], Tensor]) -> tuple[TrainingPlan | TrainingStream, DataLoader]:
-        """What makes up each step, and the batches of this process."""
+        """Build the plan of the steps, and the loader of this process."""
         recipe, options, accelerator = self.recipe, self.options, self.accelerator
         shares = dict(
             seed=options.seed,
@@ -188,7 +188,7 @@ class Training:
         return plan, training_loader(self.train, transform, plan, **loading)
 
     def _settings(self) -> dict:
-        """What decides the result; see `Checkpoints`."""
+        """Return the settings that decide the result; see `Checkpoints`."""
         options = dataclasses.asdict(self.options)
         return {
             "epochs": self.epochs,
@@ -201,7 +201,7 @@ class Training:
         }
 
     def _prepare(self) -> None:
-        """Hand model and optimizer to Accelerate; what a checkpoint must hold is registered."""
+        """Hand model and optimizer to Accelerate, and register what a checkpoint must hold."""
         device, processes = self.accelerator.device, self.accelerator.num_processes
         self.model.to(device, memory_format=torch.channels_last)  # convolutions run faster in it, on CPU and GPU
         if self.options.sync_bn and processes > 1:
@@ -379,7 +379,7 @@ class Training:
         self.model.criterion.class_weights = self.own_weights
 
     def _diagnose(self) -> None:
-        """Say what is wrong with the masks; a run that was over already has said it."""
+        """Log what is wrong with the masks, unless the run was over already."""
         if self.progress.warnings is not None:
             return
         self.progress.warnings = self.selection.diagnose(self.model)

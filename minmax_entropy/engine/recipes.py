@@ -48,7 +48,7 @@ _CHOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a model is trained.
+    """Recipe of a training.
 
     Args:
         optimizer: "adamw" or "sgd" (Nesterov).
@@ -63,7 +63,7 @@ class Recipe:
         warmup: share of the training.
         step_size, step_delay: of the step schedule, in epochs.
         size_warmup: share of the training in which the weight of the size term rises from 0 to the model's
-            `size_weight`. From scratch the price on the area otherwise makes masks small before the localizer has
+            `size_weight`. From scratch the area penalty otherwise makes masks small before the localizer has
             learned anything (docs/results/localization_trials.md).
         clip_grad: largest norm of the gradient, or None.
         batch_size: images a step, over all processes and whatever is accumulated.

@@ -1,4 +1,4 @@
-"""How a training runs on its machine: processes, precision, loader processes, trackers."""
+"""Settings of a training on its machine: processes, precision, loader processes, trackers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MACHINE = ("workers", "checkpoint_steps", "trackers", "progress", "title")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """How a training runs on its machine. What it learns is in the `Recipe`.
+    """Settings of a training on its machine. What it learns is in the `Recipe`.
 
     Args:
         seed: of the order of the images, augmentation, dropout.
@@ -82,7 +82,7 @@ class RunKeywords(TypedDict, total=False):
 
 
 def create_accelerator(options: Run, output: Path | None) -> Accelerator:
-    """Accelerate for a run.
+    """Create the `Accelerator` of a run.
 
     Raises:
         ImportError: Accelerate or Matplotlib is missing (the `[train]` extra), or the package of a tracker.

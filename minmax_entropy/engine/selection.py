@@ -32,7 +32,7 @@ SINGLE = Inference(views=Views(refined=False))  # more may take most of the time
 
 
 class Selection:
-    """Which epochs of a training are kept: in folders of `output`, or the one that the error chooses in memory.
+    """Choice of the epochs of a training to keep: in folders of `output`, or the one that the error chooses in memory.
 
     By the error it is the latest epoch within `tolerance` standard errors of the lowest one, or so many images where
     that is more (with 1 the one-standard-error rule of Breiman et al., "Classification and Regression Trees", 1984).
@@ -86,7 +86,7 @@ class Selection:
         return figures, len(result.rows), result.damaged
 
     def diagnose(self, model: WSLModel) -> list[str]:
-        """What `warnings_of` says of the model on the images to validate, in every process."""
+        """Return the `warnings_of` the model on the validation images, in every process."""
         if self.valid is None:
             return []
         found = self._evaluate(model, with_masks=False, probes=Probes(), inference=SINGLE)
@@ -141,7 +141,7 @@ class Selection:
 
 
 def _is_within(tolerance: float, lowest: float, error: float, images: int) -> bool:
-    """Whether an error is at most so many standard errors, or images where that is more, over the lowest one. In
+    """Return whether an error is at most so many standard errors, or images where that is more, over the lowest one. In
     counts: those of none and of all images have no standard error."""
     fewest = round(lowest * images)
     deviation = math.sqrt(fewest * (1 - fewest / images))

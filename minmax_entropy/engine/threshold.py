@@ -1,4 +1,4 @@
-"""Where a model's masks are cut, chosen by F1+ on images with known masks; and when it says that there is nothing."""
+"""Choice of the threshold of masks, by F1+ on images with known masks, and of the minimum class probability."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a configuration of unknown origin may ask for: bounds far beyond any real model."""
+"""Bounds for configurations of unknown origin, far beyond any real model."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def build_without_memory(kind: type[nn.Module], options: dict) -> nn.Module:
 
 
 def _has_own_parts(options: dict) -> bool:
-    """Whether backbone or heads are a user's own, registered ones."""
+    """Return whether backbone or heads are a user's own, registered ones."""
     heads = [options.get(key) for key in ("localizer", "classifier")]
     names = [head.get("name", "wildcat") if isinstance(head, dict) else head for head in heads]
     own = [name for name in names if isinstance(name, str) and name not in BUILT_IN]

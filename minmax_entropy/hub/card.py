@@ -187,7 +187,7 @@ def save_example(
 
 
 def _facts(model: nn.Module, class_names: list[str] | None, info: dict[str, Any]) -> str:
-    """A table of what is known; what is not known is said."""
+    """Return a table of facts, with "not stated" for those that are missing."""
     size = model.data_config["input_size"]
     trained_on = info.get("training_data") or "not stated"
     names = ", ".join((class_names or [])[:MAX_CLASSES])

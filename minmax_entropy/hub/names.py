@@ -1,4 +1,4 @@
-"""Where a saved model is, and what its files are called."""
+"""Sources of saved models, and the names of their files."""
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 SOURCES = (LOCAL, HUB, "hf_hub:")  # timm knows the last one as well

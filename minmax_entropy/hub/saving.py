@@ -133,7 +133,7 @@ def push_to_hub(
 
 
 def _has_own_card(repo_id: str, branch: str | None, token: str | bool | None) -> bool:
-    """Whether a repository has a card that somebody wrote."""
+    """Return whether a repository has a card that somebody wrote."""
     try:
         path = huggingface_hub.hf_hub_download(repo_id, CARD_NAME, revision=branch, token=token)
     except Exception:  # there is none, as in every new repository

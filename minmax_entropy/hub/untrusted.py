@@ -135,7 +135,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_globals(file: IO[bytes], pickles: int) -> None:
-    """Look at the names in pickles, without running them."""
+    """Inspect the names in pickles, without running them."""
     for _ in range(pickles):
         for code, argument, _ in pickletools.genops(file):
             named = code.name in ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")

@@ -228,7 +228,7 @@ def check_finite(state: Mapping[str, Tensor], source: str, fresh: Collection[str
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether all values are finite, as float32 too where that has less range."""
+    """Return whether all values are finite, as float32 too where that has less range."""
     if not tensor.dtype.is_floating_point:
         return True
     return bool(torch.isfinite(tensor.float() if tensor.dtype == torch.float64 else tensor).all())

@@ -1,4 +1,4 @@
-"""Where in the image a mask lies: at its border, or at one place whatever the image."""
+"""The place of masks in images: at the border, or at one place whatever the image."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def border_share(marked: np.ndarray, width: float = BORDER) -> float:
 
 
 class MaskPlaces(MergeableState):
-    """Where the masks of a class lie, over its images: `constancy`, how far they lie at one place whatever the image.
+    """Places of the masks of a class, over its images: `constancy`, how far they lie at one place whatever the image.
 
     It is the mean share of a mask that the mask of another image marks as well, on a grid of `GRID` x `GRID` places: 1
     where all masks are the same, the mean area where they lie anywhere.

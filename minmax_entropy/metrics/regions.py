@@ -81,7 +81,7 @@ def _regions(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _crossings(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where a threshold lies between two images: index of the threshold and of the place, in this order."""
+    """Find where a threshold lies between two images: index of the threshold and of the place, in this order."""
     places = np.flatnonzero(low < high)
     low, high = low.ravel()[places], high.ravel()[places]
     which, offset = _repeat(high - low)

@@ -1,4 +1,4 @@
-"""What every metric here is made of: counts and sums, which two meters may add up."""
+"""The base of every metric: counts and sums, which two meters may add up."""
 
 from __future__ import annotations
 
