@@ -161,8 +161,8 @@ class RecursiveErasing(nn.Module):
 
 
 def _any_process(flag: Tensor) -> bool:
-    """Return whether the flag is set in any process: the batch is split over all of them, and none goes on alone, so that
-    synchronised BatchNorm layers do not wait for a pass that another process leaves out."""
+    """Return whether the flag is set in any process: the batch is split over all of them, and none goes on alone, so
+    that synchronised BatchNorm layers do not wait for a pass that another process leaves out."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         flag = flag.to(torch.int32)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)

@@ -91,7 +91,7 @@ class Multilabel:
 
     @staticmethod
     def agreement(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return whether all labelled classes are found (bool `[B]`; False without any), and their mean probability `[B]`."""
+        """Return whether all labelled classes are found (bool `[B]`), and their mean probability `[B]`."""
         labelled = target.to(logits.dtype)
         count = labelled.sum(dim=1)
         right = ((logits >= 0) | (labelled == 0)).all(dim=1) & (count > 0)

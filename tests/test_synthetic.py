@@ -1,4 +1,4 @@
-"""The bundled synthetic images: deterministic, balanced, exact, and with nothing but the texture to tell the classes apart."""
+"""The bundled synthetic images: deterministic, balanced, exact, and classes that differ in texture alone."""
 
 import numpy as np
 import pytest
