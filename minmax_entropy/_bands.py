@@ -15,14 +15,14 @@ BAND_PIXELS = 2**22
 
 
 def row_bands(height: int, width: int) -> Iterator[slice]:
-    """Slices that cut `height` rows of `width` pixels into bands of at most `BAND_PIXELS` (a row at least)."""
+    """Yield slices that cut `height` rows of `width` pixels into bands of at most `BAND_PIXELS` (a row at least)."""
     rows = max(1, BAND_PIXELS // max(width, 1))
     for start in range(0, height, rows):
         yield slice(start, min(start + rows, height))
 
 
 def resized_rows(maps: Tensor, size: tuple[int, int], rows: slice, height: int | None = None, first: int = 0) -> Tensor:
-    """Some rows of `resize(maps, size)`: bilinear, with aligned corners.
+    """Return some rows of `resize(maps, size)`: bilinear, with aligned corners.
 
     Args:
         maps: `[C, h, w]`; rows `first` and following of maps of a `height` (by default all of them).
@@ -39,7 +39,8 @@ def resized_rows(maps: Tensor, size: tuple[int, int], rows: slice, height: int |
 
 
 def _between(rows: slice, size: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The two source rows that each of the rows lies between, and its way from the first to the second in [0, 1]."""
+    """Return the two source rows that each of the rows lies between, and its way from the first to the second in [0,
+    1]."""
     position = torch.arange(rows.start, rows.stop, dtype=torch.float64) * ((height - 1) / max(size - 1, 1))
     upper = position.long().clamp(max=height - 1)
     return upper, (upper + 1).clamp(max=height - 1), position - upper
@@ -75,7 +76,7 @@ class RegionMask:
         self.high = max(float(high) for _, high in ranges)
 
     def network_rows(self, rows: slice) -> Tensor:
-        """Rows of the mask at the network's scale, `[1, rows, W]`."""
+        """Return rows of the mask at the network's scale, `[1, rows, W]`."""
         values = resized_rows(self.region, self.network, rows)
         spread = self.high - self.low
         noise = FLAT_ROUNDINGS * torch.finfo(values.dtype).eps * max(abs(self.low), abs(self.high))
@@ -83,7 +84,7 @@ class RegionMask:
         return soft_mask(normalized, self.sigma, self.omega)
 
     def bands(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """The mask at the image's own size: rows, and their values in [0, 1], float32 `[rows, width]`."""
+        """Yield the mask at the image's own size: rows, and their values in [0, 1], float32 `[rows, width]`."""
         top, columns = self.inner[0].start, self.inner[1]
         height = self.inner[0].stop - top
         pixels_a_row = max(self.size[1], self.network[1] * height // self.size[0])

@@ -35,14 +35,14 @@ def check_not_negative(name: str, value: float) -> float:
 
 
 def check_count(name: str, value: int) -> int:
-    """An integer of 1 or more (NumPy's are welcome) as `int`."""
+    """Return an integer of 1 or more (NumPy's are welcome) as `int`."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
         raise ValueError(f"{name} must be an integer of 1 or more, got {value!r}")
     return operator.index(value)
 
 
 def check_channels(name: str, value: int) -> int:
-    """A number of channels (NumPy's are welcome) as `int`."""
+    """Return a number of channels (NumPy's are welcome) as `int`."""
     if check_count(name, value) > MAX_CHANNELS:
         raise ValueError(f"{name} must be at most {MAX_CHANNELS}, got {value}")
     return operator.index(value)
@@ -109,7 +109,7 @@ def check_input_scale(name: str, value: float | tuple[int, int]) -> float | tupl
 
 
 def check_scales(name: str, scales: Sequence[float]) -> tuple[float, ...]:
-    """Sizes as shares of the image's own, which is one of them.
+    """Check sizes as shares of the image's own, which must be among them.
 
     Raises:
         TypeError: no list.
@@ -132,7 +132,7 @@ def check_scales(name: str, scales: Sequence[float]) -> tuple[float, ...]:
 
 
 def check_empty_classes(indices: Sequence[int], num_classes: int, task: str) -> list[int]:
-    """Sorted class indices, each once.
+    """Check class indices, and return them sorted, each once.
 
     Raises:
         TypeError: no list of integers.

@@ -16,7 +16,7 @@ _evaluated: weakref.WeakKeyDictionary[nn.Module, tuple[int, dict[nn.Module, bool
 
 @contextlib.contextmanager
 def in_evaluation(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; each part goes back to its own when the last of those who use it is done."""
+    """Switch to evaluation mode for a while; each part goes back to its own mode when the last user is done."""
     with _lock:
         count, modes = _evaluated.get(module, (0, None))
         if modes is None:

@@ -8,5 +8,5 @@ from huggingface_hub.utils import tqdm
 
 
 def progress_bar(iterable: Iterable | None, text: str, show: bool = True, total: float | None = None, **kwargs) -> tqdm:
-    """A `tqdm` bar that disappears when it is done; hidden where `show` is False."""
+    """Return a `tqdm` bar that disappears when it is done; hidden where `show` is False."""
     return tqdm(iterable, desc=text, total=total, disable=not show, leave=False, dynamic_ncols=True, **kwargs)

@@ -38,21 +38,21 @@ class Registry:
         return self._factories[name]
 
     def names(self, filter: str | Sequence[str] = "", exclude_filters: str | Sequence[str] = "") -> list[str]:
-        """Sorted names that match any of the shell-style patterns in `filter` and none in `exclude_filters`."""
+        """Return sorted names that match any of the shell-style patterns in `filter` and none in `exclude_filters`."""
         return matching(self._factories, filter, exclude_filters)
 
 
 def matching(
     names: Iterable[str], filter: str | Sequence[str] = "", exclude_filters: str | Sequence[str] = ""
 ) -> list[str]:
-    """Sorted names that match any of the shell-style patterns in `filter` and none in `exclude_filters`."""
+    """Return sorted names that match any of the shell-style patterns in `filter` and none in `exclude_filters`."""
     include, exclude = _patterns(filter), _patterns(exclude_filters)
     included = [name for name in names if not include or _matches(name, include)]
     return sorted(name for name in included if not _matches(name, exclude))
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str], hint: str = "") -> ValueError:
-    """A ValueError that names the closest known names."""
+    """Return a ValueError that names the closest known names."""
     known = sorted(known)
     close = difflib.get_close_matches(str(name), known, n=5, cutoff=0.5)
     if close:

@@ -20,12 +20,12 @@ def is_symbolic(size: int) -> bool:
 
 
 def rounded_quotient(size: int, divisor: int) -> int:
-    """`round(size / divisor)`, half to even, of whole numbers of 0 or more."""
+    """Return `round(size / divisor)`, half to even, of whole numbers of 0 or more."""
     return size if divisor == 1 else (2 * size + divisor - 1 + size // divisor % 2) // (2 * divisor)
 
 
 def rounded_share(share: float, size: int) -> int:
-    """`round(share * size)`, half to even; of a symbol with the nearest ratio of whole numbers as share."""
+    """Return `round(share * size)`, half to even; of a symbol with the nearest ratio of whole numbers as share."""
     if not is_symbolic(size):
         return round(share * size)
     ratio = Fraction(share).limit_denominator(LARGEST_DENOMINATOR)
@@ -33,7 +33,7 @@ def rounded_share(share: float, size: int) -> int:
 
 
 def truncated_share(share: float, size: int) -> int:
-    """`floor(share * size)`; of a symbol with the nearest ratio of whole numbers as share."""
+    """Return `floor(share * size)`; of a symbol with the nearest ratio of whole numbers as share."""
     if not is_symbolic(size):
         return math.trunc(share * size)
     ratio = Fraction(share).limit_denominator(LARGEST_DENOMINATOR)

@@ -25,7 +25,7 @@ class TimmConventions(nn.Module):
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def train(self, mode: bool = True) -> Self:
-        """Training or evaluation mode; what is frozen stays in evaluation mode."""
+        """Set training or evaluation mode; what is frozen stays in evaluation mode."""
         super().train(mode)
         if mode:
             for layer in self._frozen_layers():
@@ -50,12 +50,12 @@ class TimmConventions(nn.Module):
         return dict(getattr(self.backbone.net, "pretrained_cfg", {}))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Features of the localizer's backbone: `[B, C, H, W]` to `[B, D, h, w]`."""
+        """Compute features of the localizer's backbone: `[B, C, H, W]` to `[B, D, h, w]`."""
         self.check_images(images)
         return self.backbone(images)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Fresh heads of the same kinds, both of them, for another number of classes. Names, `class_weights`,
+        """Replace both heads by fresh ones of the same kinds, for another number of classes. Names, `class_weights`,
         `min_probability` and `empty_classes` are forgotten."""
         num_classes = check_count("num_classes", num_classes)
         weight = next(self.localizer.parameters())
@@ -87,7 +87,7 @@ class TimmConventions(nn.Module):
             self.config["img_size"] = size
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """timm's own checkpointing inside the backbones; see `checkpoint_passes` for that of whole passes.
+        """Switch timm's own checkpointing inside the backbones; see `checkpoint_passes` for that of whole passes.
 
         Raises:
             ValueError: the backbone has none; or its BatchNorm layers are trained, with `bn_statistics="images"`:
@@ -109,7 +109,7 @@ class TimmConventions(nn.Module):
                 ) from error
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
-        """Layers by depth, for timm's `param_groups_layer_decay`, `create_optimizer_v2(model, layer_decay=0.75)`, ...
+        """Group layers by depth, for timm's `param_groups_layer_decay`, `create_optimizer_v2(model, layer_decay=0.75)`.
 
         Args:
             coarse: stages instead of blocks.
@@ -130,7 +130,8 @@ class TimmConventions(nn.Module):
         return lambda parameter: layers.get(parameter, float("inf"))
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that timm keeps from weight decay (position embeddings, class tokens, ...)."""
+        """Return the names of the parameters that timm keeps from weight decay (position embeddings, class tokens,
+        ...)."""
         return {
             f"{name}.net.{parameter}"
             for name, backbone in self._backbones().items()

@@ -100,7 +100,7 @@ class RecursiveErasing(nn.Module):
     def passes(
         self, images: Tensor, target: Tensor, localize: Localize, loss_of: Loss | None = None
     ) -> Iterator[ErasingPass]:
-        """The passes, one at a time.
+        """Yield the passes, one at a time.
 
         Args:
             images: `[B, C, H, W]`.

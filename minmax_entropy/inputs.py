@@ -12,7 +12,7 @@ from minmax_entropy.backbones.sizes import ImageSizes
 
 
 def resolve_alias(name: str, value: Tensor | None, other_name: str, other: Tensor | None) -> Tensor | None:
-    """An argument that goes by two names.
+    """Return an argument that goes by two names.
 
     Raises:
         TypeError: both are given.
@@ -98,7 +98,7 @@ def check_target(target: Tensor, images: Tensor, num_classes: int, task: type) -
 def class_index(
     classes: str | Iterable[int | str] | Tensor, batch: int, num_classes: int, class_names: Sequence[str] | None
 ) -> Tensor:
-    """Class indices `[B, N]` of the classes that `WSLModel.localize` is asked for.
+    """Return class indices `[B, N]` of the classes that `WSLModel.localize` is asked for.
 
     Args:
         classes: "all", N indices or names, or a tensor of indices `[N]` or `[B, N]`.

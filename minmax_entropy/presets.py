@@ -97,8 +97,8 @@ PRESETS: dict[str, dict] = {
 
 
 def resolve_preset(preset: str | None, keywords: dict) -> dict:
-    """`keywords` on top of those of `preset`, None being the default; dictionaries without a `name` (which is that of a
-    head) are merged.
+    """Put `keywords` on top of those of `preset`, None being the default; dictionaries without a `name` (which is that
+    of a head) are merged.
 
     Raises:
         ValueError: unknown preset.

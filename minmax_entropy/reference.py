@@ -24,7 +24,7 @@ _SCALARS = {"sigma": "mask_sigma", "w": "mask_omega"}
 
 
 def reference_key(key: str) -> str | None:
-    """Our name of a parameter or buffer of the authors' implementation, or None for one that is not in its layout."""
+    """Return our name of a parameter or buffer of the authors' implementation, or None for an unknown one."""
     stem, _, rest = key.rpartition(".")
     if stem in _STEM:
         return f"backbone.net.{_STEM[stem]}.{rest}"
@@ -61,7 +61,8 @@ def convert_reference_checkpoint(
     short_side: int | None = None,
     **settings,
 ) -> WSLModel:
-    """A model of this library from a checkpoint of the authors' implementation (arXiv 1907.12934), in evaluation mode.
+    """Return a model of this library from a checkpoint of the authors' implementation (arXiv 1907.12934), in evaluation
+    mode.
 
     The network (blocks of a deep-stem ResNet) and the number of classes are read from the checkpoint; images are
     normalized with mean and std 0.5 and brought to size as the authors' implementation does at evaluation.
@@ -118,7 +119,7 @@ def convert_reference_checkpoint(
 
 
 def _read(path_or_state_dict: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The state dict without the prefix of DataParallel, and a word for it."""
+    """Return the state dict without the prefix of DataParallel, and a word for it."""
     if isinstance(path_or_state_dict, Mapping):
         state, source = path_or_state_dict, "the state dict"
     elif isinstance(path_or_state_dict, (str, Path)):
@@ -174,7 +175,7 @@ def load_reference_checkpoint(model: WSLModel, path_or_state_dict: str | Path | 
 
 
 def _renamed(state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The weights under our names, and the settings of the mask that are kept as scalars beside them."""
+    """Return the weights under our names, and the settings of the mask that are kept as scalars beside them."""
     ours: dict[str, Tensor] = {}
     scalars: dict[str, float] = {}
     for key, value in state.items():

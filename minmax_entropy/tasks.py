@@ -12,23 +12,23 @@ class Multiclass:
 
     @staticmethod
     def probabilities(logits: Tensor) -> Tensor:
-        """`[B, K]` to `[B, K]`; they sum to 1."""
+        """Turn scores `[B, K]` into probabilities `[B, K]` that sum to 1."""
         return logits.softmax(dim=1)
 
     @staticmethod
     def predicted(logits: Tensor) -> Tensor:
-        """`[B, K]` to `[B, K]`: 1 at the class of the highest score, else 0."""
+        """Map `[B, K]` to `[B, K]`: 1 at the class of the highest score, else 0."""
         return torch.zeros_like(logits).scatter(1, logits.argmax(dim=1, keepdim=True), 1.0)
 
     @staticmethod
     def loss(logits: Tensor, target: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
-        """Cross-entropy: `[B, K]` and `[B]` to `[B]`; `weights` `[K]` are those of the labels' classes."""
+        """Compute the cross-entropy: `[B, K]` and `[B]` to `[B]`; `weights` `[K]` are those of the labels' classes."""
         loss = F.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
         return loss if weights is None else loss * weights[target]
 
     @staticmethod
     def label_loss(logits: Tensor, target: Tensor) -> Tensor:
-        """`-log p` of the label, `[B, K]` and `[B]` to `[B]`."""
+        """Compute `-log p` of the label, `[B, K]` and `[B]` to `[B]`."""
         return Multiclass.loss(logits, target)
 
     @staticmethod
@@ -69,12 +69,12 @@ class Multilabel:
 
     @staticmethod
     def probabilities(logits: Tensor) -> Tensor:
-        """`[B, K]` to `[B, K]`, each in [0, 1]."""
+        """Turn scores `[B, K]` into probabilities `[B, K]`, each in [0, 1]."""
         return logits.sigmoid()
 
     @staticmethod
     def predicted(logits: Tensor) -> Tensor:
-        """`[B, K]` to `[B, K]`: 1 at the classes of a probability of 1/2 or more (the highest, if none has), else 0."""
+        """Mark the classes of a probability of 1/2 or more (the highest, if none has) with 1, `[B, K]` to `[B, K]`."""
         return torch.where(logits >= 0, 1.0, Multiclass.predicted(logits) * (logits < 0).all(dim=1, keepdim=True))
 
     @staticmethod
@@ -85,7 +85,7 @@ class Multilabel:
 
     @staticmethod
     def label_loss(logits: Tensor, target: Tensor) -> Tensor:
-        """Mean of `-log p_k` over the classes that an image has, `[B, K]` and `[B, K]` to `[B]`; 0 without any."""
+        """Average `-log p_k` over the classes that an image has, `[B, K]` and `[B, K]` to `[B]`; 0 without any."""
         labelled = target.to(logits.dtype)
         return -(F.logsigmoid(logits) * labelled).sum(dim=1) / labelled.sum(dim=1).clamp(min=1)
 

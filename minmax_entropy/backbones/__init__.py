@@ -17,7 +17,7 @@ register_backbone = _BACKBONES.register
 
 
 def list_backbones(filter: str = "", exclude_filters: str = "") -> list[str]:
-    """Names that `create_backbone` knows: those registered with `register_backbone`, then timm's."""
+    """Return the names that `create_backbone` knows: those registered with `register_backbone`, then timm's."""
     return _BACKBONES.names(filter, exclude_filters) + timm.list_models(filter, exclude_filters=exclude_filters)
 
 
@@ -69,7 +69,7 @@ def create_backbone(
 
 
 def _wrap(module: nn.Module, in_chans: int, img_size: int | tuple[int, int] | None, options: dict) -> nn.Module:
-    """A module behind the interface of a backbone; `options` are those of `TimmBackbone`, for timm's models."""
+    """Return a module behind the interface of a backbone; `options` are those of `TimmBackbone`, for timm's models."""
     if isinstance(module, (TimmBackbone, ModuleBackbone)):
         wrapped = module
         own = tuple(wrapped.data_config["input_size"])

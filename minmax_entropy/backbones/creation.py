@@ -56,7 +56,7 @@ def _first_accepted(name: str, size: Size | None, options: dict) -> nn.Module:
 
 
 def _working_size(name: str, size: Size) -> Size | None:
-    """A size near `size` that a model can be built for and run at, tried without values."""
+    """Return a size near `size` that a model can be built for and run at, tried without values."""
     near = [tuple(max(round(side / step), 1) * step for side in size) for step in (32, 64, 96, 128, 224)]
     for candidate in [size, *near, *((max(pair),) * 2 for pair in near)]:
         try:

@@ -49,7 +49,7 @@ def check_data_config(config: dict) -> None:
 
 
 def per_channel(data_config: dict, in_chans: int) -> dict:
-    """Mean and std averaged for one channel, repeated for others, as timm does with the first convolution."""
+    """Average mean and std for one channel, repeated for others, as timm does with the first convolution."""
     config = {**data_config, "input_size": (in_chans, *data_config["input_size"][-2:])}
     for key in ("mean", "std"):
         values = tuple(config[key]) if isinstance(config[key], (tuple, list)) else (config[key],)

@@ -6,7 +6,7 @@ from torch import nn
 
 
 def he_fan_out(module: nn.Module) -> None:
-    """He initialization over the fan-out (He et al., ICCV 2015) of every convolution; BatchNorm to the identity."""
+    """Initialize every convolution over its fan-out (He et al., ICCV 2015), BatchNorm as the identity."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

@@ -50,7 +50,7 @@ class ReflectedMargin(nn.Module):
         return self.pixels > 0 and self.share > 0 and (self.share == 1 or bool(torch.rand(()) < self.share))
 
     def extend(self, images: Tensor) -> Tensor:
-        """`[B, C, H, W]` to `[B, C, H + 2 * pixels, W + 2 * pixels]`."""
+        """Return `[B, C, H, W]` to `[B, C, H + 2 * pixels, W + 2 * pixels]`."""
         if self.pixels == 0:
             return images
         for axis in (-2, -1):
@@ -58,7 +58,7 @@ class ReflectedMargin(nn.Module):
         return images
 
     def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """The features `[B, D, h, w]` of the images alone, from those of `extend`, which has made them of this size."""
+        """Cut the margin off features `[B, D, h, w]` of extended images of this size."""
         if self.pixels == 0:
             return features
         positions = [math.ceil(side / self.reduction) for side in size]

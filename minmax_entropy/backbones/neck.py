@@ -61,7 +61,7 @@ def create_neck(spec: str | dict, in_channels: list[int]) -> nn.Module:
 
 
 def choose_levels(name: str, strides: list[int], out_index: int | None, neck: str | dict | None) -> tuple[int, ...]:
-    """Indices of the feature levels that are read, finest first."""
+    """Return the indices of the feature levels that are read, finest first."""
     count = len(strides)
     if out_index is not None and (isinstance(out_index, bool) or not isinstance(out_index, int)):
         raise ValueError(f"out_index must be an integer, got {out_index!r}")

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def features_of(backbone: nn.Module, images: Tensor, *, counts: bool = True, again: bool = False) -> Tensor:
-    """The features `[B, D, h, w]` of images `[B, C, H, W]`.
+    """Return the features `[B, D, h, w]` of images `[B, C, H, W]`.
 
     Args:
         backbone: the module.

@@ -31,7 +31,7 @@ SMALLEST = {"inception_v3": 75, "inception_v4": 75, "inception_resnet_v2": 75, "
 
 
 def as_pair(size: int | Size) -> Size:
-    """`(height, width)` from a number of pixels or a pair.
+    """Return `(height, width)` from a number of pixels or a pair.
 
     Raises:
         ValueError: anything else.

@@ -195,7 +195,8 @@ class TimmBackbone(nn.Module):
             self.sizes = self._with_step()
 
     def _with_step(self) -> ImageSizes:
-        """The sizes, with the stride as a step where odd maps don't work: some shortcuts round where others don't."""
+        """Return the sizes, with the stride as a step where odd maps don't work: some shortcuts round where others
+        don't."""
 
         stride = self.sizes.stride
         tried = [(3 * stride + 1, 4 * stride - 1)]  # halved, with a remainder rounded up or down, they stay odd
@@ -217,6 +218,6 @@ class TimmBackbone(nn.Module):
 
 
 def _built_for(net: nn.Module, is_instance: bool) -> Size | None:
-    """The size that a model which was passed in has its position embedding for; its card may say another."""
+    """Return the size that a model which was passed in has its position embedding for; its card may say another."""
     size = getattr(getattr(net, "patch_embed", None), "img_size", None)
     return tuple(size) if is_instance and size is not None else None

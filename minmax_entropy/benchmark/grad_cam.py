@@ -66,24 +66,24 @@ class GradCAM(nn.Module):
     mask_source = "predicted"
 
     def forward(self, images: Tensor) -> WSLOutput:
-        """Logits `[B, K]` of the model and the mask `[B, 1, H, W]` in [0, 1]; its weights get no gradients."""
+        """Compute logits `[B, K]` of the model and the mask `[B, 1, H, W]` in [0, 1]; its weights get no gradients."""
         scores, maps = self.class_maps(images)
         mask = self.make_mask(self.region(images, maps, self.map_weights(scores)), images)
         (logits,) = self.decide(images, [scores], mask)
         return WSLOutput(logits=logits, mask=mask, localizer_logits=scores)
 
     def map_weights(self, scores: Tensor) -> Tensor:
-        """1 for the class of the highest localizer score among those with an object, `[B, K]`."""
+        """Return 1 for the class of the highest localizer score among those with an object, `[B, K]`."""
         scores = self.model.without_empty(scores)
         return F.one_hot(scores.argmax(dim=1), scores.shape[1]).to(scores.dtype)
 
     def decide(self, images: Tensor, scores: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
-        """The model's own scores of the class, on its own X+ where its classifier decides."""
+        """Return the model's own scores of the class, on its own X+ where its classifier decides."""
         return [self.model(images, background=False).logits] if self.model.classifier_decides else list(scores)
 
     def region(self, images: Tensor, maps: Tensor, weights: Tensor) -> Tensor:
-        """The map `[B, 1, h, w]` in [0, 1] of the class with the highest weight, at the size of the class maps for a
-        refinement, which enlarges maps itself."""
+        """Return the map `[B, 1, h, w]` in [0, 1] of the class with the highest weight, at the size of the class maps
+        for a refinement, which enlarges maps itself."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         try:
             for parameter in trained:

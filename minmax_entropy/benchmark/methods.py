@@ -161,7 +161,7 @@ def register_method(name: str, method: Method) -> None:
 
 
 def get_method(name: str) -> Method:
-    """A method by its name.
+    """Return a method by its name.
 
     Raises:
         ValueError: an unknown name.

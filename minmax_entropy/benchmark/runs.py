@@ -94,8 +94,8 @@ class Benchmark:
     shots: int | None = None
 
     def combinations(self) -> list[Combination]:
-        """In the order of the tables: a first seed of everything, then the next. Nothing is trained, and so nothing is
-        drawn, for a mask of ones: it is there for the first seed."""
+        """Return them in the order of the tables: a first seed of everything, then the next. Nothing is trained, and so
+        nothing is drawn, for a mask of ones: it is there for the first seed."""
         return [
             Combination(model, method, seed)
             for seed in self.seeds
@@ -162,7 +162,8 @@ def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> l
 
 
 def _judges_first(combinations: Sequence[Combination]) -> list[Combination]:
-    """The order of the trainings: that of the tables, but for the judge of the others with the same model and seed."""
+    """Return the order of the trainings: that of the tables, but for the judge of the others with the same model and
+    seed."""
     groups: dict[tuple[int, str], list[Combination]] = {}
     for combination in combinations:
         groups.setdefault((combination.seed, combination.model), []).append(combination)
@@ -205,7 +206,7 @@ def _figures(row: dict) -> list[str]:
 
 
 def _run(benchmark: Benchmark, combination: Combination) -> dict:
-    """The row of a combination: read if it is there, else trained and evaluated."""
+    """Return the row of a combination: read if it is there, else trained and evaluated."""
     row = dataclasses.asdict(combination)
     if combination.method == ALL_ONES:
         return row | evaluate_all_ones(
@@ -268,7 +269,7 @@ def _resolved(settings: dict) -> dict:
 
 
 def _trained(benchmark: Benchmark, combination: Combination) -> tuple[WSLModel | GradCAM, dict]:
-    """The trained model of a combination, and figures of its training."""
+    """Return the trained model of a combination, and figures of its training."""
     own = _trained_as(combination)
     model = _create(benchmark, own)
     train = benchmark.train
@@ -296,7 +297,7 @@ def _trained(benchmark: Benchmark, combination: Combination) -> tuple[WSLModel |
 
 
 def _trained_as(combination: Combination) -> Combination:
-    """The combination whose weights it takes."""
+    """Return the combination whose weights it takes."""
     return dataclasses.replace(combination, method=get_method(combination.method).trained_as or combination.method)
 
 
@@ -368,7 +369,7 @@ def _readable(dataset: LabelledImages) -> list[int]:
 
 
 def saved_model(benchmark: Benchmark, combination: Combination) -> WSLModel | GradCAM:
-    """The model that `run_benchmark` trained for a combination, with the mask that it was evaluated with."""
+    """Return the model that `run_benchmark` trained for a combination, with the mask that it was evaluated with."""
     method = get_method(combination.method)
     folder = _trained_as(combination).folder(benchmark.output) / "model"
     return _with_mask(create_model(f"local-dir:{folder}"), method)

@@ -16,7 +16,7 @@ SHOWN_BY_CLASS = ("error", "f1_foreground", "border_share", "judge_foreground", 
 
 
 def summarize(rows: Sequence[dict]) -> list[dict]:
-    """A row per model and method: mean and sample standard deviation of each figure over the seeds.
+    """Return a row per model and method: mean and sample standard deviation of each figure over the seeds.
 
     Args:
         rows: those of `run_benchmark`.
@@ -40,7 +40,7 @@ def summarize(rows: Sequence[dict]) -> list[dict]:
 
 
 def write_tables(rows: Sequence[dict], output: Path) -> None:
-    """`table.md` and `table.csv`, a row per model and method; `runs.csv`, a row per training."""
+    """Write `table.md` and `table.csv`, a row per model and method; `runs.csv`, a row per training."""
     summary = summarize(rows)
     output.mkdir(parents=True, exist_ok=True)
     text = markdown(summary) + "\n"
@@ -54,7 +54,7 @@ def write_tables(rows: Sequence[dict], output: Path) -> None:
 
 
 def write_classes(results: Sequence[tuple[str, str, str, dict]], class_names: Sequence[str], output: Path) -> None:
-    """`classes.md` and `classes.csv`: figures by class, means over the seeds; and what is warned of, by training.
+    """Write `classes.md` and `classes.csv`: figures by class, means over the seeds; and what is warned of, by training.
 
     Args:
         results: model, method, title and what was saved, of each training.
@@ -91,7 +91,7 @@ def _mean(figures: Sequence[dict]) -> dict[str, float]:
 
 
 def _by_class(rows: Sequence[dict], key: str) -> str:
-    """A row per method and a column per class, in percent; of the border the true masks' as well."""
+    """Return a row per method and a column per class, in percent; of the border the true masks' as well."""
     names = list(dict.fromkeys(row["class"] for row in rows))
     cells: dict[str, dict[str, float]] = {}
     for row in rows:
@@ -103,7 +103,7 @@ def _by_class(rows: Sequence[dict], key: str) -> str:
 
 
 def markdown(summary: Sequence[dict], headings: dict[str, str] = HEADINGS) -> str:
-    """A table of means and, over several seeds, standard deviations, in percent."""
+    """Return a table of means and, over several seeds, standard deviations, in percent."""
     keys = [key for key in headings if any(key in row for row in summary)]
     summary = [row for row in summary if any(key in row for key in keys)]
     lines = [["model", "method", "seeds", *(headings[key] for key in keys)]]

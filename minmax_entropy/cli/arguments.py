@@ -17,7 +17,7 @@ from minmax_entropy.wsl import WSLModel
 
 
 def setting(text: str) -> tuple[str, object]:
-    """`name=value`, the value as JSON or a Python literal where it is that, else as text."""
+    """Return `name=value`, the value as JSON or a Python literal where it is that, else as text."""
     name, separator, value = text.partition("=")
     if not separator or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
@@ -98,7 +98,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load(options: argparse.Namespace, name: str | None = None) -> WSLModel:
-    """The model of a folder or a source, that of `--model` or another."""
+    """Return the model of a folder or a source, that of `--model` or another."""
     name = options.model if name is None else name
     source = name if name.startswith(hub.SOURCES) else f"{hub.LOCAL}{name}"
     return create_model(source).to(options.device).eval()

@@ -110,7 +110,7 @@ def train_method(
 def _train(
     model: WSLModel, images: Tensor, target: Tensor, recipe: Recipe, epochs: int, seconds: float | None, bar: tqdm
 ) -> int:
-    """A training loop in plain PyTorch; the number of epochs that it came to.
+    """Return a training loop in plain PyTorch; the number of epochs that it came to.
 
     The engine has more to offer (`minmax_entropy.engine.fit`). This one needs the core alone, and can train for a given
     time.

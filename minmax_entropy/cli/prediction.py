@@ -53,9 +53,7 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
     saved.add_argument("--overlap", type=positive, metavar="PIXELS", help="of neighbouring tiles (256, or a quarter)")
     saved.add_argument("--flips", type=flips, default=(), help="average with flipped images: horizontal,vertical,both")
     saved.add_argument(
-        "--scales",
-        type=scales,
-        help="sizes to average over, such as 0.75,1,1.25, in place of the recommended views; 1 is one pass",
+        "--scales", type=scales, help="sizes to average over, 0.75,1,1.25, not the recommended views; 1 is one pass"
     )
     saved.add_argument("--refine", metavar="NAME", help=f"filter of the masks: {', '.join(list_refinements())}")
     saved.add_argument(

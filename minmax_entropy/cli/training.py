@@ -246,7 +246,8 @@ def _training_data(options: argparse.Namespace) -> tuple[Images, Images]:
 
 
 def _open(options: argparse.Namespace, split: str, class_names: Sequence[str] | None) -> Images:
-    """A part of the data whose classes are indexed as the training's, or the model's; some may be missing in it."""
+    """Return a part of the data whose classes are indexed as the training's, or the model's; some may be missing in
+    it."""
     dataset = open_split(options.data, split, options.classes, **dict(options.data_option))
     if class_names is None or isinstance(dataset, LabelledStream):
         return dataset

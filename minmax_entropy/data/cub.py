@@ -39,7 +39,7 @@ CUB5_CLASSES = ("Gray_Catbird", "Myrtle_Warbler", "Ovenbird", "Swainson_Warbler"
 
 
 def _locate(root: Path) -> Path:
-    """The folder with the lists: `root`, or the archive's own folder in it."""
+    """Return the folder with the lists: `root`, or the archive's own folder in it."""
     return root / FOLDER if (root / FOLDER).is_dir() else root
 
 
@@ -66,7 +66,7 @@ class CubImages(ImageFiles):
 def open_cub(
     root: Path, split: str = "train", classes: Sequence[str] | None = None, seed: int = SPLIT_SEED
 ) -> CubImages:
-    """CUB-200-2011: 11,788 photographs of 200 species of birds, a box each, and masks from an archive of their own.
+    """Open CUB-200-2011: 11,788 photographs of 200 species of birds, a box each, and masks from another archive.
 
     "test" is the official test set (5794); the official training set (5994) is "train" (4794) and "valid" (1200), six
     images of each class, drawn by `draw_per_class`. Class names are those of `classes.txt` without their numbers, in
@@ -107,7 +107,7 @@ def open_cub(
 def open_cub5(
     root: Path, split: str = "train", classes: Sequence[str] | None = None, seed: int = SPLIT_SEED
 ) -> CubImages:
-    """CUB5: Gray Catbird, Myrtle Warbler, Ovenbird, Swainson Warbler and White-necked Raven of CUB-200-2011.
+    """Open CUB5: Gray Catbird, Myrtle Warbler, Ovenbird, Swainson Warbler and White-necked Raven of CUB-200-2011.
 
     120, 30 and 145 images, which lie in the same parts as with `open_cub` and the same seed. Arguments and errors are
     those of `open_cub`.
@@ -116,7 +116,8 @@ def open_cub5(
 
 
 def read_cub_mask(path: Path) -> np.ndarray:
-    """A segmentation as bool `[H, W]`: foreground where its value, the share of annotators times 255, is over 127."""
+    """Return a segmentation as bool `[H, W]`: foreground where its value, the share of annotators times 255, is over
+    127."""
     DOWNLOAD.require([path], MASK_ARCHIVE, path.parents[2])  # segmentations/<class>/<name>.png
     return read_values(path) > MASK_THRESHOLD
 

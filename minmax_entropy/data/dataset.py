@@ -40,15 +40,15 @@ class LabelledImages:
         raise NotImplementedError
 
     def image(self, index: int) -> Image.Image:
-        """RGB image."""
+        """Return the RGB image."""
         raise NotImplementedError
 
     def target(self, index: int) -> int:
-        """Class index in `[0, len(class_names))`."""
+        """Return the class index in `[0, len(class_names))`."""
         raise NotImplementedError
 
     def mask(self, index: int) -> np.ndarray | None:
-        """Object pixels, bool `[H, W]`, or None where there is no mask."""
+        """Return object pixels, bool `[H, W]`, or None where there is no mask."""
         return None
 
     @property
@@ -57,8 +57,8 @@ class LabelledImages:
         return type(self).mask is not LabelledImages.mask
 
     def boxes(self, index: int) -> list[Box] | None:
-        """Boxes around the objects, `(x0, y0, x1, y1)` in pixels of the image as `image` gives it (upright), `x1` and
-        `y1` exclusive; None where they are not known."""
+        """Return boxes around the objects, `(x0, y0, x1, y1)` in pixels of the image as `image` gives it (upright),
+        `x1` and `y1` exclusive; None where they are not known."""
         return None
 
     def name(self, index: int) -> str:
@@ -66,7 +66,7 @@ class LabelledImages:
         return str(index)
 
     def with_classes(self, class_names: Sequence[str]) -> LabelledImages:
-        """The same images, their classes indexed by this list, which may name further ones.
+        """Return the same images, their classes indexed by this list, which may name further ones.
 
         Raises:
             ValueError: a class of the images is not in the list, or one is in it twice.
@@ -103,12 +103,12 @@ class LabelledStream:
         raise NotImplementedError
 
     def shuffled(self, seed: int, buffer_size: int = 1000) -> LabelledStream:
-        """The same images in an order drawn by `seed`, from a buffer of so many images; this stream stays as it is."""
+        """Return the images in an order drawn by `seed`, from a buffer of so many; this stream stays unchanged."""
         raise NotImplementedError
 
     def skip(self, count: int) -> LabelledStream:
-        """The stream without its first `count` images (damaged ones count), in whichever order it has: to go on with a
-        training that was interrupted."""
+        """Return the stream without its first `count` images (damaged ones count), in whichever order it has: to go on
+        with a training that was interrupted."""
         raise NotImplementedError
 
 

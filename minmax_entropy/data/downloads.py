@@ -18,7 +18,7 @@ class Download:
     files: tuple[str, ...]
 
     def missing(self, path: Path, file: str, folder: Path) -> FileNotFoundError:
-        """The error for a path that does not exist.
+        """Return the error for a path that does not exist.
 
         Args:
             path: what was looked for.

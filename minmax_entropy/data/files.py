@@ -93,7 +93,7 @@ class ImageFiles(LabelledImages):
 
 
 def read_csv(path: Path) -> list[tuple[int, list[str]]]:
-    """Line number, from 1, and cells of each row of a CSV file; cells are stripped, rows without any text left out.
+    """Return line number, from 1, and stripped cells of each row of a CSV file that has any text.
 
     Raises:
         ValueError: text that is not CSV in UTF-8 (with or without a byte order mark).
@@ -108,7 +108,7 @@ def read_csv(path: Path) -> list[tuple[int, list[str]]]:
 
 
 def select_records(records: list[Record], classes: Sequence[str] | None, split: str, place: object) -> list[Record]:
-    """The records of some classes; raises and logs as `check_classes`."""
+    """Return the records of some classes; raises and logs as `check_classes`."""
     if classes is None:
         return records
     check_classes({record.class_name for record in records}, classes, split, place)
@@ -117,7 +117,7 @@ def select_records(records: list[Record], classes: Sequence[str] | None, split: 
 
 
 def hold_out(records: list[Record], split: str, held: Collection[str], seed: int, place: object) -> list[Record]:
-    """The records of one part, of images that have no such part of their own.
+    """Return the records of one part, of images that have no such part of their own.
 
     Every class is drawn as `shuffled_classes` draws class 0, whatever its index, so that it has the same draw beside
     any other classes.

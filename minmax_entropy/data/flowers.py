@@ -37,7 +37,7 @@ def _is_flowers(root: Path) -> bool:
 
 @register_reader("flowers", detect=_is_flowers)
 def open_flowers(root: Path, split: str = "train", classes: Sequence[str] | None = None) -> ImageFiles:
-    """Oxford Flowers 102: 8189 photographs of 102 kinds of flowers, and masks from an archive of their own.
+    """Open Oxford Flowers 102: 8189 photographs of 102 kinds of flowers, and masks from an archive of their own.
 
     The parts are the official ones: 1020 ("trnid" of `setid.mat`), 1020 ("valid") and 6149 ("tstid"). The archive does
     not name the classes: they are "001" to "102", the labels of `imagelabels.mat`. For masks see `read_flowers_mask`.
@@ -70,8 +70,8 @@ def open_flowers(root: Path, split: str = "train", classes: Sequence[str] | None
 
 
 def read_flowers_mask(path: Path) -> np.ndarray:
-    """A segmentation as bool `[H, W]`: foreground where the colour is further than 100 (of 255, Euclidean in RGB) from
-    the background's blue, (0, 0, 254)."""
+    """Return a segmentation as bool `[H, W]`: foreground where the colour is further than 100 (of 255, Euclidean in
+    RGB) from the background's blue, (0, 0, 254)."""
     DOWNLOAD.require([path], MASK_ARCHIVE, path.parents[1])
     difference = np.asarray(read_image(path), dtype=np.float32) - np.asarray(BACKGROUND, dtype=np.float32)
     return (difference**2).sum(axis=2) > BACKGROUND_DISTANCE**2

@@ -20,7 +20,7 @@ BOXES_HEADER = ["image", "x0", "y0", "x1", "y1"]
 def open_folders(
     root: Path, split: str = "train", classes: Sequence[str] | None = None, seed: int = SPLIT_SEED
 ) -> ImageFiles:
-    """Images in class folders.
+    """Open images in class folders.
 
     - `root/[images/]train/<class>/*`, `valid/...` (or `val`, `validation`), `test/...`; without a validation part, 15 %
       of each class of "train" are held out for it; or
@@ -47,7 +47,7 @@ def open_folders(
 
 
 def read_boxes(path: Path, images: Path) -> dict[Path, tuple[Box, ...]]:
-    """Boxes by the path of the image relative to `images`, from a CSV file with the header `image,x0,y0,x1,y1`.
+    """Read boxes by the path of the image relative to `images`, from a CSV file with the header `image,x0,y0,x1,y1`.
 
     A row is a box, an image may have several; coordinates are pixels of the upright image, `x1` and `y1` exclusive.
 
@@ -115,7 +115,7 @@ def _is_split(folder: Path) -> bool:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Image files in a folder and those in it, sorted; what is hidden (`._a.jpg`, `.ipynb_checkpoints`) is left out."""
+    """Return the image files in a folder and its subfolders, sorted, without hidden ones (`._a.jpg`)."""
     files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
     return sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))
 

@@ -31,7 +31,7 @@ VALID_FRACTION = 5
 
 
 def _locate(root: Path) -> Path:
-    """The folder with the images: `root`, or the archive's own folder in it."""
+    """Return the folder with the images: `root`, or the archive's own folder in it."""
     return root / FOLDER if (root / FOLDER).is_dir() else root
 
 
@@ -44,7 +44,7 @@ def _is_glas(root: Path) -> bool:
 def open_glas(
     root: Path, split: str = "train", classes: Sequence[str] | None = None, seed: int = SPLIT_SEED
 ) -> ImageFiles:
-    """GlaS: 165 images of benign and malignant glands, with masks of the glands.
+    """Open GlaS: 165 images of benign and malignant glands, with masks of the glands.
 
     "test" is the official test set, parts A and B together (80); the official training set (85) is "train" (67) and
     "valid" (18), a fifth of each class, drawn by `draw_per_class`. Classes are those of the column "grade (GlaS)" of
@@ -80,7 +80,7 @@ def open_glas(
 
 
 def read_glas_mask(path: Path) -> np.ndarray:
-    """An annotation as bool `[H, W]`: foreground where it is not 0."""
+    """Return an annotation as bool `[H, W]`: foreground where it is not 0."""
     DOWNLOAD.require([path], ARCHIVE, path.parent)
     return read_values(path) != 0
 

@@ -40,7 +40,7 @@ class Columns:
 
     @classmethod
     def of(cls, names: Mapping[str, str | None] | None, box_format: str) -> Columns:
-        """From the option `columns`, which names some of image, label, mask and boxes."""
+        """Build from the option `columns`, which names some of image, label, mask and boxes."""
         known = ("image", "label", "mask", "boxes")
         unknown = [name for name in names or () if name not in known]
         if unknown:
@@ -59,8 +59,8 @@ class Columns:
 
 
 def undecoded(dataset: Any, columns: Columns) -> Any:
-    """The data set with its image columns as they are stored: nothing is decoded before it is asked for, and then by
-    this library, as files are."""
+    """Return the data set with its image columns as they are stored: nothing is decoded before it is asked for, and
+    then by this library, as files are."""
     import datasets
 
     for name in (columns.image, columns.mask):
@@ -71,7 +71,7 @@ def undecoded(dataset: Any, columns: Columns) -> Any:
 
 
 def label_names(dataset: Any, column: str) -> list[str] | None:
-    """Names of a column of `ClassLabel`s; None if it has none."""
+    """Return the names of a column of `ClassLabel`s; None if it has none."""
     import datasets
 
     feature = (dataset.features or {}).get(column)
@@ -79,7 +79,7 @@ def label_names(dataset: Any, column: str) -> list[str] | None:
 
 
 def class_name(value: Any, names: Sequence[str] | None, place: str) -> str:
-    """The class of a label cell: an index into `names` where they exist, else a text or a whole number as it is.
+    """Return the class of a label cell: an index into `names` where they exist, else a text or a whole number as it is.
 
     Raises:
         ValueError: a missing label, an index without a name, or a label of another kind, with its row.
@@ -94,22 +94,22 @@ def class_name(value: Any, names: Sequence[str] | None, place: str) -> str:
 
 
 def sort_key(value: str | int) -> tuple[int, str | int]:
-    """Order of labels without names: numbers by value, before texts."""
+    """Return the order of labels without names: numbers by value, before texts."""
     return (1, value) if isinstance(value, str) else (0, value)
 
 
 def cell_image(value: Any, place: str) -> Image.Image:
-    """An image cell as RGB, upright. Raises `DamagedFileError`, naming the row, where it can't be read."""
+    """Return an image cell as RGB, upright. Raises `DamagedFileError`, naming the row, where it can't be read."""
     return decode_image(_content(value, place), place)
 
 
 def cell_mask(value: Any, place: str) -> np.ndarray | None:
-    """A mask cell as bool `[H, W]`, None where it is empty. Raises as `cell_image`."""
+    """Return a mask cell as bool `[H, W]`, None where it is empty. Raises as `cell_image`."""
     return None if value is None else decode_mask(_content(value, place), place)
 
 
 def cell_boxes(value: Any, box_format: str, place: str) -> list[Box] | None:
-    """A cell of boxes as `(x0, y0, x1, y1)`, None where it is empty. Raises `BoxError`, naming the row."""
+    """Return a cell of boxes as `(x0, y0, x1, y1)`, None where it is empty. Raises `BoxError`, naming the row."""
     if value is None:
         return None
     try:
@@ -123,7 +123,7 @@ def cell_boxes(value: Any, box_format: str, place: str) -> list[Box] | None:
 
 
 def _content(value: Any, place: str) -> bytes | Image.Image:
-    """The content of a cell: of an `Image` that is not decoded, `{"bytes": ..., "path": ...}`; or what it may be
+    """Return the content of a cell: of an `Image` that is not decoded, `{"bytes": ..., "path": ...}`; or what it may be
     without that type."""
     if isinstance(value, (bytes, Image.Image)):
         return value

@@ -48,7 +48,7 @@ def open_hub(
     split_names: Mapping[str, str] | None = None,
     seed: int = SPLIT_SEED,
 ) -> HubImages | HubStream:
-    """A data set of the Hugging Face Hub, of a local folder or file, or one that `datasets` has loaded already.
+    """Return a data set of the Hugging Face Hub, of a local folder or file, or one that `datasets` has loaded already.
 
     Labels of the type `ClassLabel` keep their names; texts become classes in alphabetical order, whole numbers in
     theirs, `"0"`, `"1"`, ... Images and masks are decoded when they are asked for, masks for evaluation only.
@@ -178,7 +178,7 @@ class HubImages(LabelledImages):
 
 
 def _load(source: Any, config: str | None, revision: str | None, data_files: Any, streaming: bool) -> tuple[Any, str]:
-    """The data set, or a dictionary of its parts, and its name."""
+    """Return the data set, or a dictionary of its parts, and its name."""
     datasets = require("datasets", "data", "a Hugging Face data set")
     if not isinstance(source, str):
         first = next(iter(source.values())) if isinstance(source, Mapping) else source

@@ -44,7 +44,7 @@ class BoxError(DamagedFileError):
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """An image file as RGB, upright.
+    """Return an image file as RGB, upright.
 
     EXIF orientation is applied; transparent pixels are laid on white; palettes, greyscale and CMYK are converted; of an
     animation the first frame is taken. Greyscale of more than 8 bits is scaled from 255, 65535 or its maximum, the
@@ -58,7 +58,7 @@ def read_image(path: str | Path) -> Image.Image:
 
 
 def as_image(picture: str | Path | Image.Image | np.ndarray | Tensor) -> Image.Image:
-    """A picture as RGB: a file, a PIL image, an array or a tensor.
+    """Return a picture as RGB: a file, a PIL image, an array or a tensor.
 
     Args:
         picture: an array `[H, W]` or `[H, W, 3]` of bytes; a tensor `[1, H, W]` or `[3, H, W]` of bytes, or of floating
@@ -92,12 +92,12 @@ def as_image(picture: str | Path | Image.Image | np.ndarray | Tensor) -> Image.I
 
 
 def decode_image(data: bytes | Image.Image, name: str) -> Image.Image:
-    """`read_image` of a file's content, or of an image that is open; `name` stands for the path in errors."""
+    """Return `read_image` of a file's content, or of an image that is open; `name` stands for the path in errors."""
     return _as_rgb(_load(io.BytesIO(data) if isinstance(data, bytes) else data, name))
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """A mask file as booleans `[H, W]`: foreground where the value is over 127, or over 0 if no value is.
+    """Return a mask file as booleans `[H, W]`: foreground where the value is over 127, or over 0 if no value is.
 
     Of a palette image the indices count: foreground is all but 0 (background) and, beside other indices, 255 (void, as
     in PASCAL VOC).
@@ -113,12 +113,12 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 
 def decode_mask(data: bytes | Image.Image, name: str) -> np.ndarray:
-    """`read_mask` of a file's content, or of an image that is open; `name` stands for the path in errors."""
+    """Return `read_mask` of a file's content, or of an image that is open; `name` stands for the path in errors."""
     return _as_mask(_load(io.BytesIO(data) if isinstance(data, bytes) else data, name))
 
 
 def read_values(path: str | Path) -> np.ndarray:
-    """The values of a mask file as they are, `[H, W]`: greys, palette indices, or the brightest colour channel.
+    """Return the values of a mask file as they are, `[H, W]`: greys, palette indices, or the brightest colour channel.
 
     Transparency does not count. Raises as `read_mask`.
     """
@@ -126,7 +126,7 @@ def read_values(path: str | Path) -> np.ndarray:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height in pixels of an image file, upright, without decoding it. Raises as `read_image`."""
+    """Return the width and height in pixels of an image file, upright, without decoding it. Raises as `read_image`."""
     path = _existing(path)
     try:
         with Image.open(path) as image:
@@ -171,7 +171,7 @@ def _open(path: str | Path) -> Image.Image:
 
 
 def _load(file: Path | BinaryIO | Image.Image, name: str | Path) -> Image.Image:
-    """The loaded image, upright; EXIF data that can't be read is passed over."""
+    """Return the loaded image, upright; EXIF data that can't be read is passed over."""
     try:
         image = file if isinstance(file, Image.Image) else Image.open(file)
         image.load()

@@ -25,7 +25,7 @@ def open_lists(
     lists: Mapping[str, str | Path] | None = None,
     seed: int = SPLIT_SEED,
 ) -> ImageFiles:
-    """Images of a list; see `read_list`. Without a list for "valid", 15 % of each class of "train" are held out for it.
+    """Open images of a list; see `read_list`. Without a list for "valid", 15 % of each class of "train" become it.
 
     Args:
         root: folder that the paths in the lists are relative to. It holds `train.csv`, `valid.csv` (or `val.csv`,
@@ -61,7 +61,7 @@ def open_lists(
 
 
 def read_list(path: str | Path, root: str | Path) -> list[Record]:
-    """Rows `image,mask,class` of a CSV list, paths relative to `root`; every file named must exist.
+    """Read the rows `image,mask,class` of a CSV list, paths relative to `root`; every file named must exist.
 
     Raises:
         ValueError: a row that has not three cells, no rows, or text that is not UTF-8.

@@ -88,7 +88,7 @@ class TrainingPlan(Sampler):
         return len(self.targets) // self.batch_size
 
     def order(self, epoch: int) -> np.ndarray:
-        """Indices of the images in the order in which an epoch takes them."""
+        """Return the indices of the images in the order in which an epoch takes them."""
         rng = np.random.default_rng([self.seed, epoch])
         if self.sampling == "shuffle":
             return rng.permutation(len(self.targets))
@@ -108,7 +108,7 @@ class TrainingPlan(Sampler):
 
 
 def step_parts(batch_size: int, accumulation: int, process: int, processes: int) -> list[list[int]]:
-    """Places in a step that a process takes, by batch.
+    """Return places in a step that a process takes, by batch.
 
     Raises:
         ValueError: fewer images in a step than processes x accumulation.
@@ -208,7 +208,7 @@ def training_loader(
     skip_damaged: bool = False,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Batches of `plan`; the same ones for any number of loader processes."""
+    """Load the batches of `plan`; the same ones for any number of loader processes."""
     return DataLoader(
         TrainingImages(dataset, transform, plan.seed, skip_damaged),
         batch_sampler=plan,
@@ -296,7 +296,7 @@ class TrainingStream(IterableDataset):
 
 
 def stream_loader(stream: TrainingStream, workers: int = 0, pin_memory: bool = False) -> DataLoader:
-    """Batches of a stream.
+    """Load the batches of a stream.
 
     Raises:
         ValueError: more than one loader process: each would read the whole stream.

@@ -20,7 +20,7 @@ NATIVE = "native"
 
 
 def scaled_size(height: int, width: int, short_side: int | None, reference: bool = False) -> tuple[int, int]:
-    """Size at which the network sees an image, aspect ratio kept.
+    """Return the size at which the network sees an image, aspect ratio kept.
 
     Args:
         height, width: size of the image in pixels.
@@ -39,13 +39,13 @@ def scaled_size(height: int, width: int, short_side: int | None, reference: bool
 
 
 def padding(size: int, multiple: int = PAD_MULTIPLE) -> tuple[int, int]:
-    """Pixels to add before and after, so that `size` becomes a multiple."""
+    """Return pixels to add before and after, so that `size` becomes a multiple."""
     extra = -size % multiple
     return extra // 2, extra - extra // 2
 
 
 def resampling(interpolation: str) -> Image.Resampling:
-    """Pillow's filter for the `interpolation` of a `data_config`; "random", which leaves the choice, is bilinear.
+    """Return Pillow's filter for the `interpolation` of a `data_config`; "random" is bilinear.
 
     Raises:
         ValueError: an unknown name.
@@ -82,13 +82,13 @@ class Preprocess:
         resampling(self.interpolation)
 
     def resized(self, image: Image.Image, height: int, width: int) -> Image.Image:
-        """The image at another size; as it is where it has that."""
+        """Return the image at another size; as it is where it has that."""
         if (height, width) == (image.height, image.width):
             return image
         return image.resize((width, height), resampling(self.interpolation))
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """The scaled and padded image, uint8 `[H, W]` or `[H, W, 3]`; float32 where its mode is "F"."""
+        """Return the scaled and padded image, uint8 `[H, W]` or `[H, W, 3]`; float32 where its mode is "F"."""
         height, width = self._scaled(image.height, image.width)
         values = np.asarray(self.resized(image, height, width))
         if self.fixed_size is None:
@@ -97,7 +97,7 @@ class Preprocess:
         return values
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """An image as the network's input, float32 `[C, H, W]`; C is the number of means, 3 or 1 (greyscale)."""
+        """Return an image as the network's input, float32 `[C, H, W]`; C is the number of means, 3 or 1 (greyscale)."""
         if len(self.mean) not in (1, 3):
             raise ValueError(f"an image gives 3 channels or 1, the model takes {len(self.mean)}")
         image = image.convert("L" if len(self.mean) == 1 else "RGB")
@@ -124,7 +124,7 @@ class Preprocess:
 
 
 def preprocess_for(model: nn.Module, short_side: int | str | None = None) -> Preprocess:
-    """The evaluation input that a model expects.
+    """Return the evaluation input that a model expects.
 
     Mean, std and interpolation are those of the model's `data_config`. Its `crop_pct` is not used: the mask must cover
     the whole image, which is never cropped.

@@ -22,7 +22,7 @@ def check_split(split: str) -> None:
 
 
 def shuffled_classes(targets: Sequence[int], seed: int) -> Iterator[np.ndarray]:
-    """Positions of the images of each class that has any, in an order drawn without regard to the other classes.
+    """Yield positions of the images of each class that has any, in an order drawn without regard to the other classes.
 
     Class `k` with `n` images has the order of `numpy.random.default_rng([seed, k]).permutation(n)`: it is the same
     whether all classes are read or a few.

@@ -36,7 +36,7 @@ _READERS: dict[str, Reader] = {}
 def register_reader(
     prefix: str, detect: Callable[[Path], bool] | None = None, reads_folder: bool = True
 ) -> Callable[[Callable], Callable]:
-    """Decorator: make a function `(source, split, classes, **options)` the reader of `prefix:SOURCE`.
+    """Register a function `(source, split, classes, **options)` the reader of `prefix:SOURCE`.
 
     Args:
         prefix: lower-case letters and digits, two or more.
@@ -55,14 +55,14 @@ def register_reader(
 
 
 def list_readers() -> list[str]:
-    """The known prefixes, sorted."""
+    """Return the known prefixes, sorted."""
     return sorted(_READERS)
 
 
 def open_split(
     source: str | Path | Any, split: str = "train", classes: Sequence[str] | None = None, **options: Any
 ) -> LabelledImages | LabelledStream:
-    """One part of a data set.
+    """Open one part of a data set.
 
     Args:
         source: what to read; `docs/data.md` describes each of them:
@@ -116,7 +116,8 @@ def _split_prefix(source: str | Path | Any) -> tuple[str | None, Any]:
 
 
 def _recognize(folder: Path, source: str | Path) -> Reader:
-    """The reader of a folder without a prefix. Lists are put there by hand, so that they come before anything else."""
+    """Return the reader of a folder without a prefix. Lists are put there by hand, so that they come before anything
+    else."""
     folder = _folder(folder, source)
     found = [reader for reader in _READERS.values() if reader.detect is not None and reader.detect(folder)]
     lists = [reader for reader in found if reader.prefix == "lists"]

@@ -71,12 +71,12 @@ class Subset(LabelledImages):
 
 
 def targets_of(dataset: LabelledImages) -> list[int]:
-    """Class index of each image."""
+    """Return the class index of each image."""
     return [dataset.target(index) for index in range(len(dataset))]
 
 
 def few_shots(dataset: LabelledImages, shots: int, seed: int = 0) -> Subset:
-    """At most `shots` images of each class, drawn by `seed`; more shots hold the images of fewer ones.
+    """Return at most `shots` images of each class, drawn by `seed`; more shots hold the images of fewer ones.
 
     Raises:
         ValueError: `shots` is under 1.
@@ -90,7 +90,7 @@ def few_shots(dataset: LabelledImages, shots: int, seed: int = 0) -> Subset:
 def fold(
     dataset: LabelledImages | Sequence[LabelledImages], number: int, folds: int, seed: int = 0
 ) -> tuple[Subset, Subset]:
-    """Training and validation part of a stratified k-fold cross-validation.
+    """Return the training and validation part of a stratified k-fold cross-validation.
 
     Args:
         dataset: the images, or several data sets that are taken together (those for training and validation).
@@ -120,7 +120,7 @@ def fold(
 
 
 def class_weights(dataset: LabelledImages) -> list[float]:
-    """Weights against class imbalance, `N / (K' * n_k)` with K' classes that have images, 0 for those that have none.
+    """Compute weights against class imbalance, `N / (K' * n_k)` with K' classes that have images, 0 for others.
 
     Their mean over the images is 1.
     """

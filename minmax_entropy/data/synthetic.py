@@ -103,11 +103,11 @@ class SyntheticShapes(LabelledImages):
         return f"synthetic_{self.seed}_{index:05d}_{self.class_names[self.target(index)]}"
 
     def instances(self, index: int) -> np.ndarray:
-        """Object pixels one by one, bool `[N, H, W]`; objects do not overlap."""
+        """Return object pixels one by one, bool `[N, H, W]`; objects do not overlap."""
         return self._draw(index)[1]
 
     def boxes(self, index: int) -> list[tuple[int, int, int, int]]:
-        """A box around each object, `(x0, y0, x1, y1)` in pixels, `x1` and `y1` exclusive."""
+        """Return a box around each object, `(x0, y0, x1, y1)` in pixels, `x1` and `y1` exclusive."""
         boxes = []
         for instance in self.instances(index):
             rows, columns = np.nonzero(instance)
@@ -172,7 +172,7 @@ def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
 
 
 def _outline(rng: np.random.Generator, radius: float, centre: tuple[float, float]) -> list[tuple[float, float]]:
-    """A random outline, turned and placed."""
+    """Return a random outline, turned and placed."""
     angle = rng.uniform(0, 2 * math.pi)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     corners = (_OUTLINES[rng.integers(len(_OUTLINES))] @ turn.T) * radius

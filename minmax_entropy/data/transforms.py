@@ -43,7 +43,8 @@ def _glas(size: tuple[int, int], how: Image.Resampling) -> list[nn.Module]:
 
 
 def _crop(size: tuple[int, int], how: Image.Resampling) -> list[nn.Module]:
-    """A random part of the image (40 to 100 % of it, aspect ratio 3:4 to 4:3), horizontal flip, slight jitter."""
+    """Return a random part of the image (40 to 100 % of it, aspect ratio 3:4 to 4:3), horizontal flip, slight
+    jitter."""
     return [
         v2.RandomResizedCrop(size, scale=(0.4, 1.0), interpolation=how, antialias=True),
         v2.RandomHorizontalFlip(),
@@ -52,12 +53,12 @@ def _crop(size: tuple[int, int], how: Image.Resampling) -> list[nn.Module]:
 
 
 def _flip(size: tuple[int, int], how: Image.Resampling) -> list[nn.Module]:
-    """The whole image, resized; horizontal flip."""
+    """Return the whole image, resized; horizontal flip."""
     return [v2.Resize(size, interpolation=how, antialias=True), v2.RandomHorizontalFlip()]
 
 
 def _none(size: tuple[int, int], how: Image.Resampling) -> list[nn.Module]:
-    """The whole image, resized."""
+    """Return the whole image, resized."""
     return [v2.Resize(size, interpolation=how, antialias=True)]
 
 

@@ -20,14 +20,14 @@ SHOWN_SIDE = 2048  # pixels; pictures of larger images are reduced to it
 
 
 def class_table(evaluation: Evaluation, class_names: Sequence[str]) -> str:
-    """`metrics_table` with a row per class, and the number of its images."""
+    """Return `metrics_table` with a row per class, and the number of its images."""
     rows = {class_names[label]: figures for label, figures in evaluation.by_class().items()}
     keys = ("error", "f1_foreground", "mask_area", "border_share", "true_border_share", "constancy", *FOUND)
     return metrics_table(rows, ("images",), {key: BY_CLASS[key] for key in keys}, "class")
 
 
 def class_cases(evaluation: Evaluation) -> list[int]:
-    """The index of an image of each class, of median quality as in `ranked_cases`; of `MAX_CLASSES` at most."""
+    """Return the index of an image of each class, of median quality as in `ranked_cases`; of `MAX_CLASSES` at most."""
     ranked: dict[int, list[int]] = {}
     targets = {row["index"]: row["target"] for row in evaluation.rows}
     for index in ranked_cases(evaluation):
@@ -36,7 +36,7 @@ def class_cases(evaluation: Evaluation) -> list[int]:
 
 
 def ranked_cases(evaluation: Evaluation) -> list[int]:
-    """Indices of images from the worst to the best: by F1+ those with a mask, or else by the class."""
+    """Return the indices of images from the worst to the best: by F1+ those with a mask, or else by the class."""
     with_mask = [row for row in evaluation.rows if "f1_foreground" in row]
 
     def quality(row: dict) -> tuple[float, ...]:
@@ -58,7 +58,7 @@ def case_grid(
     inference: Inference | None = None,
     threshold: float | None = None,
 ) -> Image.Image:
-    """A row per image: the image, its true mask, and the overlay of each model with the class it predicts.
+    """Return a row per image: the image, its true mask, and the overlay of each model with the class it predicts.
 
     The masks are cut at `threshold`, by default at each model's `mask_threshold`.
     """

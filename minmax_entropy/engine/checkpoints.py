@@ -122,7 +122,7 @@ class Checkpoints:
         self._write(None)
 
     def latest(self) -> Path | None:
-        """The newest checkpoint that is complete."""
+        """Return the newest checkpoint that is complete."""
         complete = sorted(self.folder.glob(f"{PREFIX}*"), key=lambda path: int(path.name.removeprefix(PREFIX)))
         return complete[-1] if complete else None
 
@@ -152,7 +152,7 @@ class Checkpoints:
         return True
 
     def finish(self, progress: Progress) -> None:
-        """The training is over and its results are written: the checkpoints are of no more use."""
+        """Remove the checkpoints of a training that is over, with its results written."""
         self._write(progress)
         shutil.rmtree(self.folder, ignore_errors=True)
 

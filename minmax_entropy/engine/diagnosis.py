@@ -41,7 +41,7 @@ def warnings_of(evaluation: Evaluation, class_names: Sequence[str]) -> list[str]
     }
 
     def those(is_so: Callable[[dict], bool], key: str) -> str:
-        """The classes for which it is so, with the figure that says it."""
+        """Return the classes for which it is so, with the figure that says it."""
         found = {label: figures[key] for label, figures in by_class.items() if key in figures and is_so(figures)}
         worst = sorted(found, key=found.get, reverse=True)
         shown = [f"{class_names[label]} ({found[label]:.2f})" for label in worst[:MANY_NAMES]]
@@ -93,7 +93,7 @@ def _with_excess(evaluation: Evaluation) -> dict[int, dict[str, float]]:
 
 
 def _errors(evaluation: Evaluation) -> tuple[float, float]:
-    """The error, and that of saying the commonest class of every image."""
+    """Return the error, and that of saying the commonest class of every image."""
     targets = [row["target"] for row in evaluation.rows]
     wrong = sum(row["predicted"] != row["target"] for row in evaluation.rows)
     commonest = max(map(targets.count, set(targets)))

@@ -48,8 +48,9 @@ class Evaluation:
         return self.meter.compute() | alarms | _means(self.rows, MEANS)
 
     def by_class(self) -> dict[int, dict[str, float]]:
-        """For each class that has images their number, `images`, the means of figures of an image, and `constancy`
-        (see `MaskPlaces`). `classifier_swapped` is of other images under masks that were made of the class's."""
+        """Return for each class that has images their number, `images`, the means of figures of an image, and
+        `constancy` (see `MaskPlaces`). `classifier_swapped` is of other images under masks that were made of the
+        class's."""
         classes: dict[int, list[dict]] = {}
         cut_by: dict[int, list[dict]] = {}
         for row in self.rows:
@@ -69,7 +70,7 @@ class Evaluation:
 
     @staticmethod
     def merged(parts: Sequence[Evaluation]) -> Evaluation:
-        """The evaluation of a data set from those of its parts."""
+        """Return the evaluation of a data set from those of its parts."""
         if len(parts) == 1:
             return parts[0]
         meter = copy.deepcopy(parts[0].meter)
@@ -85,7 +86,7 @@ class Evaluation:
 
 
 def _means(rows: Sequence[dict], keys: Sequence[str]) -> dict[str, float]:
-    """The mean of each figure over the rows that have it."""
+    """Return the mean of each figure over the rows that have it."""
     values = {key: [row[key] for row in rows if key in row] for key in keys}
     return {key: sum(found) / len(found) for key, found in values.items() if found}
 
@@ -106,7 +107,7 @@ def evaluate(
     share: tuple[int, int] = (0, 1),
     probes: Probes | None = None,
 ) -> Evaluation:
-    """Classification error and, where the data set has masks or boxes, the figures of localization.
+    """Compute the classification error and, where the data set has masks or boxes, the figures of localization.
 
     Of images with more than 67,108,864 pixels every n-th row and column counts, so that no more are left. Images below
     the model's `min_probability`, or of one of its `empty_classes`, have an empty mask; their most probable class still
@@ -209,7 +210,7 @@ def _scores(
 
 
 def length_of(dataset: LabelledImages | LabelledStream, share: tuple[int, int] = (0, 1)) -> int | None:
-    """Number of images in a share, where it is known."""
+    """Return the number of images in a share, where it is known."""
     return None if isinstance(dataset, LabelledStream) else len(range(share[0], len(dataset), share[1]))
 
 
@@ -220,7 +221,7 @@ def read_samples(
     share: tuple[int, int] = (0, 1),
     shuffled: bool = False,
 ) -> Iterator[tuple[int, Sample]]:
-    """Indices and samples, in order unless they are `shuffled`, which streams can't be.
+    """Yield indices and samples, in order unless they are `shuffled`, which streams can't be.
 
     Args:
         dataset: the images, or a stream of them.
@@ -265,7 +266,7 @@ def evaluate_all_ones(
     skip_damaged: bool = False,
     empty_classes: Sequence[int] = (),
 ) -> dict[str, float]:
-    """The figures of a mask that is 1 everywhere: what any localization must beat. Arguments as for `evaluate`;
+    """Return the figures of a mask that is 1 everywhere: what any localization must beat. Arguments as for `evaluate`;
     images of `empty_classes` are left out."""
     meter = LocalizationMeter(boxes=boxes)
     for target, mask, known in _annotations(dataset, skip_damaged):
@@ -289,5 +290,5 @@ def _annotations(
 
 
 def sampling_step(pixels: int) -> int:
-    """The smallest n so that every n-th row and column of so many pixels leave at most `MAX_SCORED`."""
+    """Return the smallest n so that every n-th row and column of so many pixels leave at most `MAX_SCORED`."""
     return max(math.ceil(math.sqrt(pixels / MAX_SCORED)), 1)

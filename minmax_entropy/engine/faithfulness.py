@@ -142,7 +142,7 @@ class Prober:
 
 
 def insertion_deletion(judge: WSLModel, x: Tensor, mask: Tensor, target: int, steps: int) -> dict[str, float]:
-    """Area under the probability of the true class while pixels come or go, the highest of the mask first.
+    """Compute the area under the probability of the true class while pixels come or go, the highest of the mask first.
 
     Petsiuk, Das and Saenko, "RISE", BMVC 2018: `insertion` starts from the blurred image, `deletion` ends with a blank
     one; pixels of like value go in the order of the rows. A mask that marks what the judge relies on has a high
@@ -180,7 +180,7 @@ def _scores(judge: WSLModel, images: Tensor) -> Tensor:
 
 
 def _as_input(mask: np.ndarray, image: Image.Image, preprocess: Preprocess) -> Tensor:
-    """A mask `[H, W]` in [0, 1] as the network sees the image, `[1, H', W']`: scaled and padded as that is."""
+    """Return a mask `[H, W]` in [0, 1] as the network sees the image, `[1, H', W']`: scaled and padded as that is."""
     picture = Image.fromarray(mask.astype(np.float32))  # not of 8 bits, which would tie what insertion orders
     if picture.size != image.size:
         picture = picture.resize(image.size, Image.Resampling.BILINEAR)

@@ -224,7 +224,7 @@ class Training:
     # An epoch
 
     def _train_epoch(self, bar: tqdm, started: float) -> dict:
-        """The rest of the epoch that is due; the mean of each figure over all of its images."""
+        """Return the rest of the epoch that is due; the mean of each figure over all of its images."""
         progress, process, device = self.progress, self.accelerator.process_index, self.accelerator.device
         erasing = self.own_erasing if self.recipe.erasing_steps is None else self.recipe.erasing_steps
         self.model.erasing.steps = erasing if progress.epoch >= self.recipe.erasing_from_epoch else 0

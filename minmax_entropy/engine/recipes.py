@@ -22,7 +22,8 @@ WARMUP_START = 0.01  # share of the learning rate at the very first step
 def step_decay(
     epoch: int, lr: float, step_size: int = 40, gamma: float = 0.1, min_lr: float = MIN_LR, delay: int = 0
 ) -> float:
-    """Learning rate of an epoch (from 0): `lr * gamma ** floor((epoch - delay) / step_size)`, never under `min_lr`.
+    """Return the learning rate of an epoch, from 0: `lr * gamma ** floor((epoch - delay) / step_size)`, at least
+    `min_lr`.
 
     The authors' schedule takes effect one epoch late: `delay=1`.
     """
@@ -30,7 +31,8 @@ def step_decay(
 
 
 def warmup_cosine(progress: float, lr: float, warmup: float = 0.0, min_lr: float = 0.0) -> float:
-    """Learning rate at a share of the training, in [0, 1]: a linear rise over `warmup`, then half a cosine."""
+    """Return the learning rate at a share of the training, in [0, 1]: a linear rise over `warmup`, then half a
+    cosine."""
     if progress < warmup:
         return lr * max(progress / warmup, WARMUP_START)
     share = (progress - warmup) / max(1 - warmup, 1e-12)
@@ -124,7 +126,7 @@ class Recipe:
             raise ValueError(f"patience must be 1 or more, got {self.patience!r}")
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """An optimizer over the parameters that are trained."""
+        """Return an optimizer over the parameters that are trained."""
         groups = list(self._groups(model))
         if self.optimizer == "sgd":
             return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=True)
@@ -153,7 +155,7 @@ class Recipe:
         return {name: self.layer_decay ** max(last - layer, 0) for name, layer in layers.items()}
 
     def lr_at(self, epoch: int, progress: float) -> float:
-        """Learning rate at an epoch (from 0) and a share of the training."""
+        """Return the learning rate at an epoch (from 0) and a share of the training."""
         if self.schedule == "step":
             return step_decay(epoch, self.lr, self.step_size, delay=self.step_delay)
         return warmup_cosine(progress, self.lr, self.warmup)
@@ -185,7 +187,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def get_recipe(name: str, **changes) -> Recipe:
-    """A recipe by name, with some of its values replaced (those that are None stay)."""
+    """Return a recipe by name, with some of its values replaced (those that are None stay)."""
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
     return dataclasses.replace(RECIPES[name], **{key: value for key, value in changes.items() if value is not None})

@@ -108,7 +108,7 @@ def create_accelerator(options: Run, output: Path | None) -> Accelerator:
 
 @contextlib.contextmanager
 def own_state() -> Iterator[None]:
-    """Accelerate keeps precision and devices for a whole process; what is set within is forgotten at the end, unless
+    """Restore the state of Accelerate at the end, which holds precision and devices for a whole process, unless
     it was set before, by an `Accelerator` of the caller's."""
     state = require("accelerate.state", "train", "training").AcceleratorState
     is_callers = bool(state._shared_state)
@@ -129,7 +129,7 @@ def share_buffers(accelerator: Accelerator, *modules: nn.Module | None) -> None:
 
 
 def gather_objects(accelerator: Accelerator, item: object) -> list:
-    """The item of each process, in the order of the processes."""
+    """Return the item of each process, in the order of the processes."""
     if accelerator.num_processes == 1:
         return [item]
     from accelerate.utils import gather_object

@@ -73,7 +73,8 @@ class Selection:
             check_target(output / folder, WSLModel)
 
     def validate(self, model: WSLModel) -> tuple[dict[str, float], int, list[str]]:
-        """Figures by name, `valid_...`, the same in every process; of how many images; files that could not be read.
+        """Return figures by name, `valid_...`, the same in every process; of how many images; files that could not be
+        read.
 
         No mask is empty because of the model's `min_probability`. Where no mask is compared, and the class does not
         depend on it, images are seen at their own size alone, and `valid_mask_area` is that of the mask before its

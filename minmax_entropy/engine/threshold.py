@@ -47,7 +47,7 @@ class DiceCurve:
         self.images += 1
 
     def mean(self) -> np.ndarray:
-        """Mean F1+ at each threshold, `[99]`."""
+        """Return the mean F1+ at each threshold, `[99]`."""
         return self.total / max(self.images, 1)
 
 
@@ -76,7 +76,8 @@ def choose_threshold(
     progress: bool = False,
     inference: Inference | None = None,
 ) -> ThresholdChoice:
-    """The threshold of the highest mean F1+ (the lowest of equals), of 0.01, 0.02, ... 0.99; the model stays as it is.
+    """Return the threshold of the highest mean F1+ (the lowest of equals), of 0.01, 0.02, ... 0.99; the model stays as
+    it is.
 
     It uses masks: choose it on images that are held out from testing, `model.mask_threshold = choice.threshold`.
 
@@ -130,7 +131,7 @@ def choose_min_probability(
     share: float = 0.95,
     **reading,
 ) -> ProbabilityChoice:
-    """The probability of the predicted class that a share of the images reach; the model stays as it is.
+    """Return the probability of the predicted class that a share of the images reach; the model stays as it is.
 
     No mask is opened. Choose it on images with objects that were not trained on, predicted as they will be (size,
     tiles, averages), as for a classifier that may abstain (Hendrycks and Gimpel, ICLR 2017):

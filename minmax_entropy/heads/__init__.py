@@ -28,7 +28,7 @@ for _name, _head in BUILT_IN.items():
 
 
 def list_heads() -> list[str]:
-    """Names of the registered heads."""
+    """Return the names of the registered heads."""
     return _HEADS.names()
 
 
@@ -63,7 +63,7 @@ def create_head(spec: str | dict | nn.Module, in_features: int, num_classes: int
 
 
 def scores_and_maps(head: nn.Module, features: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Scores `[B, K]` and class maps `[B, K, h, w]` of a head. They leave autocast: ranges and losses need precision.
+    """Compute scores `[B, K]` and class maps `[B, K, h, w]` of a head, outside of autocast: losses need precision.
 
     Raises:
         ValueError: the head gives something else.

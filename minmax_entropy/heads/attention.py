@@ -31,7 +31,7 @@ class AttentionHead(nn.Module):
         self.to_scores = nn.Linear(in_features, num_classes)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """`[B, D, h, w]` to scores `[B, K]` and maps `[B, K, h, w]` (a view that repeats one map)."""
+        """Map `[B, D, h, w]` to scores `[B, K]` and maps `[B, K, h, w]` (a view that repeats one map)."""
         gated = torch.tanh(self.value(features)) * torch.sigmoid(self.gate(features))  # [B, hidden, h, w]
         attention = self.attention(gated).flatten(1).softmax(dim=1)  # [B, h*w]
         pooled = torch.einsum("bp,bdp->bd", attention.to(features.dtype), features.flatten(2))  # [B, D]

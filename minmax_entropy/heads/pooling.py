@@ -13,12 +13,12 @@ from minmax_entropy._symbolic import is_symbolic
 
 
 def average_pool(maps: Tensor) -> Tensor:
-    """Mean over the positions (CAM; Zhou et al., CVPR 2016): `[B, K, h, w]` to `[B, K]`."""
+    """Average over the positions (CAM; Zhou et al., CVPR 2016): `[B, K, h, w]` to `[B, K]`."""
     return maps.mean(dim=(2, 3))
 
 
 def max_pool(maps: Tensor) -> Tensor:
-    """Maximum over the positions (Oquab et al., CVPR 2015): `[B, K, h, w]` to `[B, K]`."""
+    """Take the maximum over the positions (Oquab et al., CVPR 2015): `[B, K, h, w]` to `[B, K]`."""
     return maps.amax(dim=(2, 3))
 
 
@@ -55,7 +55,7 @@ class ClassMapHead(nn.Module):
         self.to_modalities = nn.Conv2d(in_features, num_classes * modalities, kernel_size=1)
 
     def class_maps(self, features: Tensor) -> Tensor:
-        """`[B, D, h, w]` to `[B, K, h, w]`."""
+        """Map `[B, D, h, w]` to `[B, K, h, w]`."""
         weight, bias = self.to_modalities.weight, self.to_modalities.bias
         if self.modalities > 1:
             weight = weight.unflatten(0, (self.num_classes, self.modalities)).mean(dim=1)
@@ -63,11 +63,11 @@ class ClassMapHead(nn.Module):
         return F.conv2d(features, weight, bias)
 
     def pool(self, maps: Tensor) -> Tensor:
-        """`[B, K, h, w]` to `[B, K]`."""
+        """Pool `[B, K, h, w]` to `[B, K]`."""
         raise NotImplementedError
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """`[B, D, h, w]` to scores `[B, K]` and maps `[B, K, h, w]`."""
+        """Map `[B, D, h, w]` to scores `[B, K]` and maps `[B, K, h, w]`."""
         maps = self.class_maps(features)
         return self.pool(maps), maps
 

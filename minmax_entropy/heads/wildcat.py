@@ -12,7 +12,7 @@ from minmax_entropy.heads.pooling import ClassMapHead
 
 
 def pooled_positions(fraction: int | float, positions: int) -> int:
-    """Number of positions that are pooled.
+    """Return the number of positions that are pooled.
 
     Args:
         fraction: a share of the positions (below 1, or the float 1.0), or a count (an int, or a float above 1).
@@ -38,7 +38,7 @@ def wildcat_pool(
     dropout: float = 0.0,
     training: bool = False,
 ) -> Tensor:
-    """Mean of the highest positions plus `alpha` times the mean of the lowest (Durand et al., CVPR 2017).
+    """Average the highest positions and add plus `alpha` times the mean of the lowest (Durand et al., CVPR 2017).
 
     Dropout acts on the pooled values, scaled by `1 / (1 - dropout)`: a drawn set of values drops out of the mean.
 

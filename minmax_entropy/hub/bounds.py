@@ -31,7 +31,7 @@ class _OutOfBounds(ValueError):
 
 
 def build_without_memory(kind: type[nn.Module], options: dict) -> nn.Module:
-    """A model on the meta device: its shapes are known before any memory is taken.
+    """Return a model on the meta device: its shapes are known before any memory is taken.
 
     Args:
         kind: class of the model.

@@ -101,7 +101,7 @@ def model_card(
     info: dict[str, Any] | None = None,
     has_example: bool = False,
 ) -> ModelCard:
-    """The card of a model.
+    """Return the card of a model.
 
     Args:
         model: the model.
@@ -224,7 +224,7 @@ def _metrics(metrics: dict[str, Any] | None) -> str:
 
 
 def _cell(text: object) -> str:
-    """A text that stays within its cell of a table."""
+    """Return a text that stays within its cell of a table."""
     return " ".join(str(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
 
 

@@ -54,7 +54,8 @@ class SavedConfig:
     info: dict
 
     def with_overrides(self, overrides: dict) -> dict:
-        """Keywords of the class: the saved ones, replaced by `overrides`; unknown ones are the backbone's."""
+        """Return the keywords of the class: the saved ones, replaced by `overrides`; unknown ones are the
+        backbone's."""
         known = self.kind.config_keywords()
         given = {key: value for key, value in overrides.items() if key in known}
         if given.get("freeze_bn") == "pretrained":
@@ -71,7 +72,7 @@ class SavedConfig:
 
 
 def to_config(model: nn.Module, class_names: list[str] | None, info: dict) -> str:
-    """The text of `config.json` for a model.
+    """Return the text of `config.json` for a model.
 
     Raises:
         ValueError: parts of the model were given as modules, the number of names is not that of classes, or the model
@@ -179,7 +180,7 @@ def _check_type(name: str, value: object, *kinds: type) -> None:
 
 
 def figures_as_json(value: object) -> object:
-    """Figures as JSON has them: what is not finite (no image had a mask) becomes null."""
+    """Return figures as JSON has them: what is not finite (no image had a mask) becomes null."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, dict):
         return {key: figures_as_json(part) for key, part in value.items()}

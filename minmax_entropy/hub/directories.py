@@ -15,7 +15,7 @@ from minmax_entropy.hub.weights import WEIGHT_FILES
 
 @contextlib.contextmanager
 def replacing(directory: Path) -> Iterator[Path]:
-    """A directory to write to, which then takes the place of `directory`; other files than a model's are kept.
+    """Yield a directory to write to, which then takes the place of `directory`; other files than a model's are kept.
 
     What can't be renamed, the current directory and mount points, gets the files one by one, the configuration last.
     """

@@ -46,7 +46,7 @@ class Repository:
     local_files_only: bool = False
 
     def config(self) -> Path:
-        """The local path of `config.json`; its folder is that of the commit.
+        """Return the local path of `config.json`; its folder is that of the commit.
 
         Raises:
             FileNotFoundError: the repository, the revision or the file is not there, or not in the cache and offline.
@@ -64,7 +64,7 @@ class Repository:
         return self._file(CONFIG_NAME, self.revision)
 
     def weights(self, config: Path) -> list[Path]:
-        """The local paths of the safetensors files, of the commit that `config` was taken from.
+        """Return the local paths of the safetensors files, of the commit that `config` was taken from.
 
         Raises:
             FileNotFoundError, ConnectionError, ValueError: as for `config`; also an index that names other files.
@@ -136,7 +136,7 @@ class Repository:
             )
 
     def _explained(self, error: Exception, filename: str) -> Exception:
-        """The client's error, as one of Python's, that says what was asked for, where, and what to do."""
+        """Return the client's error, as one of Python's, that says what was asked for, where, and what to do."""
         endpoint = huggingface_hub.constants.ENDPOINT
         if isinstance(error, HFValidationError):
             return ValueError(f"{self.name!r} is not the name of a repository, ORG/NAME: {error}")

@@ -44,7 +44,7 @@ def load_model(
     local_files_only: bool = False,
     **overrides: Any,
 ) -> nn.Module:
-    """A model from `local-dir:PATH` or `hf-hub:ORG/NAME[@REVISION]`, in training mode.
+    """Return a model from `local-dir:PATH` or `hf-hub:ORG/NAME[@REVISION]`, in training mode.
 
     Args:
         kind: class of the model.
@@ -97,7 +97,7 @@ def load_model(
 def _find(
     kind: type[nn.Module], source: str, revision: str | None, weights: bool, client: dict
 ) -> tuple[SavedConfig, list[Path]]:
-    """The configuration of a source, and the files of its weights where they are asked for."""
+    """Return the configuration of a source, and the files of its weights where they are asked for."""
     prefix = next(prefix for prefix in SOURCES if source.startswith(prefix))
     place = source.removeprefix(prefix)
     if prefix == LOCAL:

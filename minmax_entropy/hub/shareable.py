@@ -27,7 +27,7 @@ class Shareable(
 
     @staticmethod
     def config_defaults() -> dict[str, Any]:
-        """Keywords of a saved model whose configuration, of an earlier version, does not have them."""
+        """Return the keywords of a saved model whose configuration, of an earlier version, does not have them."""
         return {}
 
     @classmethod
@@ -42,7 +42,7 @@ class Shareable(
         local_files_only: bool = False,
         **keywords: Any,
     ) -> Self:
-        """A saved model, in evaluation mode.
+        """Return a saved model, in evaluation mode.
 
         Args:
             pretrained_model_name_or_path: a directory of `save_pretrained`, or "ORG/NAME" on the Hugging Face Hub; what
@@ -140,5 +140,5 @@ class Shareable(
         return saving.push_to_hub(self, repo_id, **upload, **keywords)
 
     def generate_model_card(self, *args: Any, **keywords: Any) -> ModelCard:
-        """The model card; keywords as in `minmax_entropy.hub.card.model_card`."""
+        """Return the model card; keywords as in `minmax_entropy.hub.card.model_card`."""
         return model_card(self, *args, **keywords)

@@ -23,7 +23,7 @@ LEGACY_PICKLES = 5  # before the tensors, in files of torch before 1.6
 
 
 def read_json(path: str | Path) -> Any:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
 
     Raises:
         ValueError: it is too large, too deep, no JSON in UTF-8, has a key twice, or numbers that are not finite.
@@ -79,7 +79,7 @@ def _check_text(text: str) -> None:
 
 
 def read_pickled_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors by name of a file of `torch.save`, or of its entry "state_dict". No code that it holds is run.
+    """Read the tensors by name of a file of `torch.save`, or of its entry "state_dict". No code that it holds is run.
 
     Raises:
         ValueError: the file is damaged, compressed, or holds something else than plain tensors by name.

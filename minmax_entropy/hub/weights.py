@@ -103,7 +103,7 @@ def _open(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str], safet
 
 
 def weight_files(directory: str | Path) -> list[Path]:
-    """The safetensors files of a saved model: `model.safetensors`, or the shards that the index names.
+    """Return the safetensors files of a saved model: `model.safetensors`, or the shards that the index names.
 
     Raises:
         FileNotFoundError: there are none.
@@ -119,7 +119,8 @@ def weight_files(directory: str | Path) -> list[Path]:
 
 
 def shard_names(index: str | Path) -> list[str]:
-    """Names of the shards in an index; each must be a plain name, so that no file outside its directory is read.
+    """Return the names of the shards in an index; each must be a plain name, so that no file outside its directory is
+    read.
 
     Raises:
         ValueError: the index is damaged, or names a file of another kind or place.
@@ -138,7 +139,7 @@ def shard_names(index: str | Path) -> list[str]:
 
 
 def read_state_dict(path: str | Path) -> Mapping[str, Tensor]:
-    """Tensors of a `.safetensors` file, or of a `torch.save` file read with `weights_only=True`.
+    """Read the tensors of a `.safetensors` file, or of a `torch.save` file read with `weights_only=True`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -202,7 +203,7 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], source: str, fresh:
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Shapes by name, without reading a tensor of `SavedWeights`."""
+    """Return shapes by name, without reading a tensor of `SavedWeights`."""
     return state.shapes if isinstance(state, SavedWeights) else {key: tuple(v.shape) for key, v in state.items()}
 
 

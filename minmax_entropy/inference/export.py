@@ -56,7 +56,7 @@ class _Traced:
     smallest: Size | None = None
 
     def example_shapes(self) -> list[tuple[int, int, int]]:
-        """Batch, height and width of images that differ from one another where the program allows it."""
+        """Return batch, height and width of images that differ from one another where the program allows it."""
         shapes = [(self.batch or 1, *self.size)]
         if self.step is not None:
             shapes.append((self.batch or 3, self.smallest[0], self.smallest[1] + self.step[1]))
@@ -208,7 +208,7 @@ def _trace(model: MinMaxEntropy, img_size: int | Size | None, batch: int | None,
 
 
 def _trace_other_sizes(model: MinMaxEntropy, size: Size, batch: int | None, insist: bool) -> tuple[_Traced | None, str]:
-    """A program for images of other sizes too, or None and why there is none."""
+    """Return a program for images of other sizes too, or None and why there is none."""
     steps, reason = _steps(model), f"its backbone takes {model.backbone.sizes}"
     if steps and not insist and any(hasattr(module, name) for module in model.modules() for name in PARTITIONS):
         return None, "its maps are cut into windows, which takes torch.export minutes (dynamic_size=True tries)"
@@ -362,7 +362,7 @@ def _target(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def _staged(path: Path) -> Iterator[Path]:
-    """A place for the file and its `.data`, from where both are moved to `path` when all went well."""
+    """Yield a place for the file and its `.data`, from where both are moved to `path` when all went well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:

@@ -22,7 +22,7 @@ IOUS = (0.3, 0.5, 0.7)  # of MaxBoxAccV2
 
 
 def checked_boxes(boxes: Boxes) -> np.ndarray:
-    """Boxes `(x0, y0, x1, y1)`, `x1` and `y1` exclusive, as an array of floats, `[N, 4]`.
+    """Check boxes `(x0, y0, x1, y1)`, `x1` and `y1` exclusive, as an array of floats, `[N, 4]`.
 
     Raises:
         ValueError: the shape is another, or a box has no area or is not finite.
@@ -38,7 +38,7 @@ def checked_boxes(boxes: Boxes) -> np.ndarray:
 
 
 def box_iou(boxes: Boxes, others: Boxes) -> np.ndarray:
-    """Intersection over union of each box with each other box, in [0, 1].
+    """Compute the intersection over union of each box with each other box, in [0, 1].
 
     Args:
         boxes: `(x0, y0, x1, y1)`, `x1` and `y1` exclusive, `[N, 4]`.
@@ -61,7 +61,7 @@ def box_iou(boxes: Boxes, others: Boxes) -> np.ndarray:
 
 
 def box_overlaps(mask: np.ndarray, boxes: Boxes, levels: int = LEVELS) -> tuple[np.ndarray, np.ndarray]:
-    """IoU of the boxes that a mask gives with the true ones, at every threshold `k / levels`, `k = 0 ... levels - 1`.
+    """Compute the IoU of a mask's boxes with the true ones, at each threshold `k / levels`, `k = 0 ... levels - 1`.
 
     At each threshold the mask falls into 8-connected regions, and each has a box. Thresholds between which no pixel
     lies give the same regions and are treated once.
@@ -131,11 +131,12 @@ class BoxAccuracy(MergeableState):
         self.any_region += best >= np.array(IOUS)[:, None]
 
     def curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """Shares of the images at each threshold, in [0, 1]: of MaxBoxAcc `[levels]`, of MaxBoxAccV2 `[3, levels]`."""
+        """Return shares of the images by threshold, in [0, 1]: of MaxBoxAcc `[levels]`, of MaxBoxAccV2 `[3,
+        levels]`."""
         return self.largest / max(self.images, 1), self.any_region / max(self.images, 1)
 
     def compute(self) -> dict[str, float]:
-        """`max_box_acc` and `max_box_acc_v2`, in [0, 1]; nothing without images that have true boxes."""
+        """Return `max_box_acc` and `max_box_acc_v2`, in [0, 1]; nothing without images that have true boxes."""
         if not self.images:
             return {}
         largest, any_region = self.curve()
@@ -178,7 +179,7 @@ class LocalizationAccuracy(MergeableState):
             self.top5 += located and rank < TOP
 
     def compute(self) -> dict[str, float]:
-        """`gt_known_loc`, `top1_loc`, `top5_loc`, in [0, 1], where they are known."""
+        """Return `gt_known_loc`, `top1_loc`, `top5_loc`, in [0, 1], where they are known."""
         shares = {
             "gt_known_loc": (self.located, self.images),
             "top1_loc": (self.top1, self.classified),

@@ -12,7 +12,7 @@ TOP = 5
 
 
 def target_rank(scores: np.ndarray, target: int) -> int:
-    """Place of the true class among the sorted scores: 0 for the highest. Of equal scores the first counts as higher.
+    """Return the rank of the true class: 0 for the highest score. Of equal scores the first counts as higher.
 
     Args:
         scores: one for each class, `[K]`.
@@ -33,7 +33,7 @@ def target_rank(scores: np.ndarray, target: int) -> int:
 
 
 def resolve_rank(correct: bool | None, rank: int | None) -> tuple[bool | None, int | None]:
-    """Both as plain values, `correct` from `rank` where it was not given.
+    """Return both as plain values, `correct` from `rank` where it was not given.
 
     Raises:
         ValueError: the rank is no integer of 0 or more, or the two contradict each other.
@@ -78,6 +78,6 @@ class ClassificationError(MergeableState):
             self.top5_errors += rank >= TOP
 
     def compute(self) -> dict[str, float]:
-        """`error` and `top5_error`, in [0, 1], where they are known."""
+        """Return `error` and `top5_error`, in [0, 1], where they are known."""
         result = {"error": self.errors / self.images} if self.images else {}
         return result | ({"top5_error": self.top5_errors / self.ranked} if self.ranked else {})

@@ -106,14 +106,14 @@ class LocalizationMeter(MergeableState):
         return scores
 
     def _true_boxes(self, target_mask: np.ndarray | None, boxes: Boxes | None) -> np.ndarray:
-        """The boxes that are asked for, `[N, 4]`; none where nothing is."""
+        """Return the boxes that are asked for, `[N, 4]`; none where nothing is."""
         if self.boxes and boxes is None and target_mask is not None:
             boxes = region_boxes(target_mask)
         given = checked_boxes([] if boxes is None else boxes)
         return given[:0] if self.boxes is False else given
 
     def compute(self) -> dict[str, float]:
-        """The figures over all images, in [0, 1], those that are known.
+        """Return the figures over all images, in [0, 1], those that are known.
 
         `error`, `top5_error`; `f1_foreground`, `f1_background`, `piou` at the threshold; `pxap`; `max_piou`, the best
         over the thresholds, and `max_piou_threshold`; `max_box_acc`, `max_box_acc_v2`; `gt_known_loc`, `top1_loc`,

@@ -11,7 +11,7 @@ TOLERANCE = 1e-5  # of a mask's range: resizing rounds
 
 
 def checked_mask(mask: np.ndarray) -> np.ndarray:
-    """A mask as an array of floats, `[H, W]`.
+    """Return a mask as an array of floats, `[H, W]`.
 
     Raises:
         ValueError: it has another number of axes, no pixels, NaN, or values outside of [0, 1].
@@ -29,7 +29,7 @@ def checked_mask(mask: np.ndarray) -> np.ndarray:
 
 
 def checked_target(target: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Object pixels as a boolean array of the mask's shape.
+    """Return the object pixels as a boolean array of the mask's shape.
 
     Raises:
         ValueError: the shape is another, or the values are not booleans.
@@ -43,7 +43,7 @@ def checked_target(target: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def dice(prediction: np.ndarray, target: np.ndarray, empty: float = 1.0) -> float:
-    """Dice coefficient, `2 |A and B| / (|A| + |B|)`, in [0, 1].
+    """Compute the Dice coefficient, `2 |A and B| / (|A| + |B|)`, in [0, 1].
 
     F1+ of an image is `dice(mask >= 0.5, target)`, F1- is that of the complements.
 
@@ -103,7 +103,7 @@ class MaskScores(MergeableState):
         return {"f1_foreground": foreground, "f1_background": background}
 
     def compute(self) -> dict[str, float]:
-        """`f1_foreground`, `f1_background`, `piou`, in [0, 1]; the last is NaN without object pixels."""
+        """Return `f1_foreground`, `f1_background`, `piou`, in [0, 1]; the last is NaN without object pixels."""
         if not self.images:
             return {}
         return {
@@ -132,27 +132,27 @@ class PixelPrecisionRecall(MergeableState):
         self.other_pixels += np.bincount(bins[~target], minlength=BINS)
 
     def curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """Precision and recall for thresholds from high to low (0.999, ..., 0.001, 0), `[1000]` each."""
+        """Return precision and recall for thresholds from high to low (0.999, ..., 0.001, 0), `[1000]` each."""
         found = self.object_pixels[::-1].cumsum()
         marked = found + self.other_pixels[::-1].cumsum()
         precision = found / np.maximum(marked, 1)
         return precision, found / max(int(self.object_pixels.sum()), 1)
 
     def average_precision(self) -> float:
-        """PxAP: area under precision over recall, in [0, 1]; NaN without object pixels."""
+        """Compute PxAP, the area under precision over recall, in [0, 1]; NaN without object pixels."""
         if not self.object_pixels.any():
             return float("nan")
         precision, recall = self.curve()
         return float((precision * np.diff(recall, prepend=0.0)).sum())
 
     def iou(self) -> np.ndarray:
-        """pIoU, TP / (TP + FP + FN) over all pixels, for the thresholds of `curve`, `[1000]`; 0 for 0 / 0."""
+        """Compute pIoU, TP / (TP + FP + FN) over all pixels, for the thresholds of `curve`, `[1000]`; 0 for 0 / 0."""
         found = self.object_pixels[::-1].cumsum()
         union = int(self.object_pixels.sum()) + self.other_pixels[::-1].cumsum()
         return found / np.maximum(union, 1)
 
     def compute(self) -> dict[str, float]:
-        """`pxap`, `max_piou` (the best over the thresholds) and the highest threshold that reaches it.
+        """Return `pxap`, `max_piou` (the best over the thresholds) and the highest threshold that reaches it.
 
         All are NaN without object pixels; nothing is there before the first image.
         """

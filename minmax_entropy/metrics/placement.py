@@ -59,7 +59,7 @@ class MaskPlaces(MergeableState):
         self.marked += marked[rows[:, None], columns]
 
     def compute(self) -> dict[str, float]:
-        """`constancy`, and `marked_share` of the places, in [0, 1]; for two images or more of which one marks
+        """Return `constancy`, and `marked_share` of the places, in [0, 1]; for two images or more of which one marks
         something."""
         total = int(self.marked.sum())
         if self.images < 2 or not total:

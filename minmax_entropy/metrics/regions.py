@@ -12,7 +12,7 @@ RUNS_AT_ONCE = 50_000
 
 
 def region_boxes(mask: np.ndarray, min_pixels: int = 1) -> list[tuple[int, int, int, int]]:
-    """Boxes of the 8-connected regions, largest region first.
+    """Return boxes of the 8-connected regions, largest region first.
 
     Args:
         mask: boolean `[H, W]`.
@@ -30,7 +30,7 @@ def region_boxes(mask: np.ndarray, min_pixels: int = 1) -> list[tuple[int, int, 
 
 
 def regions_by_level(levels: np.ndarray, count: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """8-connected regions of `levels >= k` for every k of 1 to `count`, in portions of bounded memory.
+    """Yield 8-connected regions of `levels >= k` for every k of 1 to `count`, in portions of bounded memory.
 
     Args:
         levels: integers of 0 to `count`, `[H, W]`.

@@ -15,7 +15,7 @@ State = dict[str, "int | float | np.ndarray"]
 
 
 def to_units(value: float) -> int:
-    """A value in [0, 1] as an integer, in units of 2**-40; what rounding carried over the ends is cut off."""
+    """Return a value in [0, 1] as an integer, in units of 2**-40; what rounding carried over the ends is cut off."""
     return round(min(max(value, 0.0), 1.0) * UNIT)
 
 
@@ -53,7 +53,7 @@ class MergeableState:
         return self
 
     def state_dict(self) -> State:
-        """Settings and sums by name, as plain numbers and copies of the arrays."""
+        """Return settings and sums by name, as plain numbers and copies of the arrays."""
         state: State = {name: copy.copy(getattr(self, name)) for name in (*self.settings, *self.sums)}
         for part in self.parts:
             state |= {f"{part}.{name}": value for name, value in getattr(self, part).state_dict().items()}
@@ -84,7 +84,7 @@ class MergeableState:
             getattr(self, part)._add(_within(part, state))
 
     def _checked(self, state: dict[str, Any]) -> State:
-        """The state with sums of this meter's types."""
+        """Return the state with sums of this meter's types."""
         own = self.state_dict()
         if state.keys() != own.keys():
             differing = ", ".join(sorted(map(str, state.keys() ^ own.keys())))

@@ -17,7 +17,7 @@ PANELS = {
 
 
 def write_curves(log: list[dict], path: Path, title: str) -> None:
-    """Learning curves over the epochs, a panel for each kind of figure."""
+    """Draw learning curves over the epochs, a panel for each kind of figure."""
     from matplotlib.figure import Figure  # of the [train] extra, which `fit` has asked for
 
     panels = {name: [key for key in keys if any(key in row for row in log)] for name, keys in PANELS.items()}

@@ -20,7 +20,7 @@ GAP = 6
 
 
 def overlay(image: Image.Image, mask: np.ndarray, threshold: float = THRESHOLD) -> Image.Image:
-    """The image with the relevant region tinted and outlined, and the rest darkened.
+    """Return the image with the relevant region tinted and outlined, and the rest darkened.
 
     Args:
         image: RGB.
@@ -44,7 +44,7 @@ def overlay(image: Image.Image, mask: np.ndarray, threshold: float = THRESHOLD) 
 
 
 def mask_picture(mask: np.ndarray, threshold: float | None = None) -> Image.Image:
-    """A mask as greyscale; black and white where a threshold is given."""
+    """Return a mask as greyscale; black and white where a threshold is given."""
     values = np.empty(mask.shape, dtype=np.uint8)
     for rows in row_bands(*mask.shape):
         if threshold is None:
@@ -55,7 +55,8 @@ def mask_picture(mask: np.ndarray, threshold: float | None = None) -> Image.Imag
 
 
 def reduced(image: Image.Image, mask: np.ndarray | None, side: int) -> tuple[Image.Image, np.ndarray | None]:
-    """Image and mask with a longer side of at most `side` pixels; of the mask the nearest pixels are taken."""
+    """Return image and mask reduced to a longer side of at most `side` pixels; of the mask the nearest pixels are
+    taken."""
     if max(image.size) <= side:
         return image, mask
     size = tuple(max(1, round(length * side / max(image.size))) for length in image.size)
@@ -72,7 +73,7 @@ def grid(
     captions: Sequence[Sequence[str]] | None = None,
     cell: int = 160,
 ) -> Image.Image:
-    """Pictures in rows under headers, each with its longer side fitted to the cell, with a caption below.
+    """Draw pictures in rows under headers, each with its longer side fitted to the cell, with a caption below.
 
     Args:
         rows: pictures, as many in each row as there are headers.

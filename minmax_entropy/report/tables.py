@@ -13,7 +13,7 @@ def metrics_table(
     headings: dict[str, str] = HEADINGS,
     of: str = "method",
 ) -> str:
-    """A Markdown table with a row per method and a column per metric, aligned for the terminal as well.
+    """Return a Markdown table with a row per method and a column per metric, aligned for the terminal as well.
 
     Args:
         rows: metrics by the name of the method; what a row has not is shown as "-".
@@ -30,7 +30,7 @@ def metrics_table(
 
 
 def table_text(lines: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Cells as a Markdown table, the first line its head, aligned for the terminal as well.
+    """Format cells as a Markdown table, the first line its head, aligned for the terminal as well.
 
     Args:
         lines: cells by line.
