@@ -92,7 +92,7 @@ def as_image(picture: str | Path | Image.Image | np.ndarray | Tensor) -> Image.I
 
 
 def decode_image(data: bytes | Image.Image, name: str) -> Image.Image:
-    """Return `read_image` of a file's content, or of an image that is open; `name` stands for the path in errors."""
+    """Do as `read_image` for a file's content, or of an image that is open; `name` stands for the path in errors."""
     return _as_rgb(_load(io.BytesIO(data) if isinstance(data, bytes) else data, name))
 
 
@@ -113,7 +113,7 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 
 def decode_mask(data: bytes | Image.Image, name: str) -> np.ndarray:
-    """Return `read_mask` of a file's content, or of an image that is open; `name` stands for the path in errors."""
+    """Do as `read_mask` for a file's content, or of an image that is open; `name` stands for the path in errors."""
     return _as_mask(_load(io.BytesIO(data) if isinstance(data, bytes) else data, name))
 
 

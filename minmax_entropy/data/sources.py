@@ -36,7 +36,7 @@ _READERS: dict[str, Reader] = {}
 def register_reader(
     prefix: str, detect: Callable[[Path], bool] | None = None, reads_folder: bool = True
 ) -> Callable[[Callable], Callable]:
-    """Register a function `(source, split, classes, **options)` the reader of `prefix:SOURCE`.
+    """Register a function `(source, split, classes, **options)` as the reader of `prefix:SOURCE`.
 
     Args:
         prefix: lower-case letters and digits, two or more.
