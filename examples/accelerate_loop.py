@@ -1,7 +1,7 @@
 """Fine-tuning with Accelerate: the loop of plain_torch.py on a CPU, several GPUs or many machines.
 
 pip install minmax-entropy accelerate
-python examples/accelerate_loop.py                              # bundled images, seconds on a CPU
+python examples/accelerate_loop.py                              # bundled synthetic images, seconds on a CPU
 accelerate launch examples/accelerate_loop.py --data FOLDER --model wsl_resnet50 --pretrained --epochs 20
 """
 
@@ -18,7 +18,7 @@ from minmax_entropy.engine import evaluate
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", help="folder of images by class; bundled images by default")
+    parser.add_argument("--data", help="folder of images by class; bundled synthetic images by default")
     parser.add_argument("--model", default="wsl_test_resnet")
     parser.add_argument("--pretrained", action="store_true")
     parser.add_argument("--epochs", type=int, default=4)

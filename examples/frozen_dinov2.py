@@ -1,7 +1,7 @@
-"""Heads on a frozen DINOv2 backbone: little memory, and little data needed.
+"""Training of heads on a frozen DINOv2 backbone, which needs little memory and little data.
 
 pip install minmax-entropy
-python examples/frozen_dinov2.py                                # bundled images, random backbone
+python examples/frozen_dinov2.py                                # bundled synthetic images, random backbone
 python examples/frozen_dinov2.py --data FOLDER --pretrained --epochs 20
 """
 
@@ -17,7 +17,7 @@ from minmax_entropy.engine import evaluate
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", help="folder of images by class; bundled images by default")
+    parser.add_argument("--data", help="folder of images by class; bundled synthetic images by default")
     parser.add_argument("--model", default="wsl_vit_small_patch14_dinov2.lvd142m")
     parser.add_argument("--pretrained", action="store_true")
     parser.add_argument("--epochs", type=int, default=2)

@@ -1,7 +1,7 @@
-"""Fine-tuning with Hugging Face's `Trainer`: the model goes in as it is.
+"""Fine-tuning with Hugging Face's `Trainer`, which takes the model unchanged.
 
 pip install minmax-entropy "transformers[torch]"
-python examples/hf_trainer.py                                   # bundled images, seconds on a CPU
+python examples/hf_trainer.py                                   # bundled synthetic images, seconds on a CPU
 python examples/hf_trainer.py --data FOLDER --model wsl_resnet50 --pretrained --epochs 20
 """
 
@@ -27,7 +27,7 @@ class Erasing(TrainerCallback):
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", help="folder of images by class; bundled images by default")
+    parser.add_argument("--data", help="folder of images by class; bundled synthetic images by default")
     parser.add_argument("--model", default="wsl_test_resnet")
     parser.add_argument("--pretrained", action="store_true")
     parser.add_argument("--epochs", type=int, default=4)

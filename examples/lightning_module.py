@@ -1,7 +1,7 @@
 """Fine-tuning with Lightning: a `LightningModule` around the model.
 
 pip install minmax-entropy lightning
-python examples/lightning_module.py                             # bundled images, seconds on a CPU
+python examples/lightning_module.py                             # bundled synthetic images, seconds on a CPU
 python examples/lightning_module.py --data FOLDER --model wsl_resnet50 --pretrained --epochs 20
 """
 
@@ -37,7 +37,7 @@ class Localization(lightning.LightningModule):
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", help="folder of images by class; bundled images by default")
+    parser.add_argument("--data", help="folder of images by class; bundled synthetic images by default")
     parser.add_argument("--model", default="wsl_test_resnet")
     parser.add_argument("--pretrained", action="store_true")
     parser.add_argument("--epochs", type=int, default=4)

@@ -1,7 +1,7 @@
 """Fine-tuning in plain PyTorch: your own loop around the model.
 
 pip install minmax-entropy
-python examples/plain_torch.py                                  # bundled images, seconds on a CPU
+python examples/plain_torch.py                                  # bundled synthetic images, seconds on a CPU
 python examples/plain_torch.py --data FOLDER --model wsl_resnet50 --pretrained --epochs 20
 """
 
@@ -17,7 +17,7 @@ from minmax_entropy.engine import evaluate
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", help="folder of images by class; bundled images by default")
+    parser.add_argument("--data", help="folder of images by class; bundled synthetic images by default")
     parser.add_argument("--model", default="wsl_test_resnet")
     parser.add_argument("--pretrained", action="store_true")
     parser.add_argument("--epochs", type=int, default=4)

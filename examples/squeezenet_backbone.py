@@ -1,4 +1,4 @@
-"""SqueezeNet 1.0 of torchvision as a backbone; an example of a plugin for the command line.
+"""SqueezeNet 1.0 of torchvision as a backbone: an example of a plugin for the command line.
 
     minmax-entropy train --plugin examples/squeezenet_backbone.py --model wsl_squeezenet1_0 --pretrained --data ...
 
@@ -22,8 +22,8 @@ FEATURE_SCALE = 38.0
 class SqueezeNetFeatures(nn.Module):
     """Features `[B, 512, ~H/16, ~W/16]` (Iandola et al., arXiv 1602.07360), scaled to order 1.
 
-    With an output stride of 8 the last pooling keeps its resolution, and the filters after it reach twice as far
-    (Chen et al., "DeepLab", arXiv 1606.00915): a finer map of the same weights.
+    With an output stride of 8 the last pooling layer keeps the resolution, and later convolutions are dilated by 2
+    (Chen et al., "DeepLab", arXiv 1606.00915), which gives a finer map with the same weights.
     """
 
     num_features = 512
@@ -47,7 +47,7 @@ class SqueezeNetFeatures(nn.Module):
 
 @minmax_entropy.register_backbone
 def squeezenet1_0(pretrained: bool = False, in_chans: int = 3, output_stride: int = 16) -> nn.Module:
-    """torchvision's SqueezeNet 1.0 without its classifier."""
+    """Build torchvision's SqueezeNet 1.0 without its classifier."""
     if in_chans != 3:
         raise ValueError("squeezenet1_0 takes three channels")
     net = torchvision.models.squeezenet1_0()

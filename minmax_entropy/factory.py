@@ -28,7 +28,7 @@ DEFAULT_IN_CHANS = 3
 _MODELS = Registry("model")
 register_model = _MODELS.register
 
-# Model name or name.tag -> source with weights of the whole model. Only what exists is registered.
+# Model name or name.tag -> source with weights of the whole model. Only existing ones are registered.
 _PRETRAINED: dict[str, str] = {}
 
 
@@ -53,20 +53,20 @@ def create_model(
             (True by default). Cache, token and offline mode are those of `huggingface_hub`.
         num_classes: 1000 by default, or that of the saved model.
         in_chans: 3 by default, or that of the saved model.
-        preset: a name of `minmax_entropy.presets.PRESETS`: "refined" by default, or the settings of the saved model.
+        preset: a name in `minmax_entropy.presets.PRESETS`: "refined" by default, or the settings of the saved model.
         checkpoint_path: file with the weights of a whole model (`.safetensors`, or a state dict of `torch.save`). With
             another `num_classes` than the file's both heads start afresh, with another `in_chans` the first
             convolution; a line of the log says so.
         kwargs: keywords of `WSLModel`; all others go to the backbone's factory (`output_stride`, `drop_path_rate`).
 
     Returns:
-        `WSLModel`, in training mode as any new module.
+        A `WSLModel`, in training mode like any new module.
 
     Raises:
         ValueError: unknown name or preset, a value out of range, or weights that can't be read or do not fit.
         TypeError: unknown keyword.
-        FileNotFoundError, ConnectionError: no such saved model, or no way to it; errors of a backbone's weights alone
-            are those of timm and `huggingface_hub`.
+        FileNotFoundError, ConnectionError: the saved model does not exist or can't be reached; errors with a
+            backbone's weights alone are those of timm and `huggingface_hub`.
     """
     if not isinstance(name, str):
         raise TypeError(
@@ -92,7 +92,7 @@ def list_models(
 
     Args:
         filter: shell-style patterns, any of which a name must match.
-        pretrained: names and tags of `register_pretrained`, those with weights of the whole model.
+        pretrained: return the names and tags of `register_pretrained`, which have weights of the whole model.
         exclude_filters: patterns that no name may match.
     """
     return matching(_PRETRAINED if pretrained else _MODELS.names(), filter, exclude_filters)
@@ -104,13 +104,13 @@ def register_pretrained(
     """Register weights of a whole model: `create_model(name, pretrained=True)` loads them from then on.
 
     Args:
-        name: of a model, `wsl_resnet50`, or with a tag of your own, `wsl_resnet50.glas`.
+        name: name of a model, `wsl_resnet50`, or with a tag of your own, `wsl_resnet50.glas`.
         hf_hub_id: repository "ORG/NAME" on the Hugging Face Hub, as `WSLModel.push_to_hub` writes it.
-        revision: its branch, tag or commit; a commit keeps the weights what they are.
-        local_dir: a directory of `save_pretrained` instead.
+        revision: its branch, tag or commit; with a commit the weights can't change.
+        local_dir: a directory written by `save_pretrained`, instead.
 
     Raises:
-        ValueError: unknown model, a name that can't be a repository's, or other weights registered for the name.
+        ValueError: unknown model, invalid name of a repository, or other weights registered for the name.
         FileNotFoundError: no saved model in the directory.
     """
     base = name.split(".")[0]
@@ -133,7 +133,7 @@ def register_pretrained(
 
 
 def is_model(name: str) -> bool:
-    """Return whether `create_model` knows the name: registered, or `wsl_` before a name that is a backbone."""
+    """Return whether `create_model` knows the name: a registered one, or `wsl_` before the name of a backbone."""
     if not isinstance(name, str):
         return False
     base = name.split(".")[0]
@@ -156,7 +156,7 @@ def model_entrypoint(name: str) -> Callable[..., WSLModel]:
             return build_model(backbone, pretrained, **kwargs)
 
         factory.__name__ = factory.__qualname__ = base
-        factory.__doc__ = f"Weakly supervised localization with the backbone {backbone}; keywords of `create_model`."
+        factory.__doc__ = f"Create a model with the backbone {backbone}; keywords are those of `create_model`."
         return factory
     known = {*_MODELS.names(), *(PREFIX + backbone for backbone in list_backbones())}
     prefixes = ", ".join(f"{prefix}..." for prefix in (hub.LOCAL, hub.HUB))
@@ -166,7 +166,7 @@ def model_entrypoint(name: str) -> Callable[..., WSLModel]:
 def build_model(
     backbone: str, pretrained: bool = False, *, tag: str = "", kind: type[WSLModel] = WSLModel, **kwargs
 ) -> WSLModel:
-    """Build a `WSLModel`, or a `kind` of it, from flat keywords; unknown ones go to the backbone.
+    """Build a `WSLModel`, or its subclass `kind`, from flat keywords; unknown ones go to the backbone.
 
     Raises:
         TypeError: a keyword that neither the model nor the backbone knows.
@@ -192,7 +192,7 @@ def build_model(
 
 
 def _registered(name: str, kwargs: dict) -> WSLModel:
-    """Load the model of `register_pretrained`, which must have the architecture that it was registered for."""
+    """Load the weights of `register_pretrained`, which must have the architecture that they were registered for."""
     model = hub.load_model(WSLModel, _PRETRAINED[name], **kwargs)
     backbone = name.split(".")[0].removeprefix(PREFIX)
     found = str(model.config["backbone"]).split(".")[0]

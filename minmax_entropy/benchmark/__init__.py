@@ -1,1 +1,1 @@
-"""Methods compared on one data set."""
+"""Comparison of methods on one data set."""

@@ -13,7 +13,7 @@ from minmax_entropy._extras import require
 from minmax_entropy.model import WSLOutput
 from minmax_entropy.wsl import WSLModel
 
-# Method -> class of the package, and where it is from.
+# Method -> class of the package, and its paper.
 METHODS = {
     "grad_cam": "GradCAM",  # Selvaraju et al., ICCV 2017
     "grad_cam++": "GradCAMPlusPlus",  # Chattopadhay et al., WACV 2018
@@ -28,10 +28,10 @@ def _of_the_model(name: str) -> property:
 class GradCAM(nn.Module):
     """A model whose mask is a gradient-weighted activation map of its localizer; the class stays the model's own.
 
-    The map is taken at the backbone's features, which are `[B, D, h, w]` for every backbone, so that no
-    `reshape_transform` is needed; it is that of the class of the highest localizer score. It is normalized to [0, 1]
-    per image and turned into a mask as the model does it, `sigmoid(omega * (map - sigma))`, its refinement included, of
-    the map at the size of the features. Views are as of any model (`predict_images`).
+    The map is that of the class with the highest localizer score, taken at the backbone's features, which are
+    `[B, D, h, w]` for every backbone, so that no `reshape_transform` is needed. It is normalized to [0, 1] per image
+    and turned into a mask as in the model, `sigmoid(omega * (map - sigma))`; a refinement takes the map at the size of
+    the features. Test-time views are those of any model (`predict_images`).
 
     Args:
         model: a trained model; its weights are shared.
@@ -66,24 +66,24 @@ class GradCAM(nn.Module):
     mask_source = "predicted"
 
     def forward(self, images: Tensor) -> WSLOutput:
-        """Compute logits `[B, K]` of the model and the mask `[B, 1, H, W]` in [0, 1]; its weights get no gradients."""
+        """Compute logits `[B, K]` of the model and the mask `[B, 1, H, W]` in [0, 1]; weights get no gradients."""
         scores, maps = self.class_maps(images)
         mask = self.make_mask(self.region(images, maps, self.map_weights(scores)), images)
         (logits,) = self.decide(images, [scores], mask)
         return WSLOutput(logits=logits, mask=mask, localizer_logits=scores)
 
     def map_weights(self, scores: Tensor) -> Tensor:
-        """Return 1 for the class of the highest localizer score among those with an object, `[B, K]`."""
+        """Return weights `[B, K]`, 1 for the class with the highest localizer score among those with an object."""
         scores = self.model.without_empty(scores)
         return F.one_hot(scores.argmax(dim=1), scores.shape[1]).to(scores.dtype)
 
     def decide(self, images: Tensor, scores: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
-        """Return the model's own scores of the class, on its own X+ where its classifier decides."""
+        """Return the model's own class scores, on its own X+ if its classifier decides."""
         return [self.model(images, background=False).logits] if self.model.classifier_decides else list(scores)
 
     def region(self, images: Tensor, maps: Tensor, weights: Tensor) -> Tensor:
-        """Return the map `[B, 1, h, w]` in [0, 1] of the class with the highest weight, at the size of the class maps
-        for a refinement, which enlarges maps itself."""
+        """Return the map `[B, 1, h, w]` in [0, 1] of the class with the highest weight; for a refinement, which
+        enlarges maps itself, at the size of the class maps."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         try:
             for parameter in trained:

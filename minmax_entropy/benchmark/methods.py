@@ -1,4 +1,4 @@
-"""The methods that a benchmark compares, as data: settings of a model, its training and its evaluation."""
+"""Methods that a benchmark compares, as data: settings of a model, its training and its evaluation."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ EVALUATED_WITH = ("decision", "mask_source", "mask_sigma", "mask_omega", *EVALUA
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A row of a table.
+    """Method of a benchmark, a row of its table.
 
     Args:
-        title: what the table calls it.
+        title: name in the table.
         settings: keywords of `create_model`.
-        recipe: fields of `Recipe` that are its own, such as `lr`, or `erasing_steps` (0 unless given).
-        trained_as: name of the method whose trained weights it takes; by default it is trained itself.
-        evaluated_with: attributes of the trained model, of `EVALUATED_WITH`, that are set before it is evaluated.
-        grad_cam: method of `GradCAM` that makes the mask; by default it is the model's own.
-        inference: fields of `Inference`, such as `flips` and `scales`; the pictures are without them.
+        recipe: fields of `Recipe` that the method sets itself, such as `lr`, or `erasing_steps` (0 unless given).
+        trained_as: name of the method whose trained weights are used; by default the method is trained itself.
+        evaluated_with: attributes, named in `EVALUATED_WITH`, that are set on the trained model before its evaluation.
+        grad_cam: method of `GradCAM` that computes the mask; by default the mask is the model's own.
+        inference: fields of `Inference`, such as `flips` and `scales`; the pictures are drawn without them.
 
     Raises:
         ValueError: an unknown field or attribute; settings or a recipe beside `trained_as`; `inference` beside
-            `grad_cam`, or with values that it does not take.
+            `grad_cam`, or with invalid values.
     """
 
     title: str
@@ -60,7 +60,7 @@ class Method:
             raise unknown_name("Grad-CAM method", self.grad_cam, GRAD_CAMS)
 
 
-_REFINEMENT = dict(PRESETS["refined"]["mask_refinement"], sigma=0.5)  # of the baselines, with which they do better
+_REFINEMENT = dict(PRESETS["refined"]["mask_refinement"], sigma=0.5)  # for the baselines, which do better with it
 _THRESHOLD, _REFINED = dict(mask_sigma=0.28), dict(mask_refinement=_REFINEMENT)
 _CAM_REFINED = dict(mask_refinement=dict(_REFINEMENT, compression=0.0))
 ALL_VIEWS = {name: PRESETS["refined"][name] for name in ("evaluation_scales", "evaluation_flip", "evaluation_zoom")}
@@ -82,8 +82,8 @@ METHODS: dict[str, Method] = {
     "grad-cam": Method("Grad-CAM", trained_as="cam-avg", grad_cam="grad_cam"),
     "grad-cam++": Method("Grad-CAM++", trained_as="cam-avg", grad_cam="grad_cam++"),
     "layer-cam": Method("LayerCAM", trained_as="cam-avg", grad_cam="layer_cam"),
-    # Their masks at another threshold, and refined. The maps of the package are in [0, 1], where the compression does
-    # next to nothing; the CAM has none. With more of it they do worse (docs/results/localization_trials.md).
+    # Masks of these at another threshold, and refined. The maps of the package are in [0, 1], where the compression
+    # does next to nothing; the CAM has none. More of it makes them worse (docs/results/localization_trials.md).
     "cam-0.42": Method("CAM, average, threshold 0.42", trained_as="cam-avg", evaluated_with=dict(mask_sigma=0.42)),
     "wildcat-0.28": Method("WILDCAT, threshold 0.28", trained_as="wildcat", evaluated_with=_THRESHOLD),
     "grad-cam-0.28": Method(
@@ -97,7 +97,7 @@ METHODS: dict[str, Method] = {
     "layer-cam-refined": Method(
         "LayerCAM, refined", trained_as="cam-avg", grad_cam="layer_cam", evaluated_with=_REFINED
     ),
-    # And in all the views of the preset: other sizes, flipped, and closer where little is marked.
+    # And in all views of the preset: at other scales, flipped, and zoomed where little is marked.
     "cam-scales": Method("CAM, average, all views", trained_as="cam-avg", evaluated_with=ALL_VIEWS),
     "grad-cam-scales": Method(
         "Grad-CAM, all views", trained_as="cam-avg", grad_cam="grad_cam", evaluated_with=ALL_VIEWS
@@ -131,7 +131,7 @@ METHODS: dict[str, Method] = {
         "min-max entropy, size constraint + erasing", dict(preset="paper", size_loss="barrier"), recipe=ERASING
     ),
     "area": Method("min-max entropy, area penalty", dict(preset="area")),
-    # Trained anew, and not as "area": the localizer's error chooses the epoch.
+    # Trained itself, not taken from "area": the localizer's error chooses the epoch.
     "refined": Method("min-max entropy, area and control, refined", dict(preset="refined")),
     "refined-one-scale": Method(
         "min-max entropy, area and control, refined, one view",
@@ -148,10 +148,10 @@ METHODS: dict[str, Method] = {
 
 
 def register_method(name: str, method: Method) -> None:
-    """Make a method known to benchmarks by a name, which may be that of a known one.
+    """Register a method for benchmarks under a name, in place of an earlier one of that name.
 
     Raises:
-        ValueError: `trained_as` is no known method, or one that is not trained itself.
+        ValueError: `trained_as` is unknown, or names a method that is not trained itself.
     """
     if method.trained_as is not None and (
         method.trained_as in (name, ALL_ONES) or get_method(method.trained_as).trained_as is not None

@@ -1,4 +1,4 @@
-"""Benchmarks: every model with every method and seed, trained and evaluated alike, as a table and pictures."""
+"""Benchmarks that train and evaluate every model with every method and seed alike, as tables and pictures."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _logger = logging.getLogger(__name__)
 SETTINGS_NAME = "benchmark.json"
 RESULTS_NAME = "results.json"
 PICTURES = 8
-JUDGE, RIVAL = "cam-avg", "layer_cam"  # the plain classifier that has never met a mask, and a map of it
+JUDGE, RIVAL = "cam-avg", "layer_cam"  # the plain classifier, trained without masks, and a map of it
 TRAINING_FIGURES = ("epochs", "images", "lowest_mask_area", "highest_mask_area")
 
 
@@ -67,15 +67,15 @@ class Benchmark:
         train, valid, test: images; `valid` chooses the epoch by the classification error, `test` has masks.
         models: names of models (`wsl_...`).
         methods: names of `METHODS`.
-        seeds: of initialization, order and augmentation.
-        epochs: for every method: each sees the same number of images.
-        recipe: for every method, but for its erasing.
-        output: folder; what is there already is not trained again.
-        size: side of the training images, and shorter side of those that are evaluated.
-        settings: keywords of `create_model` for every method, below the method's own.
+        seeds: seeds of initialization, order and augmentation.
+        epochs: epochs of every method, so that each sees the same number of images.
+        recipe: recipe of every method, except for its erasing.
+        output: folder; models that are there already are not trained again.
+        size: side of the training images, and shorter side of the evaluated images.
+        settings: keywords of `create_model` for every method; the method's own take precedence.
         pretrained: start from the backbone's pretrained weights.
         run: fields of `Run`, such as `workers`.
-        shots: train on so many images a class, drawn anew for each seed.
+        shots: train on this many images per class, drawn anew for each seed.
     """
 
     train: LabelledImages
@@ -94,8 +94,8 @@ class Benchmark:
     shots: int | None = None
 
     def combinations(self) -> list[Combination]:
-        """Return them in the order of the tables: a first seed of everything, then the next. Nothing is trained, and so
-        nothing is drawn, for a mask of ones: it is there for the first seed."""
+        """Return the combinations in the order of the tables, one seed after the other. The mask of ones has no
+        training, and so no randomness: it is only there for the first seed."""
         return [
             Combination(model, method, seed)
             for seed in self.seeds
@@ -109,23 +109,23 @@ def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> l
     """Train and evaluate every combination, and write `table.md`, `table.csv`, `runs.csv`, `classes.md`, `classes.csv`
     and `pictures/`.
 
-    Where the plain classifier, "cam-avg", is among the methods, it is the judge of all masks (see `Probes`), and
-    LayerCAM of it their rival.
+    If the plain classifier, "cam-avg", is among the methods, it is the judge of all masks (see `Probes`), and its
+    LayerCAM is their rival.
 
-    The tables are written anew after each combination. Failures are logged, once more at the end, and left out of
-    the table; the others go on. Files that can't be read, without `skip_damaged`, end it at once: all would meet them.
+    The tables are rewritten after each combination. Failed combinations are reported, again at the end, and left out
+    of the table; the others go on. A file that can't be read, without `skip_damaged`, ends the whole benchmark.
 
     Args:
-        benchmark: what to do.
-        say: takes a line about each combination.
+        benchmark: the benchmark to run.
+        say: function that is called with a line about each combination.
 
     Returns:
-        A dictionary per combination: `model`, `method`, `seed`, the metrics on the test images, and of the training
+        A dictionary per combination: `model`, `method`, `seed`, the metrics on the test images, and from the training
         `epochs`, `images`, `lowest_mask_area` and `highest_mask_area` (means over an epoch).
 
     Raises:
         DamagedFileError: a file can't be read, unless `skip_damaged`.
-        ValueError: an unknown method, streams, several processes, or results in the folder that are of other settings.
+        ValueError: an unknown method, streams, several processes, or results of other settings in the folder.
     """
     for name in benchmark.methods:
         get_method(name)
@@ -162,8 +162,8 @@ def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> l
 
 
 def _judges_first(combinations: Sequence[Combination]) -> list[Combination]:
-    """Return the order of the trainings: that of the tables, but for the judge of the others with the same model and
-    seed."""
+    """Return the combinations in the order of training: that of the tables, but with the judge before the others of
+    its model and seed."""
     groups: dict[tuple[int, str], list[Combination]] = {}
     for combination in combinations:
         groups.setdefault((combination.seed, combination.model), []).append(combination)
@@ -173,7 +173,7 @@ def _judges_first(combinations: Sequence[Combination]) -> list[Combination]:
 
 
 def _check_settings(benchmark: Benchmark) -> None:
-    """Write what all trainings have in common, or compare with what is there; methods may be added, not changed."""
+    """Write the settings of all trainings, or compare them with the saved ones; methods may be added, not changed."""
     path, run = benchmark.output / SETTINGS_NAME, dataclasses.asdict(Run(**benchmark.run))
     settings = {
         "epochs": benchmark.epochs,
@@ -206,7 +206,7 @@ def _figures(row: dict) -> list[str]:
 
 
 def _run(benchmark: Benchmark, combination: Combination) -> dict:
-    """Return the row of a combination: read if it is there, else trained and evaluated."""
+    """Return the row of a combination, from its saved results if there are any, else trained and evaluated."""
     row = dataclasses.asdict(combination)
     if combination.method == ALL_ONES:
         return row | evaluate_all_ones(
@@ -218,7 +218,7 @@ def _run(benchmark: Benchmark, combination: Combination) -> dict:
     has_judge = _has_judge(benchmark, combination)
     if path.is_file():
         saved = json.loads(path.read_text(encoding="utf-8"))
-        if "judge_whole" in saved["figures"] or not has_judge:  # which may have been trained since
+        if "judge_whole" in saved["figures"] or not has_judge:  # the judge may have been trained since
             return row | saved["figures"]
     model, training = _trained(benchmark, combination)
     result = evaluate(
@@ -263,7 +263,7 @@ def _definition(combination: Combination) -> dict:
 
 
 def _resolved(settings: dict) -> dict:
-    """Replace the name of a preset by its present settings."""
+    """Replace the name of a preset by its current settings."""
     settings = dict(settings)
     return resolve_preset(settings.pop("preset", None), settings)
 
@@ -297,7 +297,7 @@ def _trained(benchmark: Benchmark, combination: Combination) -> tuple[WSLModel |
 
 
 def _trained_as(combination: Combination) -> Combination:
-    """Return the combination whose weights it takes."""
+    """Return the combination whose weights this one takes."""
     return dataclasses.replace(combination, method=get_method(combination.method).trained_as or combination.method)
 
 
@@ -320,7 +320,7 @@ def _with_mask(model: WSLModel, method: Method) -> nn.Module:
 
 
 def _results(benchmark: Benchmark) -> list[tuple[str, str, str, dict]]:
-    """Model, method, title and what was saved, of each combination."""
+    """Return model, method, title and saved results of each combination."""
     results = []
     for each in benchmark.combinations():
         path = each.folder(benchmark.output) / RESULTS_NAME
@@ -333,8 +333,8 @@ def _results(benchmark: Benchmark) -> list[tuple[str, str, str, dict]]:
 
 
 def _write_pictures(benchmark: Benchmark, model: str) -> None:
-    """Draw, for the first seed, what each method marks in the same test images, of every class, together and by method;
-    once."""
+    """Draw the masks of each method, with the first seed, on the same test images of every class, together and by
+    method, unless all pictures are there."""
     runs = {method: Combination(model, method, benchmark.seeds[0]) for method in benchmark.methods}
     runs = {method: run for method, run in runs.items() if (run.folder(benchmark.output) / RESULTS_NAME).is_file()}
     folder, name = benchmark.output / "pictures", _file_name(model)
@@ -369,7 +369,7 @@ def _readable(dataset: LabelledImages) -> list[int]:
 
 
 def saved_model(benchmark: Benchmark, combination: Combination) -> WSLModel | GradCAM:
-    """Return the model that `run_benchmark` trained for a combination, with the mask that it was evaluated with."""
+    """Return the model that `run_benchmark` trained for a combination, with the mask used in its evaluation."""
     method = get_method(combination.method)
     folder = _trained_as(combination).folder(benchmark.output) / "model"
     return _with_mask(create_model(f"local-dir:{folder}"), method)

@@ -19,10 +19,10 @@ def summarize(rows: Sequence[dict]) -> list[dict]:
     """Return a row per model and method: mean and sample standard deviation of each figure over the seeds.
 
     Args:
-        rows: those of `run_benchmark`.
+        rows: rows of `run_benchmark`.
 
     Returns:
-        Dictionaries with `model`, `method`, `seeds` (how many), and for each figure its mean under its own name and the
+        Dictionaries with `model`, `method`, `seeds` (their number), and each figure's mean under its own name and its
         deviation (NaN for one seed) under the name with `_std`.
     """
     groups: dict[tuple[str, str], list[dict]] = {}
@@ -40,7 +40,7 @@ def summarize(rows: Sequence[dict]) -> list[dict]:
 
 
 def write_tables(rows: Sequence[dict], output: Path) -> None:
-    """Write `table.md` and `table.csv`, a row per model and method; `runs.csv`, a row per training."""
+    """Write `table.md` and `table.csv` with a row per model and method, and `runs.csv` with a row per training."""
     summary = summarize(rows)
     output.mkdir(parents=True, exist_ok=True)
     text = markdown(summary) + "\n"
@@ -54,12 +54,12 @@ def write_tables(rows: Sequence[dict], output: Path) -> None:
 
 
 def write_classes(results: Sequence[tuple[str, str, str, dict]], class_names: Sequence[str], output: Path) -> None:
-    """Write `classes.md` and `classes.csv`: figures by class, means over the seeds; and what is warned of, by training.
+    """Write `classes.md` and `classes.csv`: figures by class, averaged over the seeds, and warnings by training.
 
     Args:
-        results: model, method, title and what was saved, of each training.
-        class_names: in their order.
-        output: the folder.
+        results: model, method, title and saved results of each training.
+        class_names: names of the classes, in their order.
+        output: folder to write to.
     """
     found: dict[tuple[str, str], list[dict]] = {}
     warned = []
@@ -91,7 +91,7 @@ def _mean(figures: Sequence[dict]) -> dict[str, float]:
 
 
 def _by_class(rows: Sequence[dict], key: str) -> str:
-    """Return a row per method and a column per class, in percent; of the border the true masks' as well."""
+    """Return a table with a row per method and a column per class, in percent; for the border, true masks too."""
     names = list(dict.fromkeys(row["class"] for row in rows))
     cells: dict[str, dict[str, float]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""The command line: demo, train, benchmark, evaluate, predict, convert, export, list."""
+"""Command line: demo, train, benchmark, evaluate, predict, convert, export, list."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from minmax_entropy.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; a wrong input ends with one line on the error stream and status 2."""
+    """Run a command; bad input ends with one line on the error stream and status 2."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("minmax_entropy").setLevel(logging.INFO)
     options = _parser().parse_args(arguments)

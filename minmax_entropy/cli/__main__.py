@@ -1,4 +1,4 @@
-"""`python -m minmax_entropy.cli`, as launchers of several processes need it."""
+"""Entry point for `python -m minmax_entropy.cli`, which launchers of several processes need."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Arguments of the commands: their types, and those that several commands share."""
+"""Arguments of the commands: their types, and the options that several commands share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from minmax_entropy.wsl import WSLModel
 
 
 def setting(text: str) -> tuple[str, object]:
-    """Return `name=value`, the value as JSON or a Python literal where it is that, else as text."""
+    """Parse `name=value`; the value is read as JSON or a Python literal if it is one, else as text."""
     name, separator, value = text.partition("=")
     if not separator or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
@@ -72,7 +72,7 @@ def size(text: str) -> int | str:
 
 
 def machine_options() -> argparse.ArgumentParser:
-    """Return a parser of the options of device, plugins and log."""
+    """Return a parser of the options for device and plugins."""
     parser = argparse.ArgumentParser(add_help=False)
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default_device, help="torch device (%(default)s)")
@@ -89,16 +89,16 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         required=True,
-        help="folder of <class>/<image>, of train.csv, valid.csv and test.csv, or of GlaS, CUB-200-2011, Flowers 102; "
+        help="folder with <class>/<image>, or train.csv, valid.csv and test.csv, or GlaS, CUB-200-2011, Flowers 102; "
         "cub5:FOLDER; hf:NAME; shapes: (bundled synthetic images)",
     )
     parser.add_argument(
-        "--data-option", type=setting, action="append", default=[], metavar="NAME=VALUE", help="of the data's reader"
+        "--data-option", type=setting, action="append", default=[], metavar="NAME=VALUE", help="option of the reader"
     )
 
 
 def load(options: argparse.Namespace, name: str | None = None) -> WSLModel:
-    """Return the model of a folder or a source, that of `--model` or another."""
+    """Return the model of a folder or a source, by default that of `--model`."""
     name = options.model if name is None else name
     source = name if name.startswith(hub.SOURCES) else f"{hub.LOCAL}{name}"
     return create_model(source).to(options.device).eval()

@@ -1,4 +1,4 @@
-"""The demo: train on bundled synthetic images, beside a plain CAM, and show figures, pictures and a saved model."""
+"""Demo: training on bundled synthetic images, beside a plain CAM, with figures, pictures and a saved model."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ MODEL = dict(name="wsl_test_resnet", img_size=SIZE, out_index=1, stem_type="deep
 
 CAM = Method("CAM baseline", dict(MODEL, preset="cam"))
 OURS = Method("min-max entropy", dict(MODEL, preset="refined"))
-CAM_REFINED = "CAM baseline, refined"  # the same weights, with a refinement as ours, at the same scales
-# Erasing makes larger masks, for which a higher threshold is right (docs/results/localization_appendix.md).
+CAM_REFINED = "CAM baseline, refined"  # the same weights, with a refinement and in the same views as ours
+# Erasing makes masks larger, which calls for a higher threshold (docs/results/localization_appendix.md).
 TWO_PASSES = dict(mask_refinement=dict(sigma=0.6))
 ERASING = Method("min-max entropy + erasing", OURS.settings | TWO_PASSES, dict(erasing_steps=2))
 
 
 def run_demo(output: Path, seed: int = 0, epochs: int = EPOCHS, train_images: int = TRAIN_IMAGES) -> dict[str, dict]:
-    """Train, evaluate, print the table, write pictures and a model.
+    """Train and evaluate, print the table, and write pictures and a model.
 
     Args:
         output: folder; `overlays.png`, `examples/` and `model/` are written into it.
-        seed: of the data and the training.
-        epochs: of our model without erasing; the other two train for as long as that took.
+        seed: seed of the data and the training.
+        epochs: epochs of our model without erasing; the other two train for as long as that took.
         train_images: number of training images.
 
     Returns:
@@ -91,7 +91,7 @@ def run_demo(output: Path, seed: int = 0, epochs: int = EPOCHS, train_images: in
 def train_method(
     method: Method, train: SyntheticShapes, test: SyntheticShapes, seed: int, epochs: int, seconds: float | None
 ) -> tuple[WSLModel, dict, float]:
-    """Train for `epochs`, or for `seconds` where they are given, and evaluate."""
+    """Train for `epochs`, or for `seconds` if they are given, and evaluate."""
     torch.manual_seed(seed)
     model = create_model(num_classes=len(train.class_names), **method.settings)
     preprocess = preprocess_for(model)
@@ -110,10 +110,9 @@ def train_method(
 def _train(
     model: WSLModel, images: Tensor, target: Tensor, recipe: Recipe, epochs: int, seconds: float | None, bar: tqdm
 ) -> int:
-    """Return a training loop in plain PyTorch; the number of epochs that it came to.
+    """Train in a plain PyTorch loop, and return the number of epochs that were begun.
 
-    The engine has more to offer (`minmax_entropy.engine.fit`). This one needs the core alone, and can train for a given
-    time.
+    `minmax_entropy.engine.fit` offers more; this loop needs the core alone, and can train for a given time.
     """
     optimizer = recipe.build_optimizer(model)
     model.train().to(memory_format=torch.channels_last)

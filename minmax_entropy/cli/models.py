@@ -17,15 +17,15 @@ EXPORTS = {".onnx": export_onnx, ".pt2": save_program}
 
 
 def add_commands(commands: argparse._SubParsersAction, machine: argparse.ArgumentParser) -> None:
-    demo = commands.add_parser("demo", help="train on bundled images and show the results; offline, 3 minutes")
+    demo = commands.add_parser("demo", help="train on bundled synthetic images and show results; offline, 2-3 minutes")
     demo.add_argument("--output", default="minmax-entropy-demo", help="folder for pictures and model (%(default)s)")
     demo.add_argument("--seed", type=seed, default=0)
     demo.set_defaults(run=_demo)
 
     convert = commands.add_parser(
-        "convert", help="a checkpoint of the authors' implementation to a model of this library"
+        "convert", help="convert a checkpoint of the authors' implementation to a model of this library"
     )
-    convert.add_argument("checkpoint", metavar="CHECKPOINT", help="file of torch.save or .safetensors")
+    convert.add_argument("checkpoint", metavar="CHECKPOINT", help="file written by torch.save, or .safetensors")
     convert.add_argument("--output", required=True, help="folder for the model")
     which = convert.add_mutually_exclusive_group()
     which.add_argument("--classes", nargs="+", metavar="NAME", help="names in the order of the checkpoint's outputs")
@@ -45,17 +45,17 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
     convert.set_defaults(run=_convert)
 
     export = commands.add_parser(
-        "export", parents=[machine], help="an ONNX file or a torch.export program of a saved model"
+        "export", parents=[machine], help="export a saved model as an ONNX file or a torch.export program"
     )
     export.add_argument("model", metavar="MODEL", help="folder of a saved model, or hf-hub:ORG/NAME")
-    export.add_argument("--output", required=True, help=f"file; {' or '.join(EXPORTS)} says the format")
-    export.add_argument("--size", type=positive, help="side of the images in pixels, that of the model by default")
+    export.add_argument("--output", required=True, help=f"file; {' or '.join(EXPORTS)} sets the format")
+    export.add_argument("--size", type=positive, help="side of the images in pixels, by default the model's")
     dynamic = export.add_mutually_exclusive_group()
-    dynamic.add_argument("--dynamic-size", action="store_true", default=None, help="insist on images of any size")
-    dynamic.add_argument("--fixed-size", action="store_false", dest="dynamic_size", help="images of one size only")
-    export.set_defaults(run=_export, device="cpu")  # a program stays on the device that it was made on
+    dynamic.add_argument("--dynamic-size", action="store_true", default=None, help="insist on support for any size")
+    dynamic.add_argument("--fixed-size", action="store_false", dest="dynamic_size", help="support one image size only")
+    export.set_defaults(run=_export, device="cpu")  # a program is tied to the device that it was exported on
 
-    names = commands.add_parser("list", help="names of the curated models")
+    names = commands.add_parser("list", help="list the curated models")
     names.add_argument("filter", nargs="?", default="", help="shell-style pattern")
     names.set_defaults(run=_list)
 
@@ -85,7 +85,7 @@ def _convert(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     suffix = Path(options.output).suffix
     if suffix not in EXPORTS:
-        raise ValueError(f"--output ends with {' or '.join(EXPORTS)}, which say the format; got {options.output}")
+        raise ValueError(f"--output must end with {' or '.join(EXPORTS)}, which set the format; got {options.output}")
     model = load(options)
     path = EXPORTS[suffix](model, options.output, img_size=options.size, dynamic_size=options.dynamic_size)
     print(f"{path}: images [B, {model.in_chans}, H, W], normalized with mean {model.data_config['mean']}")

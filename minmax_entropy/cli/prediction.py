@@ -46,59 +46,59 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
     saved = argparse.ArgumentParser(add_help=False, parents=[machine])
     saved.add_argument("--model", required=True, help="folder of a saved model, or hf-hub:ORG/NAME")
     saved.add_argument(
-        "--size", type=size, help=f"shorter side of the images as the network sees them, or {NATIVE}: their own"
+        "--size", type=size, help=f"shorter side of the images in the network, in pixels, or {NATIVE}: their own size"
     )
-    saved.add_argument("--threshold", type=threshold, help="of the mask, instead of the one stored with the model")
-    saved.add_argument("--tile", type=positive, metavar="PIXELS", help="take larger images by tiles of this side")
-    saved.add_argument("--overlap", type=positive, metavar="PIXELS", help="of neighbouring tiles (256, or a quarter)")
+    saved.add_argument("--threshold", type=threshold, help="mask threshold, instead of the one stored with the model")
+    saved.add_argument("--tile", type=positive, metavar="PIXELS", help="split larger images into tiles of this side")
+    saved.add_argument("--overlap", type=positive, metavar="PIXELS", help="overlap of adjacent tiles (256, or a quarter)")
     saved.add_argument("--flips", type=flips, default=(), help="average with flipped images: horizontal,vertical,both")
     saved.add_argument(
-        "--scales", type=scales, help="sizes to average over, 0.75,1,1.25, not the recommended views; 1 is one pass"
+        "--scales", type=scales, help="scales to average over, 0.75,1,1.25, replacing the recommended views; 1 is one pass"
     )
     saved.add_argument("--refine", metavar="NAME", help=f"filter of the masks: {', '.join(list_refinements())}")
     saved.add_argument(
         "--refine-set", type=setting, action="append", default=[], metavar="NAME=VALUE", help="an option of --refine"
     )
-    saved.add_argument("--max-pixels", type=positive, help=f"largest image that is read ({DEFAULT_PIXELS})")
+    saved.add_argument("--max-pixels", type=positive, help=f"pixels of the largest image to read ({DEFAULT_PIXELS})")
 
-    evaluation = commands.add_parser("evaluate", parents=[saved], help="error and localization of a saved model")
+    evaluation = commands.add_parser("evaluate", parents=[saved], help="compute error and localization of a model")
     add_data_options(evaluation)
-    evaluation.add_argument("--boxes", action="store_true", help="box metrics, by the boxes of the true masks")
+    evaluation.add_argument("--boxes", action="store_true", help="compute box metrics, by the boxes of the true masks")
     evaluation.add_argument(
-        "--split", choices=("train", "valid", "test"), help="test, or valid with --choose-..., by default"
+        "--split", choices=("train", "valid", "test"), help="part of the data: test, or valid with --choose-..."
     )
     evaluation.add_argument(
         "--choose-threshold",
         action="store_true",
-        help="find the threshold of the highest F1+ on images with masks, and store it with the model",
+        help="find the threshold with the highest F1+ on images with masks, and store it with the model",
     )
     evaluation.add_argument(
         "--choose-min-probability",
         type=threshold,
         metavar="SHARE",
-        help="find the probability that this share of the images reach, such as 0.95, and store it with the model: "
-        "below it, predict says that there is nothing",
+        help="find the probability that this share of the images, such as 0.95, reach, and store it with the model: "
+        "below it, predict finds nothing",
     )
     evaluation.add_argument(
         "--output",
-        help="folder for figures per image, worst, median and best cases; or F1+ by threshold (--choose-threshold)",
+        help="folder for figures per image and worst, median and best cases, or F1+ by threshold (--choose-threshold)",
     )
     evaluation.add_argument(
         "--judge",
         metavar="MODEL",
-        help="a plain classifier (preset cam) of the same classes, which has never met a mask: what it finds in the "
-        "marked region and in the rest",
+        help="plain classifier (preset cam) of the same classes, trained without masks: show which classes it finds in "
+        "the marked region and in the rest",
     )
     evaluation.add_argument(
-        "--rival", choices=tuple(GRAD_CAMS), help="the same of as many pixels that this map of the judge marks"
+        "--rival", choices=tuple(GRAD_CAMS), help="the same for as many pixels, the highest of this map of the judge"
     )
     evaluation.add_argument(
-        "--curves", type=positive, default=0, metavar="STEPS", help="insertion and deletion by the judge, in such steps"
+        "--curves", type=positive, default=0, metavar="STEPS", help="insertion and deletion by the judge, in this many steps"
     )
     evaluation.add_argument("--skip-damaged", action="store_true", help="leave out files that can't be read")
     evaluation.set_defaults(run=_evaluate)
 
-    predict = commands.add_parser("predict", parents=[saved], help="class, mask and boxes of image files")
+    predict = commands.add_parser("predict", parents=[saved], help="predict class, mask and boxes of image files")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders")
     predict.add_argument("--output", default="predictions", help="folder for overlays and masks (%(default)s)")
     predict.set_defaults(run=_predict)
@@ -166,7 +166,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _cases(result: Evaluation) -> dict[str, list[int]]:
-    """Indices of a few images each; those in the middle are of a median quality."""
+    """Return indices of the worst, median and best images, a few each, and of an image of each class."""
     ranked = ranked_cases(result)
     middle = max((len(ranked) - CASES) // 2, 0)
     parts = {"worst": ranked[:CASES], "median": ranked[middle : middle + CASES], "best": ranked[::-1][:CASES]}
@@ -190,7 +190,7 @@ def _print_damaged(paths: list[str]) -> None:
 
 
 def _choose_threshold(model: WSLModel, options: argparse.Namespace, choice: ThresholdChoice, split: str) -> int:
-    """Store the threshold with the model, and say what it brings."""
+    """Store the threshold with the model, and print what it changes."""
     _print_damaged(choice.damaged)
     if options.output is not None:
         path = Path(options.output) / "thresholds.csv"
@@ -208,7 +208,7 @@ def _choose_threshold(model: WSLModel, options: argparse.Namespace, choice: Thre
 
 
 def _choose_min_probability(model: WSLModel, options: argparse.Namespace, choice: ProbabilityChoice, split: str) -> int:
-    """Store the least probability with the model."""
+    """Store the minimum probability with the model."""
     _print_damaged(choice.damaged)
     model.min_probability = choice.min_probability
     path = hub.save_settings(model, options.model.removeprefix(hub.LOCAL))

@@ -33,7 +33,7 @@ SETTINGS_WITH_OPTIONS = {
     "num_classes": "--classes",
     "empty_classes": "--empty-classes",
 }
-BY_METHOD = ("erasing_steps", "preset")  # what the methods of a benchmark decide
+BY_METHOD = ("erasing_steps", "preset")  # set by the methods of a benchmark
 
 
 def add_commands(commands: argparse._SubParsersAction, machine: argparse.ArgumentParser) -> None:
@@ -41,22 +41,22 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
     train = commands.add_parser("train", parents=[training], help="train on a folder of labelled images")
     train.add_argument("--model", default="wsl_resnet50", help="wsl_<timm name> (%(default)s)")
     train.add_argument("--output", default="runs/train", help="folder for model and log (%(default)s)")
-    train.add_argument("--preset", default="refined", choices=sorted(PRESETS), help="%(default)s")
+    train.add_argument("--preset", default="refined", choices=sorted(PRESETS), help="model settings (%(default)s)")
     train.add_argument(
         "--erasing-steps",
         type=int,
         help="passes of recursive erasing from the second epoch on (with --set decision=classifier)",
     )
-    train.add_argument("--folds", type=positive, help="cross-validation: cut what trains and validates into so many")
-    train.add_argument("--fold", type=int, help="the fold that validates, from 0")
+    train.add_argument("--folds", type=positive, help="cross-validation: split train and valid into this many folds")
+    train.add_argument("--fold", type=int, help="number of the validation fold, from 0")
     train.add_argument("--seed", type=seed, default=0)
     going_on = train.add_mutually_exclusive_group()
-    going_on.add_argument("--resume", action="store_true", help="go on with the run in --output, if there is one")
+    going_on.add_argument("--resume", action="store_true", help="continue the run in --output, if there is one")
     going_on.add_argument("--overwrite", action="store_true", help="replace the run in --output")
     train.set_defaults(run=_train)
 
     benchmark = commands.add_parser(
-        "benchmark", parents=[training], help="train and evaluate models x methods x seeds, write a table and pictures"
+        "benchmark", parents=[training], help="train and evaluate models x methods x seeds; write a table and pictures"
     )
     benchmark.add_argument("--models", nargs="+", default=["wsl_resnet50"], metavar="MODEL", help="wsl_<timm name> ...")
     benchmark.add_argument(
@@ -68,20 +68,20 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
     )
     benchmark.add_argument("--seeds", nargs="+", type=seed, default=[0], help="%(default)s")
     benchmark.add_argument(
-        "--output", default="runs/benchmark", help="folder for tables, pictures and runs; resumed where it has any"
+        "--output", default="runs/benchmark", help="folder for tables, pictures and runs; runs in it are resumed"
     )
     benchmark.set_defaults(run=_benchmark)
 
 
 def _training_options(machine: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the options that `train` and `benchmark` share."""
+    """Return a parser of the options that `train` and `benchmark` share."""
     parser = argparse.ArgumentParser(add_help=False, parents=[machine])
     add_data_options(parser)
-    parser.add_argument("--classes", nargs="+", help="take only these classes")
+    parser.add_argument("--classes", nargs="+", help="use only these classes")
     parser.add_argument(
-        "--empty-classes", nargs="*", metavar="NAME", help='classes without an object, such as "good"; none clears them'
+        "--empty-classes", nargs="*", metavar="NAME", help='classes without an object, such as "good"; no names: none'
     )
-    parser.add_argument("--shots", type=positive, help="train on so many images a class, drawn by the seed")
+    parser.add_argument("--shots", type=positive, help="train on this many images per class, drawn by the seed")
     parser.add_argument(
         "--size", type=positive, default=224, help="side of the training images in pixels (%(default)s)"
     )
@@ -90,22 +90,22 @@ def _training_options(machine: argparse.ArgumentParser) -> argparse.ArgumentPars
         "--set", type=setting, action="append", default=[], metavar="NAME=VALUE", help="any keyword of create_model"
     )
     parser.add_argument("--epochs", type=positive, default=20, help="%(default)s")
-    parser.add_argument("--steps-per-epoch", type=positive, help="of data that is streamed")
+    parser.add_argument("--steps-per-epoch", type=positive, help="steps per epoch of streamed data")
     parser.add_argument("--recipe", default="finetune", choices=sorted(RECIPES), help="%(default)s")
-    parser.add_argument("--lr", type=float, help="learning rate instead of the recipe's")
-    parser.add_argument("--batch-size", type=positive, help="images a step instead of the recipe's")
-    parser.add_argument("--augmentation", choices=sorted(AUGMENTATIONS), help="instead of the recipe's")
-    parser.add_argument("--patience", type=positive, help="stop after so many epochs without a lower error")
+    parser.add_argument("--lr", type=float, help="learning rate, instead of the recipe's")
+    parser.add_argument("--batch-size", type=positive, help="images per step, instead of the recipe's")
+    parser.add_argument("--augmentation", choices=sorted(AUGMENTATIONS), help="augmentation, instead of the recipe's")
+    parser.add_argument("--patience", type=positive, help="stop after this many epochs without a lower error")
     parser.add_argument(
         "--recipe-set", type=setting, action="append", default=[], metavar="NAME=VALUE", help="any field of Recipe"
     )
     workers = 4 if torch.cuda.is_available() else 0
     parser.add_argument("--workers", type=int, default=workers, help="loader processes (%(default)s)")
-    parser.add_argument("--precision", default="no", choices=PRECISIONS, help="of the passes (%(default)s: float32)")
-    parser.add_argument("--accumulation", type=positive, default=1, help="parts a step's images are cut into")
-    parser.add_argument("--sync-bn", action="store_true", help="BatchNorm statistics over all processes")
-    parser.add_argument("--checkpoint-steps", type=positive, default=CHECKPOINT_STEPS, help="%(default)s")
-    parser.add_argument("--trackers", nargs="+", default=(), metavar="NAME", help="tensorboard, wandb, ...")
+    parser.add_argument("--precision", default="no", choices=PRECISIONS, help="mixed precision (%(default)s: float32)")
+    parser.add_argument("--accumulation", type=positive, default=1, help="batches into which a step's images are split")
+    parser.add_argument("--sync-bn", action="store_true", help="compute BatchNorm statistics over all processes")
+    parser.add_argument("--checkpoint-steps", type=positive, default=CHECKPOINT_STEPS, help="steps between checkpoints")
+    parser.add_argument("--trackers", nargs="+", default=(), metavar="NAME", help="trackers: tensorboard, wandb, ...")
     parser.add_argument("--skip-damaged", action="store_true", help="leave out files that can't be read")
     return parser
 
@@ -204,7 +204,7 @@ def _benchmark(options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace, class_names: Sequence[str]) -> dict:
-    """Keywords of `create_model`."""
+    """Return keywords of `create_model`."""
     settings = dict(options.set)
     if options.empty_classes is not None:
         for name in options.empty_classes:
@@ -227,7 +227,7 @@ def _recipe(options: argparse.Namespace, **changes: object) -> Recipe:
 
 
 def _run_options(options: argparse.Namespace) -> dict:
-    """Fields of `Run`."""
+    """Return fields of `Run`."""
     device = torch.device(options.device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
@@ -237,7 +237,7 @@ def _run_options(options: argparse.Namespace) -> dict:
 
 
 def _training_data(options: argparse.Namespace) -> tuple[Images, Images]:
-    """Images to train and to validate, whose classes have the same indices."""
+    """Return the images to train on and to validate on, whose classes have the same indices."""
     train = open_split(options.data, "train", options.classes, **dict(options.data_option))
     valid = _open(options, "valid", train.class_names)
     if len(train.class_names) == 1:
@@ -246,8 +246,8 @@ def _training_data(options: argparse.Namespace) -> tuple[Images, Images]:
 
 
 def _open(options: argparse.Namespace, split: str, class_names: Sequence[str] | None) -> Images:
-    """Return a part of the data whose classes are indexed as the training's, or the model's; some may be missing in
-    it."""
+    """Return a part of the data, with classes indexed as in training or in the model; some of them may have no
+    images."""
     dataset = open_split(options.data, split, options.classes, **dict(options.data_option))
     if class_names is None or isinstance(dataset, LabelledStream):
         return dataset

@@ -1,4 +1,4 @@
-"""The engine: recipes, training, evaluation, prediction."""
+"""Recipes, training, evaluation and prediction."""
 
 from minmax_entropy.data.limits import allow_pixels
 from minmax_entropy.data.preprocess import preprocess_for

@@ -1,4 +1,4 @@
-"""Single cases of an evaluation: from the worst to the best, and of each class."""
+"""Single cases of an evaluation, from the worst to the best and by class, as tables and pictures."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from minmax_entropy.report.pictures import grid, overlay, reduced
 from minmax_entropy.report.tables import metrics_table
 from minmax_entropy.wsl import WSLModel
 
-MAX_CLASSES = 40  # in a picture with images of each
-SHOWN_SIDE = 2048  # pixels; pictures of larger images are reduced to it
+MAX_CLASSES = 40  # shown in a picture with an image of each class
+SHOWN_SIDE = 2048  # pixels; larger images are reduced to it in pictures
 
 
 def class_table(evaluation: Evaluation, class_names: Sequence[str]) -> str:
-    """Return `metrics_table` with a row per class, and the number of its images."""
+    """Return a `metrics_table` with a row per class and the number of its images."""
     rows = {class_names[label]: figures for label, figures in evaluation.by_class().items()}
     keys = ("error", "f1_foreground", "mask_area", "border_share", "true_border_share", "constancy", *FOUND)
     return metrics_table(rows, ("images",), {key: BY_CLASS[key] for key in keys}, "class")
 
 
 def class_cases(evaluation: Evaluation) -> list[int]:
-    """Return the index of an image of each class, of median quality as in `ranked_cases`; of `MAX_CLASSES` at most."""
+    """Return the index of an image of median quality (see `ranked_cases`) for each of at most `MAX_CLASSES` classes."""
     ranked: dict[int, list[int]] = {}
     targets = {row["index"]: row["target"] for row in evaluation.rows}
     for index in ranked_cases(evaluation):
@@ -36,7 +36,7 @@ def class_cases(evaluation: Evaluation) -> list[int]:
 
 
 def ranked_cases(evaluation: Evaluation) -> list[int]:
-    """Return the indices of images from the worst to the best: by F1+ those with a mask, or else by the class."""
+    """Return the indices of images from the worst to the best: of those with a mask by F1+, else of all by class."""
     with_mask = [row for row in evaluation.rows if "f1_foreground" in row]
 
     def quality(row: dict) -> tuple[float, ...]:
@@ -58,9 +58,9 @@ def case_grid(
     inference: Inference | None = None,
     threshold: float | None = None,
 ) -> Image.Image:
-    """Return a row per image: the image, its true mask, and the overlay of each model with the class it predicts.
+    """Draw a row per image: the image, its true mask, and each model's overlay with the class that it predicts.
 
-    The masks are cut at `threshold`, by default at each model's `mask_threshold`.
+    Pixels are marked where the mask is at least `threshold`, by default at each model's `mask_threshold`.
     """
     rows, captions = [], []
     for index in indices:  # large images are held one at a time

@@ -1,4 +1,4 @@
-"""Checkpoints of a running training: written whole or not at all, so that it can go on after any interruption."""
+"""Checkpoints of a training, written whole or not at all, so that it can be resumed after any interruption."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ INCOMPLETE = "incomplete_"
 
 
 class Progress:
-    """State that a resumed training needs beside weights, optimizer and random states. `accelerate` saves it with them.
+    """State that resuming needs beside weights, optimizer and random states; `accelerate` saves it with them.
 
     Attributes:
-        epoch, step: what comes next; the step counts from the start of the epoch.
-        sums: of the figures of the running epoch, a number for each process.
+        epoch, step: the next epoch and step; steps count from the start of the epoch.
+        sums: sum of each figure over the current epoch, a number per process.
         log: a row per epoch.
-        best: of each criterion the best value and its epoch, the first of equals; `Recipe.patience` counts from there.
-        kept: folder of a model, and the epoch whose weights it has.
+        best: best value of each criterion and its epoch, the first of several; `Recipe.patience` counts from there.
+        kept: epoch whose weights are saved, by folder of the model.
         damaged: files that could not be read.
-        seconds: of training so far.
-        position: in a stream of images, see `TrainingStream`.
-        warnings: about the masks of the model that is kept; None before the end.
+        seconds: duration of the training so far.
+        position: position in a stream of images; see `TrainingStream`.
+        warnings: warnings about the masks of the kept model; None before the end.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Progress:
         self.warnings: list[str] | None = None
 
     def state_dict(self) -> dict:
-        return {"json": json.dumps(vars(self))}  # text: loading it can't run anything
+        return {"json": json.dumps(vars(self))}  # as text: loading it can't run code
 
     def load_state_dict(self, state: dict) -> None:
         vars(self).update(json.loads(state["json"]))
@@ -61,13 +61,13 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of a run, in `output/checkpoints`; only the latest one is kept.
+    """Checkpoints of a run, in `output/checkpoints`; only the latest one is kept.
 
     Args:
         output: folder of the run.
-        settings: everything that decides what the training gives, as plain values; a run that is resumed must have the
-            same.
-        defaults: what stands for settings that a run does not know, as it was started with an earlier version.
+        settings: all settings that affect the result of the training, as plain values; a resumed run must have the
+            same ones.
+        defaults: values of settings that are missing in a run because an earlier version started it.
     """
 
     def __init__(self, output: str | Path, settings: dict, defaults: dict[str, dict] | None = None) -> None:
@@ -80,18 +80,18 @@ class Checkpoints:
     def start(
         self, resume: bool, overwrite: bool, results: Sequence[str], progress: Progress, accelerator: Accelerator
     ) -> None:
-        """Prepare the folder: of a new run, or of one that goes on. If that is over, `progress` becomes its end.
+        """Prepare the folder for a new run, or for one to resume. `progress` takes the state of a finished run.
 
         Args:
-            resume: go on with the run that is there, if there is one.
-            overwrite: a new run may take the place of the one that is there.
-            results: names of the folders that a new run must not find there.
-            progress: becomes that of a run that is over.
-            accelerator: of this run.
+            resume: continue the run in the folder, if there is one.
+            overwrite: let a new run replace the one in the folder.
+            results: names of the folders with results, which are removed for a new run.
+            progress: takes the state of a finished run.
+            accelerator: accelerator of this run.
 
         Raises:
-            FileExistsError: a run is there, and neither `resume` nor `overwrite` is True.
-            ValueError: the run that is there has other settings.
+            FileExistsError: the folder holds a run, and neither `resume` nor `overwrite` is True.
+            ValueError: the run in the folder has other settings.
         """
         path = self.output / SETTINGS_NAME
         saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -106,10 +106,10 @@ class Checkpoints:
                 f"{self.output} holds {'a finished' if is_over else 'an unfinished'} run: go on with it (--resume), "
                 "replace it (--overwrite), or choose another folder"
             )
-        accelerator.wait_for_everyone()  # all processes have looked
+        accelerator.wait_for_everyone()  # until all processes have read the folder
         if not accelerator.is_main_process:
             return
-        for name in results:  # what an interruption in the middle of saving a model left
+        for name in results:  # left where saving a model was interrupted
             for left in self.output.glob(f".{name}.*"):
                 shutil.rmtree(left, ignore_errors=True)
         if saved is not None and resume:
@@ -122,12 +122,12 @@ class Checkpoints:
         self._write(None)
 
     def latest(self) -> Path | None:
-        """Return the newest checkpoint that is complete."""
+        """Return the newest complete checkpoint, if there is one."""
         complete = sorted(self.folder.glob(f"{PREFIX}*"), key=lambda path: int(path.name.removeprefix(PREFIX)))
         return complete[-1] if complete else None
 
     def save(self, accelerator: Accelerator, step: int) -> None:
-        """Write the state after `step` steps under another name, rename it, and delete older ones."""
+        """Write the state after `step` steps under a temporary name, rename it, and delete older checkpoints."""
         incomplete = self.folder / f"{INCOMPLETE}{step:09d}"
         if accelerator.is_main_process:
             shutil.rmtree(incomplete, ignore_errors=True)
@@ -144,7 +144,7 @@ class Checkpoints:
         accelerator.wait_for_everyone()
 
     def load(self, accelerator: Accelerator) -> bool:
-        """Bring everything that is registered to the newest checkpoint; False where there is none yet."""
+        """Restore everything that is registered from the newest checkpoint; return False if there is none yet."""
         latest = self.latest() if self._resumes else None
         if latest is None:
             return False
@@ -152,12 +152,12 @@ class Checkpoints:
         return True
 
     def finish(self, progress: Progress) -> None:
-        """Remove the checkpoints of a training that is over, with its results written."""
+        """Record the end of a training whose results are written, and remove its checkpoints."""
         self._write(progress)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _completed(self, saved: dict) -> dict:
-        """Saved settings, with the default of each that they do not know."""
+        """Return saved settings, completed with the defaults of missing ones."""
         parts = {
             name: {**{key: values[key] for key in self.settings[name] if key in values}, **saved.get(name, {})}
             for name, values in self.defaults.items()
@@ -170,12 +170,12 @@ class Checkpoints:
 
 
 def compare_settings(saved: dict, settings: dict, place: Path) -> None:
-    """Refuse to go on with other settings than those that were saved.
+    """Check that settings equal the saved ones.
 
     Raises:
         ValueError: they differ; the message says where.
     """
-    saved, settings = (json.loads(json.dumps(one)) for one in (saved, settings))  # lists for tuples
+    saved, settings = (json.loads(json.dumps(one)) for one in (saved, settings))  # tuples become lists
     texts = list(_differences(saved, settings, ""))
     if texts:
         raise ValueError(f"what is in {place} can't be resumed with other settings than its own: {'; '.join(texts)}")

@@ -9,30 +9,30 @@ from minmax_entropy.engine.evaluate import Evaluation
 
 _logger = logging.getLogger(__name__)
 
-# Of the marked pixels. Classes of steel whose mask was a strip along the border had 0.64 to 0.96, others up to 0.45; a
-# mask of the whole image has 0.29.
+# Share of the marked pixels. Classes of steel whose masks were a strip along the border had 0.64 to 0.96, others up to
+# 0.45; a mask of the whole image has 0.29.
 BORDER_SHARE = 0.6
-PLACE_EXCESS = 0.75  # of the way from masks anywhere, whose constancy is their area, to one mask for all
-# A mean mask outside of this range marks next to nothing, or nearly the whole image: the trivial optimum.
+PLACE_EXCESS = 0.75  # of the way from masks at random places, whose constancy is their area, to one mask for all
+# A mean mask area outside this range is next to nothing, or nearly the whole image: the trivial optimum.
 MASK_AREA_RANGE = (0.02, 0.9)
-SWAPPED_EXCESS = 0.5  # of the images cut by masks of a class that are taken for it, over those cut by other masks
-DECIDES = 0.7  # of the images in which the classifier finds the class, those where it finds it in X+ as well
-LEARNED = 0.8  # of the error that the commonest class alone would have
-FEW_IMAGES = 5  # of a class, fewer of which say nothing
-MANY_NAMES = 5
+SWAPPED_EXCESS = 0.5  # share of images taken for a class under its masks, minus the share under other masks
+DECIDES = 0.7  # share of images whose class the classifier finds in X+, relative to the share in whole images
+LEARNED = 0.8  # largest error, relative to that of always predicting the commonest class
+FEW_IMAGES = 5  # classes with fewer images are not judged
+MANY_NAMES = 5  # classes that a warning names
 
 
 def warnings_of(evaluation: Evaluation, class_names: Sequence[str]) -> list[str]:
-    """Return sentences, each with its classes; none where nothing looks wrong.
+    """Return warnings, each with the classes concerned; an empty list if nothing looks wrong.
 
-    That the masks of a class lie at the border or at one place whatever the image, that they mark next to nothing or
-    nearly everything, that the model's classifier reads the class off a mask (where the evaluation had `Probes`), and
-    that the classes were not learned. Objects that do lie at the border, or always at one place, are warned of as well:
-    the pictures say which it is.
+    They say that the masks of a class lie at the border or at one place whatever the image, that they mark next to
+    nothing or nearly everything, that the model's classifier reads the class off a mask (if the evaluation had
+    `Probes`), or that the classes were not learned. Objects that do lie at the border, or always at one place, cause a
+    warning as well: the pictures show which is the case.
 
     Args:
-        evaluation: of a trained model; true masks are not looked at.
-        class_names: of its classes.
+        evaluation: evaluation of a trained model; true masks are not used.
+        class_names: names of the classes.
     """
     by_class = {
         label: figures
@@ -41,7 +41,7 @@ def warnings_of(evaluation: Evaluation, class_names: Sequence[str]) -> list[str]
     }
 
     def those(is_so: Callable[[dict], bool], key: str) -> str:
-        """Return the classes for which it is so, with the figure that says it."""
+        """Return the names of the classes that meet the condition, each with its figure."""
         found = {label: figures[key] for label, figures in by_class.items() if key in figures and is_so(figures)}
         worst = sorted(found, key=found.get, reverse=True)
         shown = [f"{class_names[label]} ({found[label]:.2f})" for label in worst[:MANY_NAMES]]
@@ -78,8 +78,8 @@ def warnings_of(evaluation: Evaluation, class_names: Sequence[str]) -> list[str]
 
 
 def _with_excess(evaluation: Evaluation) -> dict[int, dict[str, float]]:
-    """Figures by class, with `swapped_excess`: how much more often the classifier answers with the class under its
-    masks than under those of others. An undecided classifier that always gives the same answer has 0."""
+    """Return figures by class, with `swapped_excess`: how much more often the classifier predicts the class under its
+    masks than under those of other classes. It is 0 for a classifier that always gives the same answer."""
     by_class = evaluation.by_class()
     rows = [row for row in evaluation.rows if "swapped_answer" in row]
     for label, figures in by_class.items():
@@ -93,7 +93,7 @@ def _with_excess(evaluation: Evaluation) -> dict[int, dict[str, float]]:
 
 
 def _errors(evaluation: Evaluation) -> tuple[float, float]:
-    """Return the error, and that of saying the commonest class of every image."""
+    """Return the error, and that of always predicting the commonest class."""
     targets = [row["target"] for row in evaluation.rows]
     wrong = sum(row["predicted"] != row["target"] for row in evaluation.rows)
     commonest = max(map(targets.count, set(targets)))
@@ -101,7 +101,7 @@ def _errors(evaluation: Evaluation) -> tuple[float, float]:
 
 
 def warn_of_collapse(row: dict) -> None:
-    """Log a warning where the mean mask of an epoch marks next to nothing, or nearly everything."""
+    """Log a warning if the masks of an epoch mark next to nothing, or nearly everything, on average."""
     low, high = MASK_AREA_RANGE
     if not low <= row["mask_area"] <= high:
         _logger.warning(

@@ -1,4 +1,4 @@
-"""Evaluation: every image at its own size, classification error and localization."""
+"""Evaluation of classification error and localization, with every image at its own size."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from minmax_entropy.metrics import LocalizationMeter, MaskPlaces, border_share, 
 from minmax_entropy.metrics.classification import TOP, resolve_rank
 from minmax_entropy.wsl import WSLModel
 
-# Figures that are means over the images that have them.
+# Figures that are averaged over the images that have them.
 MEANS = ("border_share", "true_border_share", *PROBED)
-SHUFFLE_SEED = 0  # of the images, where masks of others are asked for: in order, neighbours are of one class
-MAX_SCORED = 2**26  # pixels of an image that figures are made of; they take some 20 bytes each for a while
+SHUFFLE_SEED = 0  # of the images, for masks of other classes: in order, neighbours are of one class
+MAX_SCORED = 2**26  # pixels of an image that are scored; each takes some 20 bytes for a while
 
 
 @dataclasses.dataclass
 class Evaluation:
-    """Figures of an evaluation: `metrics` over all images, and a row per image, in the order of the data set."""
+    """Result of an evaluation: `metrics` over all images, and a row per image in the order of the data set."""
 
     meter: LocalizationMeter
     rows: list[dict]
@@ -41,16 +41,15 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """See `LocalizationMeter.compute`; with `empty_classes`, localization is of the other images, and
-        `false_alarms` is the share of the images without an object whose mask is not empty."""
+        """Metrics of `LocalizationMeter.compute`. With `empty_classes`, localization covers the other images, and
+        `false_alarms` is the share of images without an object whose mask is not empty."""
         empty = [row["mask_area"] > 0 for row in self.rows if row["target"] in self.empty_classes]
         alarms = {"false_alarms": sum(empty) / len(empty)} if empty else {}
         return self.meter.compute() | alarms | _means(self.rows, MEANS)
 
     def by_class(self) -> dict[int, dict[str, float]]:
-        """Return for each class that has images their number, `images`, the means of figures of an image, and
-        `constancy` (see `MaskPlaces`). `classifier_swapped` is of other images under masks that were made of the
-        class's."""
+        """Return, for each class with images, their number (`images`), the mean of each figure, and `constancy` (see
+        `MaskPlaces`). `classifier_swapped` is averaged over images of other classes under this class's masks."""
         classes: dict[int, list[dict]] = {}
         cut_by: dict[int, list[dict]] = {}
         for row in self.rows:
@@ -70,7 +69,7 @@ class Evaluation:
 
     @staticmethod
     def merged(parts: Sequence[Evaluation]) -> Evaluation:
-        """Return the evaluation of a data set from those of its parts."""
+        """Merge the evaluations of the parts of a data set."""
         if len(parts) == 1:
             return parts[0]
         meter = copy.deepcopy(parts[0].meter)
@@ -109,34 +108,34 @@ def evaluate(
 ) -> Evaluation:
     """Compute the classification error and, where the data set has masks or boxes, the figures of localization.
 
-    Of images with more than 67,108,864 pixels every n-th row and column counts, so that no more are left. Images below
-    the model's `min_probability`, or of one of its `empty_classes`, have an empty mask; their most probable class still
-    counts in the error. Images whose true class is one of these hold nothing to localize: they count in the error and
-    in `false_alarms`.
+    Images with more than 67,108,864 pixels are scored on every n-th row and column, so that no more are left. Images
+    predicted below the model's `min_probability`, or as one of its `empty_classes`, get an empty mask; their most
+    probable class still counts in the error. Images whose true class is one of `empty_classes` hold nothing to
+    localize: they count in the error and in `false_alarms`.
 
     Args:
         model: any `WSLModel`, a plain CAM baseline included.
-        dataset: labelled images, or a stream of them; every image at its own size, one after the other.
+        dataset: labelled images, or a stream of them; they are read one by one, each at its own size.
         preprocess: by default `preprocess_for(model)`.
         batch_size: largest number of images in one forward pass.
-        with_masks: False leaves the masks closed: error and area of the predicted mask alone.
-        skip_damaged: leave images that can't be read, or whose mask can't be read or does not fit, out of the figures,
-            and list them.
+        with_masks: False does not read the masks: only error and area of the predicted masks are computed.
+        skip_damaged: leave out images that can't be read, or whose mask can't be read or does not fit, and list them
+            in `damaged`.
         progress: show a progress bar.
         threshold: a pixel is foreground where the mask is at least this; by default the model's `mask_threshold`.
-        boxes: None computes box metrics of images whose true boxes are known; True also of those with a mask, whose
-            connected regions then are the true boxes; False of none. They may take most of the time.
+        boxes: None computes box metrics for images with known boxes; True also for images with a mask, whose
+            connected regions give the true boxes; False for none. Box metrics may take most of the time.
         inference: tiles, views and refinement; by default the views that the model recommends.
-        min_probability: images whose class has less hold nothing; by default the model's.
-        share: `(number, count)`: evaluate every `count`-th image, from the one with this number on; see
+        min_probability: images whose class is less probable get an empty mask; by default the model's.
+        share: `(number, count)`: evaluate every `count`-th image, starting with image `number`; see
             `Evaluation.merged`.
-        probes: what classifiers find in the marked regions: each of `PROBED` becomes a figure of the images and of the
-            whole. Images go through in another order then; the rows are in that of the data set.
+        probes: questions about the marked regions: each figure of `PROBED` is added to the rows and to the metrics.
+            Images are then evaluated in another order; the rows stay in that of the data set.
 
     Raises:
         DamagedFileError: a file can't be read, or a mask has another size than its image, unless `skip_damaged`.
-        ValueError: no image could be read, or the classes of the model, or of the judge of `probes`, have other names,
-            or another order, than the images'.
+        ValueError: no image could be read, or the classes of the model, or of the judge of `probes`, differ from those
+            of the images in number, names or order.
     """
     if model.class_names is not None and model.class_names != dataset.class_names:
         raise ValueError(
@@ -192,7 +191,7 @@ def evaluate(
 def _scores(
     meter: LocalizationMeter, prediction: Prediction, sample: Sample, with_boxes: bool, has_object: bool
 ) -> dict[str, float]:
-    """Count an image. The rank of its class is meaningless with at most as many classes as Top-5 counts."""
+    """Score an image. The rank of its class is left out where there are no more classes than Top-5 counts."""
     correct = prediction.class_index == sample.target
     rank = target_rank(prediction.probabilities, sample.target) if len(prediction.probabilities) > TOP else None
     if not has_object:  # nothing to localize, whether there is an empty mask or none
@@ -210,7 +209,7 @@ def _scores(
 
 
 def length_of(dataset: LabelledImages | LabelledStream, share: tuple[int, int] = (0, 1)) -> int | None:
-    """Return the number of images in a share, where it is known."""
+    """Return the number of images in a share, or None where it is unknown."""
     return None if isinstance(dataset, LabelledStream) else len(range(share[0], len(dataset), share[1]))
 
 
@@ -221,12 +220,12 @@ def read_samples(
     share: tuple[int, int] = (0, 1),
     shuffled: bool = False,
 ) -> Iterator[tuple[int, Sample]]:
-    """Yield indices and samples, in order unless they are `shuffled`, which streams can't be.
+    """Yield indices and samples, in order unless they are `shuffled`; streams can't be shuffled.
 
     Args:
         dataset: the images, or a stream of them.
-        with_masks: False leaves the masks closed.
-        damaged: gets the paths of what can't be read; None raises `DamagedFileError` instead.
+        with_masks: False does not read the masks.
+        damaged: list that receives the paths of unreadable files; None raises `DamagedFileError` instead.
         share: see `evaluate`.
     """
     take = _from_stream(dataset, with_masks) if isinstance(dataset, LabelledStream) else None
@@ -266,8 +265,8 @@ def evaluate_all_ones(
     skip_damaged: bool = False,
     empty_classes: Sequence[int] = (),
 ) -> dict[str, float]:
-    """Return the figures of a mask that is 1 everywhere: what any localization must beat. Arguments as for `evaluate`;
-    images of `empty_classes` are left out."""
+    """Return the metrics of a mask that is 1 everywhere, which any localization must beat. Arguments are those of
+    `evaluate`; images of `empty_classes` are left out."""
     meter = LocalizationMeter(boxes=boxes)
     for target, mask, known in _annotations(dataset, skip_damaged):
         if mask is not None and target not in empty_classes:
@@ -280,7 +279,7 @@ def evaluate_all_ones(
 def _annotations(
     dataset: LabelledImages | LabelledStream, skip_damaged: bool
 ) -> Iterator[tuple[int, np.ndarray | None, Sequence | None]]:
-    """Class, mask and boxes of each image; the images themselves stay closed where they can."""
+    """Yield class, mask and boxes of each image; the images themselves are not read where that is possible."""
     if isinstance(dataset, LabelledStream) or skip_damaged:
         samples = read_samples(dataset, damaged=[] if skip_damaged else None)
         yield from ((sample.target, sample.mask, sample.boxes) for _, sample in samples)
@@ -290,5 +289,5 @@ def _annotations(
 
 
 def sampling_step(pixels: int) -> int:
-    """Return the smallest n so that every n-th row and column of so many pixels leave at most `MAX_SCORED`."""
+    """Return the smallest n for which every n-th row and column of an image leave at most `MAX_SCORED` pixels."""
     return max(math.ceil(math.sqrt(pixels / MAX_SCORED)), 1)

@@ -16,24 +16,24 @@ from minmax_entropy.data import Preprocess
 from minmax_entropy.data.preprocess import preprocess_for
 from minmax_entropy.wsl import WSLModel
 
-BLUR = 10.0  # standard deviation, in pixels, of what insertion starts from; ours, RISE has 5
+BLUR = 10.0  # standard deviation in pixels of the image that insertion starts from; RISE has 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Probes:
-    """Questions about the regions of an evaluation beside the class of the image.
+    """Questions to classifiers about the regions that masks mark.
 
-    The model's own classifier sees the whole image, X+, and the image under a mask that was made of an image of another
-    class: where it then answers with that other class, it reads the class off the mask. The judge has never met a mask,
-    and can't have agreed with the localizer on anything: it sees the whole image, the marked pixels alone, and the
-    others alone; what is cut is 0 in the normalized image, the mean colour.
+    The model's own classifier sees the whole image, X+, and the image under the mask of an image of another class: if
+    it then answers with that other class, it reads the class off the mask. The judge was trained without masks, and
+    can't have agreed with the localizer on anything: it sees the whole image, the marked pixels alone, and the other
+    pixels alone; removed pixels are 0 in the normalized image, the mean colour.
 
     Args:
         judge: a plain classifier of the same classes, a model without a classifier of its own (`preset="cam"`); None
-            leaves its questions out.
-        name: of the judge, for tables.
-        rival: a model of masks (`GradCAM(judge, "layer_cam")`): the judge also sees its highest pixels, as many as the
-            model has marked.
+            skips its questions.
+        name: name of the judge, for tables.
+        rival: another model with masks (`GradCAM(judge, "layer_cam")`): the judge also sees the highest pixels of its
+            masks, as many as the model has marked.
         curve_steps: steps of the insertion and deletion curves (Petsiuk et al., "RISE", BMVC 2018), each of which takes
             two passes of the judge; 0 for none.
 
@@ -68,13 +68,13 @@ PROBED = (
 
 
 class Prober:
-    """Asks the `Probes` of one image after the other.
+    """Evaluator of `Probes`, one image after the other.
 
     Args:
-        model: whose masks they are.
-        probes: what is asked.
-        preprocess: of the model's images. Classifiers see whole images, also where masks are made of tiles; where this
-            leaves images at their own size, at that of their `data_config`.
+        model: model whose masks are probed.
+        probes: the questions.
+        preprocess: preprocessing of the model's images. Classifiers see whole images, even if masks are computed from
+            tiles, and if this leaves images at their own size, at the size of their `data_config`.
         threshold: a pixel is marked where the mask is at least this.
     """
 
@@ -83,14 +83,14 @@ class Prober:
         side = None if preprocess is None else preprocess.short_side
         self.preprocess = preprocess_for(model) if side is None else preprocess
         self.judge_preprocess = None if probes.judge is None else preprocess_for(probes.judge, side)
-        self._masks: dict[int, np.ndarray] = {}  # of the two classes that came last, the latest of each
+        self._masks: dict[int, np.ndarray] = {}  # the latest mask of each of the two latest classes
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image, target: int, mask: np.ndarray) -> dict[str, float]:
-        """Figures of an image, 1 or 0 where they are right or wrong; `mask` is `[H, W]` in [0, 1], of its size.
+        """Return figures of an image, 1 if right and 0 if wrong; `mask` is `[H, W]` in [0, 1], at the image's size.
 
-        `classifier_swapped` is 1 where the classifier's `swapped_answer` is `swapped_with`, the class of the image that
-        the mask is from. All three are left out before an image of another class has come.
+        `classifier_swapped` is 1 if the classifier's `swapped_answer` is `swapped_with`, the class of the image whose
+        mask was used. All three are left out until an image of another class has been seen.
         """
         figures: dict[str, float] = {}
         if self.model.classifier is not None:
@@ -142,18 +142,18 @@ class Prober:
 
 
 def insertion_deletion(judge: WSLModel, x: Tensor, mask: Tensor, target: int, steps: int) -> dict[str, float]:
-    """Compute the area under the probability of the true class while pixels come or go, the highest of the mask first.
+    """Compute the area under the true class's probability as pixels are added or removed, in order of the mask.
 
-    Petsiuk, Das and Saenko, "RISE", BMVC 2018: `insertion` starts from the blurred image, `deletion` ends with a blank
-    one; pixels of like value go in the order of the rows. A mask that marks what the judge relies on has a high
-    insertion and a low deletion.
+    Petsiuk, Das and Saenko, "RISE", BMVC 2018: the highest pixels of the mask go first, equal ones row by row.
+    `insertion` starts from the blurred image, `deletion` ends with a blank one. A mask that marks what the judge relies
+    on has a high insertion and a low deletion.
 
     Args:
         judge: a plain classifier.
         x: normalized image `[C, H, W]`.
         mask: `[1, H, W]` or `[H, W]` in [0, 1].
         target: index of the true class.
-        steps: parts of equal size in which the pixels come or go, 1 or more.
+        steps: number of equal parts in which pixels are added or removed, 1 or more.
 
     Returns:
         `insertion` and `deletion` in [0, 1], by the trapezoidal rule.
@@ -180,8 +180,8 @@ def _scores(judge: WSLModel, images: Tensor) -> Tensor:
 
 
 def _as_input(mask: np.ndarray, image: Image.Image, preprocess: Preprocess) -> Tensor:
-    """Return a mask `[H, W]` in [0, 1] as the network sees the image, `[1, H', W']`: scaled and padded as that is."""
-    picture = Image.fromarray(mask.astype(np.float32))  # not of 8 bits, which would tie what insertion orders
+    """Return a mask `[H, W]` in [0, 1] as `[1, H', W']`, scaled and padded like the image that the network sees."""
+    picture = Image.fromarray(mask.astype(np.float32))  # not 8 bits, which would tie pixels that insertion orders
     if picture.size != image.size:
         picture = picture.resize(image.size, Image.Resampling.BILINEAR)
     return torch.tensor(preprocess.pixels(picture)).clamp(0, 1)[None]

@@ -1,4 +1,4 @@
-"""The loop of a training on Accelerate: epochs, steps, checkpoints, the choice of the epoch."""
+"""Training loop on Accelerate: epochs, steps, checkpoints, the choice of the epoch."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ _logger = logging.getLogger(__name__)
 
 Images = LabelledImages | LabelledStream
 
-# Of settings that a run does not know, as a version without them started it.
+# Values of settings that are missing in a run because an earlier version started it.
 DEFAULTS = {
     name: {key: keyword.default for key, keyword in inspect.signature(built).parameters.items()}
     for name, built in (("model", WSLModel), ("recipe", Recipe))
 }
 STATUS_STEPS = 10
-CURVES_SECONDS = 30  # the picture takes a second
+CURVES_SECONDS = 30  # between pictures, which take a second
 
 
 class TrainingError(RuntimeError):
-    """The training can't go on; the message says where and why."""
+    """Failure of a training that can't go on; the message says where and why."""
 
 
 @dataclasses.dataclass
@@ -58,12 +58,12 @@ class TrainingResult:
 
     Attributes:
         log: a row per epoch.
-        best_epoch: whose weights the model has, as the validation error chose it; the last one without validation.
-        best_f1_epoch: of the highest F1+ on the validation masks, or None without masks.
+        best_epoch: epoch whose weights the model has, chosen by the validation error; without validation the last one.
+        best_f1_epoch: epoch with the highest F1+ on the validation masks, or None without masks.
         damaged: files that were skipped.
-        seconds: validation included.
+        seconds: duration, validation included.
         is_main: whether this is the process that writes and prints.
-        warnings: signs that it went wrong, on the images to validate (`minmax_entropy.engine.warnings_of`).
+        warnings: signs on the validation images that it went wrong (`minmax_entropy.engine.warnings_of`).
     """
 
     log: list[dict]
@@ -76,11 +76,11 @@ class TrainingResult:
 
 
 class Training:
-    """One training: `run` reads as what happens. Arguments as `fit` has them.
+    """A training, carried out by `run`. Other arguments are those of `fit`.
 
     Args:
-        transform: image to the network's input.
-        settings: what else decides the result; see `Checkpoints`.
+        transform: function from an image to the network's input.
+        settings: further settings that affect the result; see `Checkpoints`.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class Training:
         return plan, training_loader(self.train, transform, plan, **loading)
 
     def _settings(self) -> dict:
-        """Return the settings that decide the result; see `Checkpoints`."""
+        """Return the settings that affect the result; see `Checkpoints`."""
         options = dataclasses.asdict(self.options)
         return {
             "epochs": self.epochs,
@@ -224,7 +224,7 @@ class Training:
     # An epoch
 
     def _train_epoch(self, bar: tqdm, started: float) -> dict:
-        """Return the rest of the epoch that is due; the mean of each figure over all of its images."""
+        """Train for the rest of the current epoch; return the mean of each figure over all of its images."""
         progress, process, device = self.progress, self.accelerator.process_index, self.accelerator.device
         erasing = self.own_erasing if self.recipe.erasing_steps is None else self.recipe.erasing_steps
         self.model.erasing.steps = erasing if progress.epoch >= self.recipe.erasing_from_epoch else 0
@@ -251,7 +251,7 @@ class Training:
                 self._gather(sums, damaged)
                 self._save_checkpoint(started)
         self._gather(sums, damaged)
-        self.model.erasing.steps = self.own_erasing  # which is what is saved
+        self.model.erasing.steps = self.own_erasing  # which is to be saved
         means = {name: sum(values) / self.plan.steps for name, values in progress.sums.items()}
         if not np.isfinite(means["loss"]):
             raise TrainingError(
@@ -264,21 +264,21 @@ class Training:
 
     def _check_readable(self, batch: TrainingBatch, damaged: dict[str, None]) -> None:
         if batch.damaged and not self.options.skip_damaged:
-            # A new error: this frame holds the other, and a cycle keeps the loader's processes until it is collected.
+            # A new error: the old one would refer to this frame, a cycle that keeps the loader's processes alive.
             raise DamagedFileError(batch.damaged[0].path, batch.damaged[0].reason)
         damaged.update(dict.fromkeys(error.path for error in batch.damaged))
         if not len(batch.images):
             raise TrainingError(f"none of the images of a step can be read: {list(damaged)[:3]}")
 
     def _backward(self, batch: TrainingBatch, sums: dict[str, Tensor]) -> None:
-        """Gradients of a batch, and its part in the means of the epoch."""
+        """Compute the gradients of a batch, and add its part to the means of the epoch."""
         device = self.accelerator.device
         images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
         target = batch.target.to(device, non_blocking=True)
         self.model.criterion.size_share = self.recipe.size_share_at(self._share_done())
         output = self.wrapped(images, target)
         self.model.criterion.size_share = 1.0
-        # The mean of the batch becomes its part of the step's mean; gradients are averaged over the processes.
+        # The batch's mean is scaled to its part of the step's mean; gradients are averaged over the processes.
         self.accelerator.backward(output.loss * (batch.share * self.accelerator.num_processes))
         with torch.no_grad():
             figures = {"loss": output.loss, **output.losses, "mask_area": output.mask.mean()}
@@ -287,7 +287,7 @@ class Training:
                 sums[name] = sums.get(name, 0.0) + value.detach().float() * batch.share
 
     def _step(self) -> float:
-        """Move the weights; the learning rate."""
+        """Update the weights; return the learning rate."""
         lr = self.recipe.lr_at(self.progress.epoch, self._share_done())
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
@@ -300,7 +300,7 @@ class Training:
         return lr
 
     def _gather(self, sums: dict[str, Tensor], damaged: dict[str, None]) -> None:
-        """Bring what each process has seen to the progress, which all of them hold alike."""
+        """Gather the figures of all processes in the progress, which is the same in each of them."""
         if sums:
             values = self.accelerator.gather(torch.stack(list(sums.values())).unsqueeze(0))  # [processes, figures]
             self.progress.sums = dict(zip(sums, values.T.tolist(), strict=True))
@@ -312,7 +312,7 @@ class Training:
         self.progress.damaged = list(dict.fromkeys([*self.progress.damaged, *paths]))
 
     def _select(self, row: dict) -> None:
-        """Validate, and keep the model where its figures say so."""
+        """Validate, and keep the model if its figures are good enough."""
         if self.valid is not None:
             share_buffers(self.accelerator, self.model, self.ema)
         figures, images, damaged = self.selection.validate(self._evaluated())
@@ -348,7 +348,7 @@ class Training:
             self.progress.seconds = time.perf_counter() - started
             self.checkpoints.save(self.accelerator, self._steps_done())
 
-    # How far it is
+    # Progress
 
     def _steps_done(self) -> int:
         return self.progress.epoch * self.plan.steps + self.progress.step
@@ -363,7 +363,7 @@ class Training:
 
     def _status(self, sums: dict[str, Tensor], bar: dict) -> str:
         names = {"loss": "loss", "train_error": "error", "mask_area": "M+"}
-        share = self.progress.step / self.accelerator.num_processes  # this process's part of what is done
+        share = self.progress.step / self.accelerator.num_processes  # this process's part of the steps done
         means = {name: float(sums[name]) / share for name in names}
         steps = bar["rate"] or (bar["n"] - bar["initial"]) / max(bar["elapsed"], 1e-9)
         shown = " ".join(f"{short} {means[name]:.2f}" for name, short in names.items())
@@ -372,14 +372,14 @@ class Training:
     # After the last epoch
 
     def _hand_back(self) -> None:
-        """The model as it was handed in, but for its weights."""
+        """Restore the model to the state in which it was handed in, except for its weights."""
         if self.wrapped is not None:
             self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
         self.model.erasing.steps = self.own_erasing
         self.model.criterion.class_weights = self.own_weights
 
     def _diagnose(self) -> None:
-        """Log what is wrong with the masks, unless the run was over already."""
+        """Log warnings about the masks, unless the run was finished already."""
         if self.progress.warnings is not None:
             return
         self.progress.warnings = self.selection.diagnose(self.model)

@@ -22,8 +22,8 @@ WARMUP_START = 0.01  # share of the learning rate at the very first step
 def step_decay(
     epoch: int, lr: float, step_size: int = 40, gamma: float = 0.1, min_lr: float = MIN_LR, delay: int = 0
 ) -> float:
-    """Return the learning rate of an epoch, from 0: `lr * gamma ** floor((epoch - delay) / step_size)`, at least
-    `min_lr`.
+    """Return the learning rate of an epoch, counted from 0: `lr * gamma ** floor((epoch - delay) / step_size)`, at
+    least `min_lr`.
 
     The authors' schedule takes effect one epoch late: `delay=1`.
     """
@@ -31,8 +31,8 @@ def step_decay(
 
 
 def warmup_cosine(progress: float, lr: float, warmup: float = 0.0, min_lr: float = 0.0) -> float:
-    """Return the learning rate at a share of the training, in [0, 1]: a linear rise over `warmup`, then half a
-    cosine."""
+    """Return the learning rate at `progress`, a share of the training in [0, 1]: a linear rise over the share
+    `warmup`, then half a cosine."""
     if progress < warmup:
         return lr * max(progress / warmup, WARMUP_START)
     share = (progress - warmup) / max(1 - warmup, 1e-12)
@@ -57,27 +57,27 @@ class Recipe:
         lr: highest learning rate.
         head_lr_factor: learning rate of the heads, as a multiple of `lr`.
         layer_decay: factor of the learning rate from each layer of the backbone to the one before it, in (0, 1]; 1
-            trains all of them alike. For backbones with timm's `group_matcher`.
-        momentum: of SGD.
-        weight_decay: on the weights.
-        decay_all: weight decay on biases and normalization layers as well.
+            trains all of them alike. Other values need a backbone with timm's `group_matcher`.
+        momentum: momentum of SGD.
+        weight_decay: decay of the weights.
+        decay_all: apply weight decay to biases and normalization layers as well.
         schedule: "cosine" (per step, after a warm-up) or "step" (per epoch).
-        warmup: share of the training.
-        step_size, step_delay: of the step schedule, in epochs.
+        warmup: share of the training that the warm-up takes.
+        step_size, step_delay: epochs of the step schedule, see `step_decay`.
         size_warmup: share of the training in which the weight of the size term rises from 0 to the model's
-            `size_weight`. From scratch the area penalty otherwise makes masks small before the localizer has
+            `size_weight`. Otherwise, in training from scratch, the area penalty shrinks masks before the localizer has
             learned anything (docs/results/localization_trials.md).
         clip_grad: largest norm of the gradient, or None.
-        batch_size: images a step, over all processes and whatever is accumulated.
-        augmentation: of the training images, a name of `minmax_entropy.data.AUGMENTATIONS`.
-        sampling: "shuffle" (each image once an epoch) or "balanced" (each class with the same probability).
+        batch_size: images per step, over all processes and accumulated batches.
+        augmentation: augmentation of the training images, a name in `minmax_entropy.data.AUGMENTATIONS`.
+        sampling: "shuffle" (each image once per epoch) or "balanced" (each class with the same probability).
         class_weights: None, or "balanced": factors of the cross-entropies against class imbalance.
-        ema_decay: decay of an exponential moving average of the weights, which is then what is evaluated and kept; or
-            None.
-        selection_tolerance: the epoch that is kept is the latest one whose validation error is at most so many
-            standard errors over the lowest, or images where that is more; 0 is the last of those with the lowest.
-        patience: epochs without a lower validation error after which the training ends; None trains all of them.
-        erasing_steps: passes of recursive erasing, 0 for none; None leaves it to the model (`model.erasing.steps`).
+        ema_decay: decay of an exponential moving average of the weights, which is then evaluated and kept in their
+            place; or None.
+        selection_tolerance: the latest epoch is kept whose validation error exceeds the lowest by at most this many
+            standard errors, or images if that is more; 0 keeps the latest epoch with the lowest error.
+        patience: epochs without a lower validation error after which the training ends; None trains for all epochs.
+        erasing_steps: passes of recursive erasing, 0 for none; None takes the model's (`model.erasing.steps`).
         erasing_from_epoch: first epoch with erasing, counted from 0.
     """
 
@@ -126,14 +126,14 @@ class Recipe:
             raise ValueError(f"patience must be 1 or more, got {self.patience!r}")
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return an optimizer over the parameters that are trained."""
+        """Return an optimizer of the parameters that are trained."""
         groups = list(self._groups(model))
         if self.optimizer == "sgd":
             return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=True)
         return torch.optim.AdamW(groups, lr=self.lr)
 
     def _groups(self, model: nn.Module) -> Iterator[dict]:
-        """Parameter groups by learning rate and weight decay; each carries its `lr_factor`."""
+        """Yield parameter groups by learning rate and weight decay, each with its `lr_factor`."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         scales = self._layer_scales(model)
         no_decay = set() if self.decay_all else model.no_weight_decay()
@@ -147,7 +147,7 @@ class Recipe:
             yield {"params": parameters, "weight_decay": decay, "lr_factor": factor, "lr": self.lr * factor}
 
     def _layer_scales(self, model: nn.Module) -> dict[str, float]:
-        """Factor of the learning rate by parameter: 1 for the last layer of the backbone."""
+        """Return the factor of the learning rate by parameter, 1 for the last layer of the backbone."""
         if self.layer_decay == 1:
             return {}
         layers = group_parameters(model, model.group_matcher(), reverse=True)
@@ -155,13 +155,13 @@ class Recipe:
         return {name: self.layer_decay ** max(last - layer, 0) for name, layer in layers.items()}
 
     def lr_at(self, epoch: int, progress: float) -> float:
-        """Return the learning rate at an epoch (from 0) and a share of the training."""
+        """Return the learning rate at an epoch (counted from 0) and a share of the training."""
         if self.schedule == "step":
             return step_decay(epoch, self.lr, self.step_size, delay=self.step_delay)
         return warmup_cosine(progress, self.lr, self.warmup)
 
     def size_share_at(self, progress: float) -> float:
-        """Share of the size term's weight, in [0, 1], at a share of the training."""
+        """Return the share of the size term's weight, in [0, 1], at a share of the training."""
         return min(progress / self.size_warmup, 1.0) if self.size_warmup > 0 else 1.0
 
 
@@ -187,7 +187,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def get_recipe(name: str, **changes) -> Recipe:
-    """Return a recipe by name, with some of its values replaced (those that are None stay)."""
+    """Return a recipe by name, with some values replaced; changes that are None are ignored."""
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
     return dataclasses.replace(RECIPES[name], **{key: value for key, value in changes.items() if value is not None})

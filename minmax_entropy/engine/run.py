@@ -1,4 +1,4 @@
-"""Settings of a training on its machine: processes, precision, loader processes, trackers."""
+"""Settings of how a training runs on a machine: processes, precision, loader processes, trackers."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 CHECKPOINT_STEPS = 1000
 PRECISIONS = ("no", "bf16", "fp16")
-# Fields of `Run` that change nothing in the result.
+# Fields of `Run` that do not affect the result.
 MACHINE = ("workers", "checkpoint_steps", "trackers", "progress", "title")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Settings of a training on its machine. What it learns is in the `Recipe`.
+    """Settings of how a training runs on a machine; `Recipe` has the settings of what it learns.
 
     Args:
-        seed: of the order of the images, augmentation, dropout.
-        workers: loader processes; their number changes nothing in the result.
+        seed: seed of the order of the images, augmentation and dropout.
+        workers: number of loader processes, which does not affect the result.
         precision: "no" (float32), "bf16" or "fp16".
-        steps_per_epoch: of a stream of images, which has no length.
-        accumulation: batches that a step of `Recipe.batch_size` images is cut into, in each process.
-        sync_bn: BatchNorm statistics over all processes (accelerators only).
-        checkpoint_steps: steps between checkpoints within an epoch; there is one at each epoch's end anyway.
-        trackers: of Accelerate, such as "tensorboard" or "wandb".
-        cpu: stay on the CPU where there is an accelerator.
-        skip_damaged: take the next image in the place of a file that can't be read, and list it, instead of raising.
+        steps_per_epoch: steps per epoch for a stream of images, which has no length.
+        accumulation: number of batches into which a step of `Recipe.batch_size` images is split, in each process.
+        sync_bn: compute BatchNorm statistics over all processes (accelerators only).
+        checkpoint_steps: steps between checkpoints within an epoch; each epoch ends with one anyway.
+        trackers: trackers of Accelerate, such as "tensorboard" or "wandb".
+        cpu: stay on the CPU even if there is an accelerator.
+        skip_damaged: replace a file that can't be read by the next image, and list it, instead of raising an error.
         progress: show a progress bar.
-        title: text before the bar.
+        title: text before the progress bar.
     """
 
     seed: int = 0
@@ -65,7 +65,7 @@ class Run:
 
 
 class RunKeywords(TypedDict, total=False):
-    """The fields of `Run`, as keywords."""
+    """Fields of `Run`, as keywords."""
 
     seed: int
     workers: int
@@ -108,8 +108,8 @@ def create_accelerator(options: Run, output: Path | None) -> Accelerator:
 
 @contextlib.contextmanager
 def own_state() -> Iterator[None]:
-    """Restore the state of Accelerate at the end, which holds precision and devices for a whole process, unless
-    it was set before, by an `Accelerator` of the caller's."""
+    """Reset the state of Accelerate at the end (precision and devices of the whole process), unless an `Accelerator`
+    of the caller had set it before."""
     state = require("accelerate.state", "train", "training").AcceleratorState
     is_callers = bool(state._shared_state)
     try:
@@ -120,7 +120,7 @@ def own_state() -> Iterator[None]:
 
 
 def share_buffers(accelerator: Accelerator, *modules: nn.Module | None) -> None:
-    """Give every process the buffers of the first one: statistics of BatchNorm differ after a step."""
+    """Copy the buffers of the first process to all others: BatchNorm statistics differ after a step."""
     if accelerator.num_processes == 1:
         return
     for module in modules:

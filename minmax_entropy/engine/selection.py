@@ -1,4 +1,4 @@
-"""The validation after each epoch, and the models that are the best so far by its figures."""
+"""Validation after each epoch, and the choice of the models to keep by its figures."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ if TYPE_CHECKING:
 
     from minmax_entropy.engine.checkpoints import Progress
 
-# Figure of the validation -> folder of the model that is best by it, and whether higher is better.
+# Figure of the validation -> folder of the best model by it, and whether higher is better.
 ERROR, F1 = "valid_error", "valid_f1_foreground"
 BEST = {ERROR: ("model", False), F1: ("model_best_f1", True)}
 FOLDERS = tuple(folder for folder, _ in BEST.values())
-SINGLE = Inference(views=Views(refined=False))  # more may take most of the time
+SINGLE = Inference(views=Views(refined=False))  # more views may take most of the time
 
 
 class Selection:
-    """Choice of the epochs of a training to keep: in folders of `output`, or the one that the error chooses in memory.
+    """Choice of the epochs of a training to keep, in folders of `output`; without it the best one by error, in memory.
 
-    By the error it is the latest epoch within `tolerance` standard errors of the lowest one, or so many images where
-    that is more (with 1 the one-standard-error rule of Breiman et al., "Classification and Regression Trees", 1984).
-    What is within that is chance, and a mask goes on getting better when the classes are learned
+    The error chooses the latest epoch within `tolerance` standard errors of the lowest error, or within that many
+    images if that is more (with 1, the one-standard-error rule of Breiman et al., "Classification and Regression
+    Trees", 1984). Differences within that are chance, and masks keep improving after the classes are learned
     (docs/results/localization_appendix.md).
 
     Args:
-        accelerator: of the training; each process evaluates its share of the images.
-        valid: labelled images, or None: the latest epoch is the best one then.
+        accelerator: accelerator of the training; each process evaluates its share of the images.
+        valid: labelled images, or None to keep the latest epoch.
         output: folder of the run, or None.
         preprocess, with_masks, skip_damaged: as for `evaluate`.
-        keep_best: False takes the latest epoch, whatever its error.
+        keep_best: False keeps the latest epoch, whatever its error.
         tolerance: `Recipe.selection_tolerance`.
 
     Raises:
-        FileExistsError: something else than a model is in the place of one.
+        FileExistsError: a folder for a model holds something else.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class Selection:
             check_target(output / folder, WSLModel)
 
     def validate(self, model: WSLModel) -> tuple[dict[str, float], int, list[str]]:
-        """Return figures by name, `valid_...`, the same in every process; of how many images; files that could not be
-        read.
+        """Return figures by name (`valid_...`), the same in every process, the number of images, and files that could
+        not be read.
 
-        No mask is empty because of the model's `min_probability`. Where no mask is compared, and the class does not
-        depend on it, images are seen at their own size alone, and `valid_mask_area` is that of the mask before its
+        The model's `min_probability` does not empty any mask. If no masks are compared and the class does not depend on
+        them, images are seen in one view, at their own size, and `valid_mask_area` is that of the mask before its
         refinement, as in training."""
         if self.valid is None:
             return {}, 0, []
@@ -87,14 +87,14 @@ class Selection:
         return figures, len(result.rows), result.damaged
 
     def diagnose(self, model: WSLModel) -> list[str]:
-        """Return the `warnings_of` the model on the validation images, in every process."""
+        """Return the warnings of `warnings_of` on the validation images, in every process."""
         if self.valid is None:
             return []
         found = self._evaluate(model, with_masks=False, probes=Probes(), inference=SINGLE)
         return warnings_of(found, self.valid.class_names)
 
     def _evaluate(self, model: WSLModel, **options: object) -> Evaluation:
-        """Each process does its share; all have the whole."""
+        """Evaluate this process's share of the images, and return the whole evaluation in every process."""
         share = self.accelerator.process_index, self.accelerator.num_processes
         part = None
         if length_of(self.valid, share) != 0:
@@ -103,13 +103,13 @@ class Selection:
         return Evaluation.merged([part for part in gather_objects(self.accelerator, part) if part is not None])
 
     def keep(self, model: WSLModel, row: dict, images: int, progress: Progress) -> None:
-        """Keep the weights where a figure is better than in every epoch before, or the error within its tolerance.
+        """Keep the weights if a figure is better than in every epoch before, or the error is within its tolerance.
 
         Args:
-            model: as the epoch leaves it.
-            row: of the log, with its `epoch` and the figures of `validate`.
-            images: that these are of.
-            progress: its `best` and `kept` are brought up to date.
+            model: model after the epoch.
+            row: row of the log, with its `epoch` and the figures of `validate`.
+            images: number of images behind these figures.
+            progress: progress whose `best` and `kept` are updated.
         """
         best = progress.best
         for key, (folder, higher) in BEST.items():
@@ -131,7 +131,7 @@ class Selection:
                 model.save_pretrained(self.output / folder, metrics={**figures, "epoch": row["epoch"]})
 
     def restore(self, model: WSLModel, latest: WSLModel) -> None:
-        """Give `model` the weights that the error chose, or those of `latest` where nothing was kept."""
+        """Load the weights that the error chose into `model`, or those of `latest` if nothing was kept."""
         self.accelerator.wait_for_everyone()
         if self.output is not None:
             model.load_state_dict(dict(SavedWeights(weight_files(self.output / BEST[ERROR][0])).items()))
@@ -142,8 +142,8 @@ class Selection:
 
 
 def _is_within(tolerance: float, lowest: float, error: float, images: int) -> bool:
-    """Return whether an error is at most so many standard errors, or images where that is more, over the lowest one. In
-    counts: those of none and of all images have no standard error."""
+    """Return whether an error exceeds the lowest one by at most `tolerance` standard errors, or images if that is more.
+    Images are counted, since errors of 0 and 1 have no standard error."""
     fewest = round(lowest * images)
     deviation = math.sqrt(fewest * (1 - fewest / images))
     return round(error * images) - fewest <= tolerance * max(deviation, 1.0)

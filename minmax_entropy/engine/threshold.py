@@ -17,19 +17,19 @@ from minmax_entropy.inference.predictor import predict_images
 from minmax_entropy.metrics import dice
 from minmax_entropy.wsl import WSLModel
 
-# Those that are tried. float32 as the masks are, so that counts are those of `mask >= threshold`.
+# Thresholds to try, in float32 like the masks, so that counts are those of `mask >= threshold`.
 THRESHOLDS = np.linspace(0.01, 0.99, 99, dtype=np.float32)
 
 
 class DiceCurve:
-    """Mean F1+ over images at each of `THRESHOLDS`, in one pass: per image two histograms say it all."""
+    """Mean F1+ over images at each of `THRESHOLDS`, in one pass, from two histograms per image."""
 
     def __init__(self) -> None:
         self.images = 0
         self.total = np.zeros(len(THRESHOLDS))
 
     def update(self, mask: np.ndarray, target: np.ndarray) -> None:
-        """Count an image: mask in [0, 1] and bool object pixels, both `[H, W]`.
+        """Add an image: mask in [0, 1] and boolean object pixels, both `[H, W]`.
 
         Raises:
             ValueError: the shapes differ.
@@ -38,7 +38,7 @@ class DiceCurve:
             raise ValueError(f"mask {mask.shape} and target {target.shape} differ in shape")
         counts = np.zeros((2, len(THRESHOLDS) + 1), dtype=np.int64)
         for rows in row_bands(*mask.shape):
-            reached = np.searchsorted(THRESHOLDS, mask[rows], side="right")  # so many thresholds mark the pixel
+            reached = np.searchsorted(THRESHOLDS, mask[rows], side="right")  # number of thresholds that mark the pixel
             for row, chosen in zip(counts, (slice(None), target[rows]), strict=True):
                 row += np.bincount(reached[chosen].ravel(), minlength=counts.shape[1])
         marked, found = (row[::-1].cumsum()[::-1][1:] for row in counts)  # pixels, and object pixels, over a threshold
@@ -53,7 +53,7 @@ class DiceCurve:
 
 @dataclasses.dataclass(frozen=True)
 class ThresholdChoice:
-    """The best threshold, and the mean F1+ there and at the one that the model had.
+    """Best threshold, and the mean F1+ at it and at the model's earlier one.
 
     `curve` has the mean F1+ at each threshold that was tried, `damaged` the paths of files that were left out.
     """
@@ -76,18 +76,18 @@ def choose_threshold(
     progress: bool = False,
     inference: Inference | None = None,
 ) -> ThresholdChoice:
-    """Return the threshold of the highest mean F1+ (the lowest of equals), of 0.01, 0.02, ... 0.99; the model stays as
-    it is.
+    """Return the threshold among 0.01, 0.02, ... 0.99 with the highest mean F1+, the lowest one at ties.
 
-    It uses masks: choose it on images that are held out from testing, `model.mask_threshold = choice.threshold`.
+    The model is not changed. The choice uses masks: make it on images held out from testing, and set
+    `model.mask_threshold = choice.threshold`.
 
     Args:
         model: any `WSLModel`.
-        dataset: labelled images with masks; those without are passed over.
+        dataset: labelled images with masks; those without are skipped.
         preprocess, batch_size, skip_damaged, progress, inference: as for `evaluate`.
 
     Raises:
-        DamagedFileError: as `evaluate`.
+        DamagedFileError: as for `evaluate`.
         ValueError: no image has a mask.
     """
     curve, before, damaged = DiceCurve(), [], []
@@ -116,7 +116,7 @@ def choose_threshold(
 
 @dataclasses.dataclass(frozen=True)
 class ProbabilityChoice:
-    """The least probability, of how many images, and the paths of files that were left out."""
+    """Minimum probability, the number of images that it is from, and the paths of files that were left out."""
 
     min_probability: float
     images: int
@@ -131,22 +131,22 @@ def choose_min_probability(
     share: float = 0.95,
     **reading,
 ) -> ProbabilityChoice:
-    """Return the probability of the predicted class that a share of the images reach; the model stays as it is.
+    """Return the probability of the predicted class that a share of the images reach. The model is not changed.
 
-    No mask is opened. Choose it on images with objects that were not trained on, predicted as they will be (size,
-    tiles, averages), as for a classifier that may abstain (Hendrycks and Gimpel, ICLR 2017):
-    `model.min_probability = choice.min_probability`. About `1 - share` of the images with an object will then wrongly
-    be said to hold nothing; how many of those without one are found, only such images can say.
+    No masks are read. Choose it on images with objects that were not trained on, predicted as later images will be
+    (size, tiles, averages), as for a classifier that may abstain (Hendrycks and Gimpel, ICLR 2017), and set
+    `model.min_probability = choice.min_probability`. In about `1 - share` of the images with an object, nothing will
+    then be found, wrongly; how many images without one are recognized can only be measured on such images.
 
     Args:
         model: any `WSLModel`.
         dataset: labelled images with an object; those of the model's `empty_classes` are left out.
-        share: of the images that keep their class, in (0, 1).
+        share: share of the images that keep their class, in (0, 1).
         preprocess, reading: as for `evaluate` (`batch_size`, `skip_damaged`, `progress`, `inference`).
 
     Raises:
-        DamagedFileError: as `evaluate`.
-        ValueError: as `evaluate`, or a share that is not in (0, 1).
+        DamagedFileError: as for `evaluate`.
+        ValueError: as for `evaluate`, or a share that is not in (0, 1).
     """
     if not 0 < share < 1:
         raise ValueError(f"share is that of the images that keep their class, over 0 and below 1, got {share!r}")

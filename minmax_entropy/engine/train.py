@@ -1,4 +1,4 @@
-"""Training on Accelerate: epochs over image-level labels, on one core or many machines, resumable at any moment."""
+"""Training with image-level labels on Accelerate: on one core or many machines, resumable at any moment."""
 
 from __future__ import annotations
 
@@ -40,42 +40,42 @@ def fit(
     keep_best: bool = True,
     **run: Unpack[RunKeywords],
 ) -> TrainingResult:
-    """Train with class labels alone.
+    """Train a model with class labels alone.
 
-    The model of the latest epoch whose classification error on `valid` is the lowest, or within its standard error or
-    an image of that (`Recipe.selection_tolerance`), is kept. Masks of `valid` are never trained on and do not choose
-    the model: the best by F1+ is written beside it.
+    The latest epoch is kept whose classification error on `valid` is the lowest, or exceeds it by no more than its
+    standard error or one image (`Recipe.selection_tolerance`). Masks of `valid` are never trained on and do not choose
+    the model; the best one by F1+ is written beside it.
 
-    Under `accelerate launch` or `torchrun` every process runs this; `Recipe.batch_size` images a step are shared among
-    them, and the gradients are those of one process with all of them (BatchNorm aside, unless it is frozen or
-    `sync_bn`, and the control term, which takes masks of the images of its process).
+    Under `accelerate launch` or `torchrun` every process calls this function. The `Recipe.batch_size` images of a step
+    are shared among them, and the gradients equal those of one process with all images (except for BatchNorm, unless
+    it is frozen or `sync_bn`, and for the control term, which takes masks of its own process's images).
 
     Args:
-        model: trained in place, on the device that Accelerate chooses.
+        model: model, trained in place, on the device that Accelerate chooses.
         train: labelled images, or a stream of them.
-        recipe: what is learned and how.
+        recipe: settings of what is learned and how.
         epochs: passes over the images.
-        valid: labelled images for the choice of the epoch; without it the last epoch is kept.
-        output: folder for `log.csv`, `curves.png`, `model/` (what is kept so far), `model_best_f1/` (where `valid` has
+        valid: labelled images for the choice of the epoch; without them the last epoch is kept.
+        output: folder for `log.csv`, `curves.png`, `model/` (the one kept so far), `model_best_f1/` (if `valid` has
             masks), `run.json` and checkpoints; None writes nothing.
-        resume: go on with the run in `output`, or start it where there is none yet. It ends with the weights and
-            figures that it would have had without the interruption.
-        overwrite: a run that is in `output` may be replaced.
-        transform: image to the network's input `[C, H, W]`; by default the recipe's augmentation.
+        resume: continue the run in `output`, or start one if there is none yet. It ends with the weights and figures
+            that it would have had without the interruption.
+        overwrite: replace a run in `output`.
+        transform: function from an image to the network's input `[C, H, W]`; by default the recipe's augmentation.
         size: `(height, width)` of the training images; by default that of the model's `data_config`.
-        preprocess: of the validation images; by default `preprocess_for(model)`.
-        valid_masks: False leaves the masks of `valid` closed.
+        preprocess: preprocessing of the validation images; by default `preprocess_for(model)`.
+        valid_masks: False does not read the masks of `valid`.
         keep_best: False keeps the last epoch.
         run: fields of `Run`.
 
     Raises:
         DamagedFileError: a file can't be read, unless `skip_damaged`.
-        FileExistsError: `output` holds a run, and neither `resume` nor `overwrite` is True; or something else than a
-            model is in the place of one.
+        FileExistsError: `output` holds a run, and neither `resume` nor `overwrite` is True; or a folder for a model
+            holds something else.
         ImportError: Accelerate is not installed (the `[train]` extra).
         TrainingError: the loss is not finite.
-        ValueError: a model of another task than "multiclass", `epochs` under 1, other classes of model, `train` and
-            `valid`, a run that was started with other settings, or more processes than images in a step.
+        ValueError: the task is not "multiclass", `epochs` is below 1, the classes of model, `train` and `valid` differ,
+            the run was started with other settings, or there are more processes than images in a step.
     """
     require_multiclass(model)
     if epochs < 1:
@@ -112,7 +112,7 @@ def fit(
 
 
 def _check_classes(model: WSLModel, train: Images, valid: Images | None) -> None:
-    """Class indices mean the same to all of them."""
+    """Check that model and data sets share their class indices."""
     names = train.class_names
     if len(names) != model.num_classes:
         raise ValueError(f"the model has {model.num_classes} classes, the images to train have {len(names)}: {names}")

@@ -1,4 +1,4 @@
-"""Models saved, shared and loaded: of any class that has `config_keywords()` and `settings()`."""
+"""Saving, sharing and loading of models of any class that has `config_keywords()` and `settings()`."""
 
 from minmax_entropy.hub.loading import load_checkpoint, load_model
 from minmax_entropy.hub.names import HUB, LOCAL, SOURCES

@@ -18,12 +18,12 @@ from torch.nn.modules.module import (
 
 from minmax_entropy.heads import BUILT_IN
 
-# What is larger was made to fill the memory of whoever loads it.
-MAX_MODULES = 15_000  # and parameters; the largest timm model has 4,000
+# Anything larger was made to fill the memory of whoever loads it.
+MAX_MODULES = 15_000  # modules and parameters; the largest timm model has 4,000
 MAX_STATE_BYTES = 2**36  # the largest timm model has 25 GiB
 MAX_HIDDEN_BYTES = 2**30  # of buffers that are not saved (indices, masks), beyond twice the weights
 MAX_PARTS, MAX_TEXT, MAX_SIZE = 64, 256, 2**14  # of lists, texts and numbers in backbone_kwargs
-LIMITS = {"window": 64, "depth|layers|levels|blocks|block_config": 512}  # numbers, by words in their names
+LIMITS = {"window": 64, "depth|layers|levels|blocks|block_config": 512}  # of numbers, by words in their names
 
 
 class _OutOfBounds(ValueError):
@@ -31,14 +31,14 @@ class _OutOfBounds(ValueError):
 
 
 def build_without_memory(kind: type[nn.Module], options: dict) -> nn.Module:
-    """Return a model on the meta device: its shapes are known before any memory is taken.
+    """Build a model on the meta device: its shapes are known before any memory is taken.
 
     Args:
         kind: class of the model.
-        options: its keywords.
+        options: keywords of the class.
 
     Raises:
-        ValueError: the model is beyond all bounds. Whatever else is raised comes from the building itself.
+        ValueError: the model is out of bounds. Any other error comes from building it.
     """
     try:
         with torch.device("meta"), _bounded():
@@ -48,7 +48,7 @@ def build_without_memory(kind: type[nn.Module], options: dict) -> nn.Module:
     except Exception:
         if not _has_own_parts(options):
             raise
-        model = kind(**options)  # not everything of a user's own can be built there
+        model = kind(**options)  # not all of a user's own parts can be built there
     saved = model.state_dict()
     size = sum(tensor.nbytes for tensor in saved.values())
     if size > MAX_STATE_BYTES:
@@ -64,7 +64,7 @@ def build_without_memory(kind: type[nn.Module], options: dict) -> nn.Module:
 
 
 def _has_own_parts(options: dict) -> bool:
-    """Return whether backbone or heads are a user's own, registered ones."""
+    """Return whether the backbone or a head is one that a user registered."""
     heads = [options.get(key) for key in ("localizer", "classifier")]
     names = [head.get("name", "wildcat") if isinstance(head, dict) else head for head in heads]
     own = [name for name in names if isinstance(name, str) and name not in BUILT_IN]
@@ -73,7 +73,7 @@ def _has_own_parts(options: dict) -> bool:
 
 @contextlib.contextmanager
 def _bounded() -> Iterator[None]:
-    """Stop the building of a model that has more parts than any real one."""
+    """Stop building a model that has more parts than any real one."""
     count = 0
 
     def limit(*_) -> None:
@@ -91,7 +91,7 @@ def _bounded() -> Iterator[None]:
 
 
 def _memory() -> float:
-    """Bytes of memory of this machine, infinite where it does not say."""
+    """Return the bytes of memory of this machine, infinity if it is unknown."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -99,7 +99,7 @@ def _memory() -> float:
 
 
 def check_size(name: str, value: object) -> None:
-    """Refuse what no backbone has: timm's factories make lists of some of these numbers, whatever they are."""
+    """Refuse values that no backbone has: timm's factories make lists of some of these numbers, however large."""
     parts = list(value.items()) if isinstance(value, dict) else [(name, part) for part in _parts(value)]
     if len(parts) > MAX_PARTS or (isinstance(value, str) and len(value) > MAX_TEXT):
         raise ValueError(f"{name} has {len(parts) or len(value)} parts, which no backbone has")

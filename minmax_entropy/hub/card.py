@@ -1,4 +1,4 @@
-"""The model card of a saved model: what it is, how to use it, what it was measured at, what it shows."""
+"""Model card of a saved model: a description, how to use it, its figures, and an example."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from minmax_entropy.metrics.names import HEADINGS, LEGEND
 from minmax_entropy.report.pictures import grid, overlay, save_picture
 from minmax_entropy.tasks import TASKS
 
-# A card with this line is written again at the next saving; without it, it is somebody's own text.
+# A card with this line is rewritten at the next saving; a card without it is a user's own.
 MARK = "<!-- Written by minmax_entropy at each saving. Remove this line to keep a text of your own. -->"
-CELL = 320  # pixels a side of each picture in the example
-MAX_CLASSES = 50  # listed by name
+CELL = 320  # pixels, side of each picture in the example
+MAX_CLASSES = 50  # that are listed by name
 
 WHAT_IT_DOES = {
     "multiclass": "decides which one class an image shows, and marks the pixels that the decision rests on",
@@ -56,7 +56,7 @@ SNIPPET = """
 import minmax_entropy
 
 model = minmax_entropy.create_model({source})
-predictor = minmax_entropy.Predictor(model)  # of files, folders, PIL images, arrays and tensors
+predictor = minmax_entropy.Predictor(model)  # takes files, folders, PIL images, arrays and tensors
 prediction = predictor("image.jpg")
 probabilities = prediction.probabilities  # [{classes}]
 mask = prediction.mask  # [height, width] in [0, 1]
@@ -85,7 +85,7 @@ import torch
 import minmax_entropy
 
 model = minmax_entropy.create_model({source}).eval()
-images = torch.randn(1, {channels}, {height}, {width})  # yours, normalized with model.data_config's mean and std
+images = torch.randn(1, {channels}, {height}, {width})  # your images, normalized with model.data_config's mean and std
 with torch.inference_mode():
     output = model(images)
 probabilities = output.logits.{probabilities}  # [1, {classes}]
@@ -105,9 +105,9 @@ def model_card(
 
     Args:
         model: the model.
-        source: what `create_model` takes to load it, "hf-hub:ORG/NAME" or "local-dir:PATH".
-        class_names: by default the model's.
-        info: `license`, `training_data`, `metrics`, `backbone_weights`, where they are known; by default the model's.
+        source: name by which `create_model` loads it, "hf-hub:ORG/NAME" or "local-dir:PATH".
+        class_names: names of the classes; by default the model's.
+        info: `license`, `training_data`, `metrics`, `backbone_weights`, as far as known; by default the model's.
         has_example: whether `example.png` is beside the card.
     """
     info = model.info if info is None else info
@@ -143,14 +143,14 @@ def write_card(
     info: dict[str, Any],
     example: str | Path | Image.Image | None = None,
 ) -> None:
-    """Write `README.md`, and `example.png` where there is an image for it; a card of somebody's own stays."""
+    """Write `README.md`, and `example.png` if an image is given for it; a card that a user wrote is kept."""
     for name in (CARD_NAME, EXAMPLE_NAME):
-        if (directory / name).is_symlink():  # it would be written where that points to
+        if (directory / name).is_symlink():  # else its target would be overwritten
             (directory / name).unlink()
     path = directory / CARD_NAME
     earlier = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
     if earlier is not None and MARK in earlier:
-        (directory / EXAMPLE_NAME).unlink(missing_ok=True)  # of the model that was here before
+        (directory / EXAMPLE_NAME).unlink(missing_ok=True)  # of the previous model
     if example is not None:
         save_example(model, example, directory / EXAMPLE_NAME, class_names)
     if earlier is None or MARK in earlier:
@@ -161,16 +161,16 @@ def write_card(
 def save_example(
     model: nn.Module, example: str | Path | Image.Image, path: Path, class_names: list[str] | None = None
 ) -> None:
-    """Save a picture of an image beside what the model marks in it, with the class it is most sure of.
+    """Save a picture of an image beside the pixels that the model marks in it, with the most probable class.
 
     Args:
-        model: the model; its mode stays.
+        model: the model; its mode is kept.
         example: an image or its file.
-        path: of the PNG.
-        class_names: in the order of the logits.
+        path: path of the PNG.
+        class_names: names of the classes, in the order of the logits.
 
     Raises:
-        ValueError: the model takes other images than those of 1 or 3 channels.
+        ValueError: the model takes images of neither 1 nor 3 channels.
         OSError: the file can't be read.
     """
     image = example.convert("RGB") if isinstance(example, Image.Image) else read_image(example)
@@ -224,7 +224,7 @@ def _metrics(metrics: dict[str, Any] | None) -> str:
 
 
 def _cell(text: object) -> str:
-    """Return a text that stays within its cell of a table."""
+    """Return a text, escaped for a cell of a table."""
     return " ".join(str(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
 
 

@@ -1,4 +1,4 @@
-"""`config.json`: everything that rebuilds a saved model but its weights. Read without trust, refused with reasons."""
+"""Configuration of a saved model, `config.json`: all but its weights, read without trust and refused with reasons."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from minmax_entropy.hub.untrusted import check_values, read_json
 from minmax_entropy.hub.weights import check_fit
 from minmax_entropy.version import __version__
 
-# What is known of the weights beside the model's own settings, as `WSLModel.info` holds it.
+# Facts about the weights, beside the model's own settings, as in `WSLModel.info`.
 INFO = ("license", "training_data", "metrics", "backbone_weights")
 KEYS = ("library_name", "library_version", "model", "data_config", "class_names", *INFO)
-# timm's keywords for where weights come from: they mean nothing where the weights are saved, and could name any file.
+# timm's keywords for the source of weights: saved models have no use for them, and they could name any file.
 LOADING = (
     "cache_dir",
     "checkpoint_path",
@@ -35,15 +35,15 @@ LOADING = (
 
 @dataclasses.dataclass(frozen=True)
 class SavedConfig:
-    """A configuration that was read.
+    """Configuration read from a file.
 
     Attributes:
         kind: class of the model, which has `config_keywords()` and `config_defaults()`.
-        path: of the file, for messages.
+        path: path of the file, for messages.
         model: keywords of the class.
         data_config: preprocessing: mean, std, input size, interpolation, crop.
-        class_names: in the order of the logits, or None.
-        info: licence, training data, metrics and the backbone's weights, where they are known.
+        class_names: names of the classes in the order of the logits, or None.
+        info: licence, training data, metrics and the backbone's weights, as far as known.
     """
 
     kind: type[nn.Module]
@@ -54,15 +54,15 @@ class SavedConfig:
     info: dict
 
     def with_overrides(self, overrides: dict) -> dict:
-        """Return the keywords of the class: the saved ones, replaced by `overrides`; unknown ones are the
-        backbone's."""
+        """Return the keywords of the class: the saved ones, updated with `overrides`; unknown ones go to the
+        backbone."""
         known = self.kind.config_keywords()
         given = {key: value for key, value in overrides.items() if key in known}
         if given.get("freeze_bn") == "pretrained":
-            del given["freeze_bn"]  # as it was trained
+            del given["freeze_bn"]  # stays as in training
         backbone = {key: value for key, value in overrides.items() if key not in known}
         options = {**self.kind.config_defaults(), **self.model, **given}
-        if options["num_classes"] != self.model["num_classes"]:  # what was said of the old heads
+        if options["num_classes"] != self.model["num_classes"]:  # settings of the old heads
             options.update({"class_weights": None, "min_probability": 0.0, "empty_classes": (), **given})
         if options["in_chans"] != self.model["in_chans"]:  # the layers after a fresh convolution have to follow it
             options.update({"freeze_bn": False, **given})
@@ -75,9 +75,9 @@ def to_config(model: nn.Module, class_names: list[str] | None, info: dict) -> st
     """Return the text of `config.json` for a model.
 
     Raises:
-        ValueError: parts of the model were given as modules, the number of names is not that of classes, or the model
-            is no longer what its settings say, so that it would not load again.
-        TypeError: a value that JSON does not have.
+        ValueError: parts of the model were given as modules, the number of names differs from that of classes, or the
+            model no longer matches its settings, so that it would not load again.
+        TypeError: a value that JSON can't represent.
     """
     modules = [key for key in ("backbone", "localizer", "classifier") if isinstance(model.config[key], nn.Module)]
     if modules:
@@ -86,7 +86,7 @@ def to_config(model: nn.Module, class_names: list[str] | None, info: dict) -> st
             "register_head) and build the model by name to save it with its configuration"
         )
     if isinstance(class_names, str) or any(not isinstance(key, str) for key in info.get("metrics") or {}):
-        raise TypeError("class_names are a list of texts, and metrics have texts as names")
+        raise TypeError("class_names must be a list of strings, and the names of metrics must be strings")
     if class_names is not None and len(class_names) != model.num_classes:
         raise ValueError(f"{len(class_names)} class names for {model.num_classes} classes")
     settings = {key: value for key, value in model.settings().items() if key != "data_config"}
@@ -102,7 +102,7 @@ def to_config(model: nn.Module, class_names: list[str] | None, info: dict) -> st
         "metrics": figures_as_json(info.get("metrics")),
     }
     text = json.dumps(config, indent=2, default=_plain, allow_nan=False)
-    written = json.loads(text)  # what would not be read is not written
+    written = json.loads(text)  # never write what could not be read
     check_values(written)
     try:
         saved = _checked(type(model), Path(CONFIG_NAME), written)
@@ -113,11 +113,11 @@ def to_config(model: nn.Module, class_names: list[str] | None, info: dict) -> st
 
 
 def read_config(path: str | Path, kind: type[nn.Module]) -> SavedConfig:
-    """Read and check the `config.json` of a model of a class. Nothing that it names is imported, downloaded or opened.
+    """Read and check the `config.json` of a model. Nothing that it names is imported, downloaded or opened.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is damaged, of another library, has unknown keys, or values of the wrong kind; all by name.
+        ValueError: it is damaged, of another library, or has unknown keys or values of the wrong kind, which are named.
     """
     path = Path(path)
     if not path.is_file():
@@ -180,7 +180,7 @@ def _check_type(name: str, value: object, *kinds: type) -> None:
 
 
 def figures_as_json(value: object) -> object:
-    """Return figures as JSON has them: what is not finite (no image had a mask) becomes null."""
+    """Return figures as JSON values; a figure that is not finite (no image had a mask) becomes null."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, dict):
         return {key: figures_as_json(part) for key, part in value.items()}
@@ -190,12 +190,12 @@ def figures_as_json(value: object) -> object:
 
 
 def _plain(value: object) -> object:
-    """Numbers and lists of numpy and torch, as JSON has them."""
+    """Convert numbers and arrays of numpy and torch to JSON values."""
     if not hasattr(value, "tolist"):
         raise TypeError(f"{type(value).__name__} {value!r} can't be written to {CONFIG_NAME}")
     return value.tolist()
 
 
 def _tuples(values: dict) -> dict:
-    """JSON's lists are the tuples that were written."""
+    """Turn JSON's lists back into the tuples that were written."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -1,4 +1,4 @@
-"""Folders of saved models: written under another name, then put in their place."""
+"""Folders of saved models, written under a temporary name and then moved into place."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from minmax_entropy.hub.weights import WEIGHT_FILES
 
 @contextlib.contextmanager
 def replacing(directory: Path) -> Iterator[Path]:
-    """Yield a directory to write to, which then takes the place of `directory`; other files than a model's are kept.
+    """Yield a directory to write to, which then replaces `directory`; files that are not a model's are kept.
 
-    What can't be renamed, the current directory and mount points, gets the files one by one, the configuration last.
+    Directories that can't be renamed (the current one, mount points) get the files one by one, the configuration last.
     """
     stays = directory.exists() and not _may_be_renamed(directory)
     parent = directory if stays else directory.parent
@@ -45,7 +45,7 @@ def _may_be_renamed(directory: Path) -> bool:
 
 
 def _copy(item: Path, target: Path) -> None:
-    """Links stay links: what they point to is not this model's."""
+    """Copy an item; links stay links, since their targets are not this model's."""
     if item.is_dir() and not item.is_symlink():
         shutil.copytree(item, target, symlinks=True)
     elif item.is_file() or item.is_symlink():
@@ -53,7 +53,7 @@ def _copy(item: Path, target: Path) -> None:
 
 
 def _move_into(new: Path, directory: Path) -> None:
-    """Move files one by one; from the first, the old configuration, to the last, the new one, there is no model."""
+    """Move files one by one; until the configuration, removed first, is written last, there is no model."""
     for item in sorted(directory.iterdir(), key=lambda item: item.name != CONFIG_NAME):
         is_model = item.name in (CONFIG_NAME, CARD_NAME, EXAMPLE_NAME) or WEIGHT_FILES.fullmatch(item.name)
         if is_model and (item.is_file() or item.is_symlink()):
@@ -64,7 +64,7 @@ def _move_into(new: Path, directory: Path) -> None:
 
 
 def _swap(new: Path, directory: Path) -> None:
-    """Put `new` in the place of `directory`, which stays as it was if that fails."""
+    """Replace `directory` by `new`; if that fails, `directory` stays unchanged."""
     old = new.with_name(f"{new.name}.old")
     if directory.exists():
         shutil.copymode(directory, new)

@@ -1,4 +1,4 @@
-"""Files of a repository on the Hugging Face Hub: one commit, checked against its hashes, with errors that say why."""
+"""Downloads from a repository on the Hugging Face Hub: one commit, checked by its hashes, with errors that say why."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHUNK = 2**20  # bytes read at a time for a hash
 
 @dataclasses.dataclass(frozen=True)
 class Repository:
-    """A model repository, with the settings of `huggingface_hub` (cache, token, offline) where none are given.
+    """Model repository; cache, token and offline mode are those of `huggingface_hub` unless they are given.
 
     Args:
         name: "ORG/NAME".
@@ -46,16 +46,16 @@ class Repository:
     local_files_only: bool = False
 
     def config(self) -> Path:
-        """Return the local path of `config.json`; its folder is that of the commit.
+        """Return the local path of `config.json`, whose folder has the name of the commit.
 
         Raises:
-            FileNotFoundError: the repository, the revision or the file is not there, or not in the cache and offline.
-            ConnectionError: the server can't be reached, or was lost half-way.
-            ValueError: a name that can't be one, or a file that does not have the hash the server says.
+            FileNotFoundError: repository, revision or file do not exist, or are not in the cache while offline.
+            ConnectionError: the server can't be reached, or the connection was lost.
+            ValueError: an invalid name, or a file whose hash differs from the server's.
         """
         if not self._is_offline and not self._cached(CONFIG_NAME, self.revision):
             revision = self.revision or huggingface_hub.constants.DEFAULT_REVISION
-            try:  # a server that is not there shows at once here, after many tries in `hf_hub_download`
+            try:  # fails at once without a server; `hf_hub_download` tries many times
                 huggingface_hub.HfApi(token=self.token).model_info(self.name, revision=revision)
             except HfHubHTTPError as error:
                 _logger.debug("no description of %s: %s", self, error)
@@ -64,7 +64,7 @@ class Repository:
         return self._file(CONFIG_NAME, self.revision)
 
     def weights(self, config: Path) -> list[Path]:
-        """Return the local paths of the safetensors files, of the commit that `config` was taken from.
+        """Return the local paths of the safetensors files, from the same commit as `config`.
 
         Raises:
             FileNotFoundError, ConnectionError, ValueError: as for `config`; also an index that names other files.
@@ -114,7 +114,7 @@ class Repository:
         return path
 
     def _check_hash(self, path: Path, filename: str) -> None:
-        """Compare a new file with the name that the cache has for it, which is its hash, and with the server's list."""
+        """Compare the hash of a new file with its name in the cache, which is its hash, and with the server's list."""
         blob = path.resolve()
         expected = {blob.name} if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name) else set()
         try:
@@ -136,7 +136,7 @@ class Repository:
             )
 
     def _explained(self, error: Exception, filename: str) -> Exception:
-        """Return the client's error, as one of Python's, that says what was asked for, where, and what to do."""
+        """Turn an error of the client into one of Python's that says what was asked for, where, and what to do."""
         endpoint = huggingface_hub.constants.ENDPOINT
         if isinstance(error, HFValidationError):
             return ValueError(f"{self.name!r} is not the name of a repository, ORG/NAME: {error}")
@@ -157,7 +157,7 @@ class Repository:
         if isinstance(error, EntryNotFoundError):
             return FileNotFoundError(f"{self} at {endpoint} has no {filename}")
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-            return error  # the disk's
+            return error  # of the disk
         return ConnectionError(f"{filename} of {self} can't be had from {endpoint}: {error}")
 
     def __str__(self) -> str:
@@ -165,7 +165,7 @@ class Repository:
 
 
 def _hash(path: Path, is_git: bool) -> str:
-    """SHA-256 of a file, or git's SHA-1 of its blob."""
+    """Return the SHA-256 of a file, or git's SHA-1 of its blob."""
     digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size) if is_git else hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):

@@ -1,4 +1,4 @@
-"""Load a model from a folder or from the Hugging Face Hub."""
+"""Loading of models from a folder or from the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ def load_model(
 
     Args:
         kind: class of the model.
-        source: where the model is.
-        weights: load them; False gives the architecture alone, to train from scratch: nothing is frozen of BatchNorm.
-        revision: in place of @REVISION.
+        source: name of the folder or repository, with its prefix.
+        weights: load the weights; False gives the architecture alone, to train from scratch, without frozen BatchNorm.
+        revision: replacement of @REVISION.
         cache_dir, token, force_download, local_files_only: as in `huggingface_hub.hf_hub_download`.
         overrides: keywords of the class (and those of a `preset`) that replace the saved ones; all others are the
             backbone's. Another `num_classes` gives fresh heads, another `in_chans` a fresh first convolution (and
-            BatchNorm layers that are trained), said in one log line; `img_size` resamples position embeddings; whatever
-            else changes a shape is an error.
+            BatchNorm layers that are trained), each with a log line; `img_size` resamples position embeddings; any
+            other change of a shape is an error.
 
     Raises:
         FileNotFoundError: no such model, revision or file, or not in the cache while offline.
-        ConnectionError: the server can't be reached, or was lost half-way.
-        ValueError: what is there can't be read, can't be trusted or does not fit.
+        ConnectionError: the server can't be reached, or the connection was lost.
+        ValueError: the files can't be read, can't be trusted or do not fit.
     """
     client = dict(cache_dir=cache_dir, token=token, force_download=force_download, local_files_only=local_files_only)
     config, files = _find(kind, source, revision, weights, client)
@@ -75,7 +75,7 @@ def load_model(
         options["freeze_bn"] = overrides.get("freeze_bn", False)
     with _config_errors(config):
         shapes = build_without_memory(kind, config.with_overrides({}))
-    if overrides:  # what fails from here on may be the caller's
+    if overrides:  # errors from here on may be the caller's
         shapes = build_without_memory(kind, options)
     saved = SavedWeights(files)
     where = str(files[0] if len(files) == 1 else config.path.parent)
@@ -97,7 +97,7 @@ def load_model(
 def _find(
     kind: type[nn.Module], source: str, revision: str | None, weights: bool, client: dict
 ) -> tuple[SavedConfig, list[Path]]:
-    """Return the configuration of a source, and the files of its weights where they are asked for."""
+    """Return the configuration of a source, and the files of its weights if they are asked for."""
     prefix = next(prefix for prefix in SOURCES if source.startswith(prefix))
     place = source.removeprefix(prefix)
     if prefix == LOCAL:
@@ -115,7 +115,7 @@ def _find(
 
 @contextlib.contextmanager
 def _config_errors(config: SavedConfig) -> Iterator[None]:
-    """Whatever fails is a ValueError that names the configuration: timm's factories raise errors of many kinds."""
+    """Turn any error into a ValueError that names the configuration: timm's factories raise errors of many kinds."""
     try:
         yield
     except Exception as error:
@@ -123,7 +123,7 @@ def _config_errors(config: SavedConfig) -> Iterator[None]:
 
 
 def _fresh_keys(model: nn.Module, config: SavedConfig, options: dict, saved: SavedWeights, source: str) -> set[str]:
-    """Names of the weights that start afresh, for another number of classes or channels than the saved one."""
+    """Return the names of weights that start afresh because the number of classes or channels is not the saved one."""
     fresh: set[str] = set()
     was, now = config.model, options
     if now["num_classes"] != was["num_classes"]:
@@ -141,7 +141,7 @@ def _heads(model: nn.Module, saved: Mapping[str, Tensor]) -> set[str]:
 
 
 def _first_convolution(model: nn.Module, options: dict) -> set[str]:
-    """Names of the weights whose shape depends on the number of channels."""
+    """Return the names of the weights whose shape depends on the number of channels."""
     other = build_without_memory(type(model), {**options, "in_chans": model.in_chans + 1})
     own, others = shapes_of(model.state_dict()), shapes_of(other.state_dict())
     return {key for key in own if own[key] != others[key]}
@@ -153,7 +153,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, given: Collection[str] =
     Args:
         model: the model to load into.
         path: a `.safetensors` file, or a state dict of `torch.save`.
-        given: "num_classes" lets heads of another number of classes start afresh, "in_chans" the first convolution.
+        given: "num_classes" lets heads for another number of classes start afresh, "in_chans" the first convolution.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or one that can't be read, can't be trusted or does not fit.

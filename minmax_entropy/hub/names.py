@@ -1,7 +1,7 @@
 """Sources of saved models, and the names of their files."""
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
-SOURCES = (LOCAL, HUB, "hf_hub:")  # timm knows the last one as well
+SOURCES = (LOCAL, HUB, "hf_hub:")  # timm accepts the last one as well
 
 LIBRARY_NAME = "minmax_entropy"
 CONFIG_NAME = "config.json"

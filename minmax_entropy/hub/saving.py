@@ -1,4 +1,4 @@
-"""Write a model to a folder, and upload it."""
+"""Saving of models to a folder, and uploading them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def save_pretrained(
     max_shard_size: int | str = "5GB",
     repo_id: str | None = None,
 ) -> Path:
-    """Write a model to a directory; see `WSLModel.save_pretrained`. `repo_id` is what its card tells to load."""
+    """Write a model to a directory; see `WSLModel.save_pretrained`. `repo_id` is the repository that its card names."""
     directory = Path(directory).expanduser().resolve()
     if class_names is None:
         class_names = model.class_names
@@ -53,17 +53,17 @@ def save_pretrained(
 
 
 def save_settings(model: nn.Module, directory: str | Path) -> Path:
-    """Write the configuration of a saved model anew, with the model's settings as they are now; the weights stay.
+    """Rewrite the configuration of a saved model with the current settings of the model; the weights stay.
 
     Args:
-        model: as it was loaded from the directory, with other settings such as `mask_threshold`.
-        directory: of the saved model.
+        model: model loaded from the directory, with changed settings such as `mask_threshold`.
+        directory: directory of the saved model.
 
     Returns:
         Path of the configuration.
 
     Raises:
-        FileNotFoundError: there is no saved model.
+        FileNotFoundError: the directory has no saved model.
         ValueError: the model would not load again.
     """
     path = Path(directory).expanduser() / CONFIG_NAME
@@ -76,7 +76,7 @@ def save_settings(model: nn.Module, directory: str | Path) -> Path:
 
 
 def check_target(directory: str | Path, kind: type[nn.Module]) -> None:
-    """Refuse a place where `save_pretrained` would overwrite something else than a saved model.
+    """Check that `save_pretrained` would overwrite nothing but a saved model in this place.
 
     Raises:
         FileExistsError: the place is a file, or a directory that holds something else.
@@ -104,8 +104,8 @@ def push_to_hub(
     create_pr: bool | None = None,
     **keywords: Any,
 ) -> str:
-    """Upload a model; see `WSLModel.push_to_hub`. It is written to the disk first, so that one that can't be is not
-    announced by an empty repository."""
+    """Upload a model; see `WSLModel.push_to_hub`. It is written to disk first, so that a model that can't be saved
+    does not leave an empty repository."""
     if repo_id.count("/") != 1:
         raise ValueError(f"{repo_id!r} is not the name of a repository, ORG/NAME")
     api = huggingface_hub.HfApi(token=token)
@@ -133,7 +133,7 @@ def push_to_hub(
 
 
 def _has_own_card(repo_id: str, branch: str | None, token: str | bool | None) -> bool:
-    """Return whether a repository has a card that somebody wrote."""
+    """Return whether a repository has a card that a user wrote."""
     try:
         path = huggingface_hub.hf_hub_download(repo_id, CARD_NAME, revision=branch, token=token)
     except Exception:  # there is none, as in every new repository

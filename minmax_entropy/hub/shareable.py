@@ -1,4 +1,4 @@
-"""A model that can be saved, loaded and shared: the interface of `huggingface_hub`'s mixin, done by `hub`."""
+"""Models that can be saved, loaded and shared, with the interface of `huggingface_hub`'s mixin."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Shareable(
     pipeline_tag="image-segmentation",
     tags=["image-classification", "weakly-supervised-localization", "weakly-supervised-segmentation"],
 ):
-    """Save, load and share a model that has `config_keywords()` and `settings()`."""
+    """Base class of models that can be saved, loaded and shared; they have `config_keywords()` and `settings()`."""
 
     @staticmethod
     def config_defaults() -> dict[str, Any]:
-        """Return the keywords of a saved model whose configuration, of an earlier version, does not have them."""
+        """Return keywords that are missing in configurations of earlier versions, with their values."""
         return {}
 
     @classmethod
@@ -42,19 +42,19 @@ class Shareable(
         local_files_only: bool = False,
         **keywords: Any,
     ) -> Self:
-        """Return a saved model, in evaluation mode.
+        """Load a saved model, in evaluation mode.
 
         Args:
-            pretrained_model_name_or_path: a directory of `save_pretrained`, or "ORG/NAME" on the Hugging Face Hub; what
-                is a directory here is taken from here. With the prefix `local-dir:` or `hf-hub:` it is that.
+            pretrained_model_name_or_path: a directory written by `save_pretrained`, or "ORG/NAME" on the Hugging Face
+                Hub; an existing directory takes precedence. A prefix `local-dir:` or `hf-hub:` decides which it is.
             revision: branch, tag or commit on the Hub.
             cache_dir, token, force_download, local_files_only: as in `huggingface_hub.hf_hub_download`.
-            keywords: of the class, in place of the saved ones; see `minmax_entropy.hub.loading.load_model`.
+            keywords: keywords of the class that replace the saved ones; see `minmax_entropy.hub.loading.load_model`.
 
         Raises:
             FileNotFoundError: no such model, revision or file, or not in the cache while offline.
-            ConnectionError: the server can't be reached, or was lost half-way.
-            ValueError: what is there can't be read, can't be trusted or does not fit.
+            ConnectionError: the server can't be reached, or the connection was lost.
+            ValueError: the files can't be read, can't be trusted or do not fit.
         """
         source = str(pretrained_model_name_or_path)
         if not source.startswith(SOURCES):
@@ -76,15 +76,15 @@ class Shareable(
     ) -> Path:
         """Write `config.json`, `model.safetensors` and a model card, `README.md`, to a directory.
 
-        The directory is written under a temporary name and then renamed: it is whole or not there. An earlier model in
-        it is replaced, other files stay, and so does a `README.md` of your own.
+        The directory is written under a temporary name and then renamed: it is complete or does not exist. An earlier
+        model in it is replaced; other files stay, and so does a `README.md` of your own.
 
         Args:
-            save_directory: where to; its parent is made.
-            class_names: names of the classes, in the order of the logits; by default those the model has.
+            save_directory: directory to write; its parent is created.
+            class_names: names of the classes, in the order of the logits; by default the model's.
             metrics: figures by name, for the card.
-            license: of the weights ("apache-2.0"); by default that of the weights the model started from.
-            training_data: what the model was trained on, in words or as names of data sets on the Hub.
+            license: licence of the weights ("apache-2.0"); by default that of the weights the model started from.
+            training_data: data that the model was trained on, in words or as names of data sets on the Hub.
             example: an image whose prediction the card shows.
             max_shard_size: larger weights are split into files of this size.
 
@@ -92,9 +92,9 @@ class Shareable(
             The directory.
 
         Raises:
-            ValueError: the model has a backbone or head given as a module, the number of names is not that of classes,
-                the weights hold NaN or infinite values, or the model is no longer what its settings say.
-            FileExistsError: the directory holds something else than a saved model.
+            ValueError: a backbone or head was given as a module, the number of names differs from that of classes, the
+                weights hold NaN or infinite values, or the model no longer matches its settings.
+            FileExistsError: the directory holds something other than a saved model.
         """
         return saving.save_pretrained(
             self,
@@ -118,14 +118,14 @@ class Shareable(
         create_pr: bool | None = None,
         **keywords: Any,
     ) -> str:
-        """Upload the model to the Hugging Face Hub, in one commit; the repository is made if there is none.
+        """Upload the model to the Hugging Face Hub, in one commit; the repository is created if there is none.
 
         Args:
             repo_id: "ORG/NAME".
-            commit_message: of the commit.
-            private: whether a new repository is private; by default as the organization has it.
-            token: to log in with; by default that of `hf auth login`.
-            branch: to commit to, made if there is none; the main branch by default.
+            commit_message: message of the commit.
+            private: whether a new repository is private; by default the organization's setting.
+            token: token to log in with; by default that of `hf auth login`.
+            branch: branch to commit to, created if there is none; the main branch by default.
             create_pr: open a pull request instead.
             keywords: those of `save_pretrained`: `class_names`, `metrics`, `license`, `training_data`, `example`, ...
 
@@ -133,8 +133,8 @@ class Shareable(
             The address of the commit.
 
         Raises:
-            ValueError: as `save_pretrained`; nothing is uploaded then.
-            OSError: the server refused, or can't be reached.
+            ValueError: as for `save_pretrained`; nothing is uploaded then.
+            OSError: the server refused the upload, or can't be reached.
         """
         upload = dict(commit_message=commit_message, private=private, token=token, branch=branch, create_pr=create_pr)
         return saving.push_to_hub(self, repo_id, **upload, **keywords)

@@ -1,4 +1,4 @@
-"""Files of unknown origin: JSON within bounds, and `torch.save` files of which nothing but tensors is read."""
+"""Reading of files of unknown origin: JSON within bounds, and only the tensors of `torch.save` files."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 MAX_JSON_BYTES = 16 * 2**20
 ZIP_MAGIC = b"PK\x03\x04"
-# All that a pickled state dict of plain tensors names. torch's own `weights_only` allows more, such as `bytearray`.
+# All names that a pickled state dict of plain tensors has. torch's own `weights_only` allows more, such as `bytearray`.
 GLOBALS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor(_v2)?|parameter)|torch(\.cuda)? (\w+Storage|Size|device)"
 )
-LEGACY_PICKLES = 5  # before the tensors, in files of torch before 1.6
+LEGACY_PICKLES = 5  # that come before the tensors in files of torch before 1.6
 
 
 def read_json(path: str | Path) -> Any:
     """Return the content of a JSON file.
 
     Raises:
-        ValueError: it is too large, too deep, no JSON in UTF-8, has a key twice, or numbers that are not finite.
+        ValueError: it is too large, too deep, not JSON in UTF-8, has a key twice, or numbers that are not finite.
     """
     with Path(path).open("rb") as file:
         content = file.read(MAX_JSON_BYTES + 1)
@@ -56,10 +56,10 @@ def check_values(value: Any) -> None:
     """Refuse numbers that are not finite, and texts that can't be written again.
 
     Args:
-        value: as JSON has them: numbers, texts, lists, dictionaries.
+        value: value of a JSON file: a number, text, list or dictionary.
 
     Raises:
-        ValueError: with the value.
+        ValueError: there is such a number or text.
     """
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("a number must be finite, got one beyond all floats")
@@ -72,21 +72,21 @@ def check_values(value: Any) -> None:
 
 
 def _check_text(text: str) -> None:
-    """Refuse halves of characters, and control characters but tabs and new lines."""
+    """Refuse lone surrogates, and control characters except tabs and newlines."""
     bad = [c for c in text if "\ud800" <= c <= "\udfff" or (c < " " and c not in "\t\n\r") or "\x7f" <= c <= "\x9f"]
     if bad:
         raise ValueError(f"the text {text[:80]!r} has {bad[0]!r} in it, which is no character")
 
 
 def read_pickled_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the tensors by name of a file of `torch.save`, or of its entry "state_dict". No code that it holds is run.
+    """Read the named tensors of a `torch.save` file, or of its entry "state_dict", without running any code in it.
 
     Raises:
-        ValueError: the file is damaged, compressed, or holds something else than plain tensors by name.
+        ValueError: the file is damaged, compressed, or holds something other than plain tensors by name.
     """
     try:
         with path.open("rb") as file:
-            is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC  # as torch decides
+            is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC  # torch decides by this too
         if is_zip:
             _check_archive(path)
         else:
@@ -95,7 +95,7 @@ def read_pickled_state_dict(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} can't be read as weights: {error}") from error
-    except Exception as error:  # pickle's own errors, of which there are many
+    except Exception as error:  # pickle raises many kinds of errors
         raise ValueError(f"{path} can't be read safely as weights (weights_only=True): {error}") from error
     if isinstance(state, dict) and isinstance(inner := dict(dict.items(state)).get("state_dict"), dict):
         state = inner
@@ -123,7 +123,7 @@ def _plain_tensor(path: Path, key: str, value: object) -> Tensor:
 
 
 def _check_archive(path: Path) -> None:
-    """`torch.save` compresses nothing: what is packed could unpack to any size."""
+    """Refuse compressed entries, which could unpack to any size: `torch.save` compresses nothing."""
     with zipfile.ZipFile(path) as archive:
         packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
         if packed:
@@ -135,7 +135,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_globals(file: IO[bytes], pickles: int) -> None:
-    """Inspect the names in pickles, without running them."""
+    """Check the names in pickles without running them."""
     for _ in range(pickles):
         for code, argument, _ in pickletools.genops(file):
             named = code.name in ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")

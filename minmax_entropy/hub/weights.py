@@ -1,4 +1,4 @@
-"""Weights on the disk: written as safetensors, read without trust in what they hold, loaded whole or not at all."""
+"""Weights on disk: written as safetensors, read without trust in their content, loaded whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INDEX_NAME = "model.safetensors.index.json"
 WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 MAX_HEADER_BYTES = 2**24
 MAX_LISTED = 40  # keys in an error message
-# A weight of the model takes another one of its kind.
+# A weight can be loaded from another one of its kind.
 KINDS = {
     **dict.fromkeys((torch.float16, torch.bfloat16, torch.float32, torch.float64), "float"),
     **dict.fromkeys((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64), "integer"),
@@ -37,11 +37,11 @@ def write_weights(state: Mapping[str, Tensor], directory: str | Path, max_shard_
 
     Args:
         state: tensors by name. Parameters that modules share are written once for each of their names.
-        directory: where to; it exists.
-        max_shard_size: bytes, or a text such as "5GB".
+        directory: existing directory to write to.
+        max_shard_size: bytes, or a string such as "5GB".
 
     Raises:
-        ValueError: a tensor holds NaN or infinite values: nothing would load it.
+        ValueError: a tensor holds NaN or infinite values, with which it would not load.
     """
     bad = [key for key, value in state.items() if not _is_finite(value)]
     if bad:
@@ -51,14 +51,14 @@ def write_weights(state: Mapping[str, Tensor], directory: str | Path, max_shard_
 
 
 class SavedWeights(Mapping[str, Tensor]):
-    """Tensors of safetensors files, read one by one when they are asked for; shapes are known from the headers.
+    """Tensors of safetensors files, read one by one on access; shapes are known from the headers.
 
     Args:
-        files: the `.safetensors` files; a name must be in one of them only.
+        files: the `.safetensors` files; each name must be in only one of them.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged (its header is checked against its size), or a name is there twice.
+        ValueError: a file is damaged (its header is checked against its size), or a name is in two of them.
     """
 
     def __init__(self, files: Collection[str | Path]) -> None:
@@ -85,7 +85,7 @@ class SavedWeights(Mapping[str, Tensor]):
 
 
 def _open(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str], safetensors.safe_open]:
-    """Shapes and kinds by name, and the open file."""
+    """Return shapes and kinds by name, and the open file."""
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     try:
@@ -139,11 +139,11 @@ def shard_names(index: str | Path) -> list[str]:
 
 
 def read_state_dict(path: str | Path) -> Mapping[str, Tensor]:
-    """Read the tensors of a `.safetensors` file, or of a `torch.save` file read with `weights_only=True`.
+    """Read the tensors of a `.safetensors` file, or of a `torch.save` file (with `weights_only=True`).
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is damaged or holds something else than tensors by name.
+        ValueError: the file is damaged or holds something other than tensors by name.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -156,12 +156,12 @@ def read_state_dict(path: str | Path) -> Mapping[str, Tensor]:
 
 
 def load_state_dict(model: nn.Module, state: Mapping[str, Tensor], source: str, fresh: Collection[str] = ()) -> None:
-    """Load what fits in full; an error that lists every key in the way otherwise. All or nothing.
+    """Load a state dict if all of it fits; otherwise raise an error that lists every key that does not.
 
     Args:
         model: the model to load into.
         state: tensors by name.
-        source: where they come from, for the error messages.
+        source: origin of the tensors, for the error messages.
         fresh: keys that are not loaded.
 
     Raises:
@@ -173,16 +173,16 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Tensor], source: str, 
 
 
 def check_fit(model: nn.Module, state: Mapping[str, Tensor], source: str, fresh: Collection[str] = ()) -> None:
-    """Compare names, shapes and kinds of numbers (of `SavedWeights` without reading a tensor).
+    """Check that names, shapes and kinds of numbers fit (of `SavedWeights` without reading a tensor).
 
     Args:
-        model: the model, on any device, "meta" too.
+        model: the model, on any device, including "meta".
         state: tensors by name.
-        source: where they come from.
+        source: origin of the tensors.
         fresh: keys of the model that are not loaded, whatever the state holds for them.
 
     Raises:
-        ValueError: with every key that is missing, left over, of another shape or another kind of numbers.
+        ValueError: keys are missing, left over, of another shape or another kind of numbers; the message lists them.
     """
     own = model.state_dict()
     shapes, own_shapes = shapes_of(state), shapes_of(own)
@@ -214,10 +214,10 @@ def _kinds_of(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def check_finite(state: Mapping[str, Tensor], source: str, fresh: Collection[str] = ()) -> None:
-    """Refuse NaN, infinite values and negative variances; tensors are looked at one by one.
+    """Refuse NaN, infinite values and negative variances; tensors are read one by one.
 
     Raises:
-        ValueError: with the keys of the tensors that hold them.
+        ValueError: a tensor holds them; the message lists the keys.
     """
     bad = [key for key in state if key not in fresh and not _is_finite(state[key])]
     if bad:
@@ -229,7 +229,7 @@ def check_finite(state: Mapping[str, Tensor], source: str, fresh: Collection[str
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Return whether all values are finite, as float32 too where that has less range."""
+    """Return whether all values are finite, also as float32 if that has less range."""
     if not tensor.dtype.is_floating_point:
         return True
     return bool(torch.isfinite(tensor.float() if tensor.dtype == torch.float64 else tensor).all())
