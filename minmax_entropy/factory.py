@@ -186,7 +186,7 @@ def build_model(
         ) from error
     if pretrained:
         frozen = model.freeze_bn and any(isinstance(layer, _BatchNorm) for layer in model.backbone.net.modules())
-        kept = ", BatchNorm stays as it is (freeze_bn)" if frozen else ""
+        kept = ", BatchNorm stays frozen (freeze_bn)" if frozen else ""
         _logger.info("%s: backbone weights of %s%s, heads start afresh", PREFIX + backbone, name, kept)
     return model
 

@@ -113,7 +113,7 @@ def run_benchmark(benchmark: Benchmark, say: Callable[[str], None] = print) -> l
     LayerCAM is their rival.
 
     The tables are rewritten after each combination. Failed combinations are reported, again at the end, and left out
-    of the table; the others go on. A file that can't be read, without `skip_damaged`, ends the whole benchmark.
+    of the table; the others go on. Without `skip_damaged`, an unreadable file ends it at once: all would meet it.
 
     Args:
         benchmark: the benchmark to run.
@@ -249,7 +249,7 @@ def _has_judge(benchmark: Benchmark, combination: Combination) -> bool:
 
 
 def _probes(benchmark: Benchmark, combination: Combination, model: nn.Module) -> Probes:
-    """Return the questions about the masks, with the judge."""
+    """Return the `Probes` of the masks, with the judge."""
     judge = saved_model(benchmark, dataclasses.replace(combination, method=JUDGE))
     judge = judge.to(next(model.parameters()).device)
     return Probes(judge, get_method(JUDGE).title, GradCAM(judge, RIVAL))

@@ -93,7 +93,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "cub5:FOLDER; hf:NAME; shapes: (bundled synthetic images)",
     )
     parser.add_argument(
-        "--data-option", type=setting, action="append", default=[], metavar="NAME=VALUE", help="option of the reader"
+        "--data-option", type=setting, action="append", default=[], metavar="NAME=VALUE", help="data reader option"
     )
 
 

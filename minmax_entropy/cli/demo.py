@@ -151,7 +151,7 @@ def _print_next(output: Path, best: str, seconds: float) -> None:
         f"""
 {seconds:.0f} s in all. Pictures ({size}): {output / "overlays.png"}. Model ({best}): {output / "model"}.
 
-Go on with
+Next, try
   minmax-entropy predict {output / "examples"} --model {output / "model"} --output {output / "predictions"}
   python -c 'import minmax_entropy; print(minmax_entropy.create_model("local-dir:{output / "model"}"))'
   minmax-entropy train --data FOLDER --model wsl_resnet50 --pretrained

@@ -50,10 +50,10 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
     )
     saved.add_argument("--threshold", type=threshold, help="mask threshold, instead of the one stored with the model")
     saved.add_argument("--tile", type=positive, metavar="PIXELS", help="split larger images into tiles of this side")
-    saved.add_argument("--overlap", type=positive, metavar="PIXELS", help="overlap of adjacent tiles (256, or a quarter)")
+    saved.add_argument("--overlap", type=positive, metavar="PIXELS", help="pixels that tiles share (256, or a quarter)")
     saved.add_argument("--flips", type=flips, default=(), help="average with flipped images: horizontal,vertical,both")
     saved.add_argument(
-        "--scales", type=scales, help="scales to average over, 0.75,1,1.25, replacing the recommended views; 1 is one pass"
+        "--scales", type=scales, help="average over scales (0.75,1,1.25), not the recommended views; 1 is one pass"
     )
     saved.add_argument("--refine", metavar="NAME", help=f"filter of the masks: {', '.join(list_refinements())}")
     saved.add_argument(
@@ -63,9 +63,9 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
 
     evaluation = commands.add_parser("evaluate", parents=[saved], help="compute error and localization of a model")
     add_data_options(evaluation)
-    evaluation.add_argument("--boxes", action="store_true", help="compute box metrics, by the boxes of the true masks")
+    evaluation.add_argument("--boxes", action="store_true", help="box metrics, from the boxes of the true masks")
     evaluation.add_argument(
-        "--split", choices=("train", "valid", "test"), help="part of the data: test, or valid with --choose-..."
+        "--split", choices=("train", "valid", "test"), help="default: test, or valid with --choose-..."
     )
     evaluation.add_argument(
         "--choose-threshold",
@@ -90,10 +90,10 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
         "the marked region and in the rest",
     )
     evaluation.add_argument(
-        "--rival", choices=tuple(GRAD_CAMS), help="the same for as many pixels, the highest of this map of the judge"
+        "--rival", choices=tuple(GRAD_CAMS), help="the same for this map of the judge, cut at as many pixels"
     )
     evaluation.add_argument(
-        "--curves", type=positive, default=0, metavar="STEPS", help="insertion and deletion by the judge, in this many steps"
+        "--curves", type=positive, default=0, metavar="STEPS", help="judge's insertion and deletion in this many steps"
     )
     evaluation.add_argument("--skip-damaged", action="store_true", help="leave out files that can't be read")
     evaluation.set_defaults(run=_evaluate)
@@ -112,7 +112,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if chooses and (options.judge is not None or options.rival is not None or options.curves):
         raise ValueError("--judge, --rival and --curves can't be combined with --choose-...")
     if chooses and options.model.startswith(tuple(set(hub.SOURCES) - {hub.LOCAL})):
-        raise ValueError(f"a threshold is stored in a model's folder, {options.model} is none: save it to one first")
+        raise ValueError(f"a threshold is stored in a model's folder, {options.model} is not one: save it first")
     model = load(options)
     split = options.split or ("valid" if chooses else "test")
     dataset = open_split(options.data, split, model.class_names, **dict(options.data_option))
@@ -174,7 +174,7 @@ def _cases(result: Evaluation) -> dict[str, list[int]]:
 
 
 def _probes(options: argparse.Namespace) -> Probes:
-    """Return the questions about the marked regions."""
+    """Return the `Probes` that the options ask for."""
     if options.judge is None:
         if options.rival is not None or options.curves:
             raise ValueError("--rival and --curves need a --judge")

@@ -66,7 +66,7 @@ def add_commands(commands: argparse._SubParsersAction, machine: argparse.Argumen
         metavar="METHOD",
         help=f"{', '.join(METHODS)}, or those that a plugin registers",
     )
-    benchmark.add_argument("--seeds", nargs="+", type=seed, default=[0], help="%(default)s")
+    benchmark.add_argument("--seeds", nargs="+", type=seed, default=[0], help="random seeds (%(default)s)")
     benchmark.add_argument(
         "--output", default="runs/benchmark", help="folder for tables, pictures and runs; runs in it are resumed"
     )
@@ -79,7 +79,7 @@ def _training_options(machine: argparse.ArgumentParser) -> argparse.ArgumentPars
     add_data_options(parser)
     parser.add_argument("--classes", nargs="+", help="use only these classes")
     parser.add_argument(
-        "--empty-classes", nargs="*", metavar="NAME", help='classes without an object, such as "good"; no names: none'
+        "--empty-classes", nargs="*", metavar="NAME", help='classes without an object ("good"); no names to clear them'
     )
     parser.add_argument("--shots", type=positive, help="train on this many images per class, drawn by the seed")
     parser.add_argument(
@@ -89,9 +89,9 @@ def _training_options(machine: argparse.ArgumentParser) -> argparse.ArgumentPars
     parser.add_argument(
         "--set", type=setting, action="append", default=[], metavar="NAME=VALUE", help="any keyword of create_model"
     )
-    parser.add_argument("--epochs", type=positive, default=20, help="%(default)s")
+    parser.add_argument("--epochs", type=positive, default=20, help="number of epochs (%(default)s)")
     parser.add_argument("--steps-per-epoch", type=positive, help="steps per epoch of streamed data")
-    parser.add_argument("--recipe", default="finetune", choices=sorted(RECIPES), help="%(default)s")
+    parser.add_argument("--recipe", default="finetune", choices=sorted(RECIPES), help="training recipe (%(default)s)")
     parser.add_argument("--lr", type=float, help="learning rate, instead of the recipe's")
     parser.add_argument("--batch-size", type=positive, help="images per step, instead of the recipe's")
     parser.add_argument("--augmentation", choices=sorted(AUGMENTATIONS), help="augmentation, instead of the recipe's")
@@ -104,7 +104,7 @@ def _training_options(machine: argparse.ArgumentParser) -> argparse.ArgumentPars
     parser.add_argument("--precision", default="no", choices=PRECISIONS, help="mixed precision (%(default)s: float32)")
     parser.add_argument("--accumulation", type=positive, default=1, help="batches into which a step's images are split")
     parser.add_argument("--sync-bn", action="store_true", help="compute BatchNorm statistics over all processes")
-    parser.add_argument("--checkpoint-steps", type=positive, default=CHECKPOINT_STEPS, help="steps between checkpoints")
+    parser.add_argument("--checkpoint-steps", type=positive, default=CHECKPOINT_STEPS, help="every %(default)s steps")
     parser.add_argument("--trackers", nargs="+", default=(), metavar="NAME", help="trackers: tensorboard, wandb, ...")
     parser.add_argument("--skip-damaged", action="store_true", help="leave out files that can't be read")
     return parser

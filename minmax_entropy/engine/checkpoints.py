@@ -178,7 +178,7 @@ def compare_settings(saved: dict, settings: dict, place: Path) -> None:
     saved, settings = (json.loads(json.dumps(one)) for one in (saved, settings))  # tuples become lists
     texts = list(_differences(saved, settings, ""))
     if texts:
-        raise ValueError(f"what is in {place} can't be resumed with other settings than its own: {'; '.join(texts)}")
+        raise ValueError(f"the run in {place} can't be resumed with other settings than its own: {'; '.join(texts)}")
 
 
 def _differences(saved: object, settings: object, path: str) -> Iterator[str]:

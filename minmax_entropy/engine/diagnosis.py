@@ -12,7 +12,7 @@ _logger = logging.getLogger(__name__)
 # Share of the marked pixels. Classes of steel whose masks were a strip along the border had 0.64 to 0.96, others up to
 # 0.45; a mask of the whole image has 0.29.
 BORDER_SHARE = 0.6
-PLACE_EXCESS = 0.75  # of the way from masks at random places, whose constancy is their area, to one mask for all
+PLACE_EXCESS = 0.75  # share of the way from masks at random places, whose constancy is their area, to one mask for all
 # A mean mask area outside this range is next to nothing, or nearly the whole image: the trivial optimum.
 MASK_AREA_RANGE = (0.02, 0.9)
 SWAPPED_EXCESS = 0.5  # share of images taken for a class under its masks, minus the share under other masks

@@ -142,7 +142,7 @@ class Prober:
 
 
 def insertion_deletion(judge: WSLModel, x: Tensor, mask: Tensor, target: int, steps: int) -> dict[str, float]:
-    """Compute the area under the true class's probability as pixels are added or removed, in order of the mask.
+    """Compute the areas under the true class's probability as pixels are added or removed, in order of the mask.
 
     Petsiuk, Das and Saenko, "RISE", BMVC 2018: the highest pixels of the mask go first, equal ones row by row.
     `insertion` starts from the blurred image, `deletion` ends with a blank one. A mask that marks what the judge relies

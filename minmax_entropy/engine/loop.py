@@ -206,7 +206,7 @@ class Training:
         self.model.to(device, memory_format=torch.channels_last)  # convolutions run faster in it, on CPU and GPU
         if self.options.sync_bn and processes > 1:
             if device.type == "cpu":
-                raise ValueError("sync_bn needs accelerators: torch has no synchronised BatchNorm for CPUs; freeze_bn?")
+                raise ValueError("sync_bn needs accelerators: torch has no synchronised CPU BatchNorm; try freeze_bn")
             convert_sync_batchnorm(self.model)
         if self.recipe.ema_decay is not None:  # a copy, before Accelerate wraps the model's forward
             self.ema = ModelEmaV3(self.model, decay=self.recipe.ema_decay, use_warmup=True)

@@ -74,7 +74,7 @@ class Recipe:
         class_weights: None, or "balanced": factors of the cross-entropies against class imbalance.
         ema_decay: decay of an exponential moving average of the weights, which is then evaluated and kept in their
             place; or None.
-        selection_tolerance: the latest epoch is kept whose validation error exceeds the lowest by at most this many
+        selection_tolerance: keep the latest epoch whose validation error exceeds the lowest by at most this many
             standard errors, or images if that is more; 0 keeps the latest epoch with the lowest error.
         patience: epochs without a lower validation error after which the training ends; None trains for all epochs.
         erasing_steps: passes of recursive erasing, 0 for none; None takes the model's (`model.erasing.steps`).
@@ -126,7 +126,7 @@ class Recipe:
             raise ValueError(f"patience must be 1 or more, got {self.patience!r}")
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return an optimizer of the parameters that are trained."""
+        """Return an optimizer for the parameters that are trained."""
         groups = list(self._groups(model))
         if self.optimizer == "sgd":
             return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=True)

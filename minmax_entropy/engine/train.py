@@ -42,9 +42,9 @@ def fit(
 ) -> TrainingResult:
     """Train a model with class labels alone.
 
-    The latest epoch is kept whose classification error on `valid` is the lowest, or exceeds it by no more than its
-    standard error or one image (`Recipe.selection_tolerance`). Masks of `valid` are never trained on and do not choose
-    the model; the best one by F1+ is written beside it.
+    The model kept is that of the latest epoch whose classification error on `valid` is within a standard error, or an
+    image, of the lowest one (`Recipe.selection_tolerance`). Masks of `valid` are never trained on and do not choose the
+    model; the best one by F1+ is written beside it.
 
     Under `accelerate launch` or `torchrun` every process calls this function. The `Recipe.batch_size` images of a step
     are shared among them, and the gradients equal those of one process with all images (except for BatchNorm, unless

@@ -50,7 +50,7 @@ def load_model(
         kind: class of the model.
         source: name of the folder or repository, with its prefix.
         weights: load the weights; False gives the architecture alone, to train from scratch, without frozen BatchNorm.
-        revision: replacement of @REVISION.
+        revision: branch, tag or commit, in place of @REVISION.
         cache_dir, token, force_download, local_files_only: as in `huggingface_hub.hf_hub_download`.
         overrides: keywords of the class (and those of a `preset`) that replace the saved ones; all others are the
             backbone's. Another `num_classes` gives fresh heads, another `in_chans` a fresh first convolution (and

@@ -86,7 +86,7 @@ def read_pickled_state_dict(path: Path) -> dict[str, Tensor]:
     """
     try:
         with path.open("rb") as file:
-            is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC  # torch decides by this too
+            is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC  # the test that torch uses
         if is_zip:
             _check_archive(path)
         else:
