@@ -69,7 +69,7 @@ class Benchmark:
         methods: names of `METHODS`.
         seeds: seeds of initialization, order and augmentation.
         epochs: epochs of every method, so that each sees the same number of images.
-        recipe: recipe of every method, except for its erasing.
+        recipe: recipe of every method, except for fields that the method sets itself; erasing is off unless it does.
         output: folder; models that are there already are not trained again.
         size: side of the training images, and shorter side of the evaluated images.
         settings: keywords of `create_model` for every method; the method's own take precedence.
