@@ -27,8 +27,8 @@ def warnings_of(evaluation: Evaluation, class_names: Sequence[str]) -> list[str]
 
     They say that the masks of a class lie at the border or at one place whatever the image, that they mark next to
     nothing or nearly everything, that the classes were not learned and, if the evaluation had `Probes`, that the
-    classifier reads the class off a mask or that the region does not decide the class. Objects that do lie at the border, or always at one place, cause a
-    warning as well: the pictures show which is the case.
+    classifier reads the class off a mask or that the region does not decide the class. Objects that do lie at the
+    border, or always at one place, cause a warning as well: the pictures show which is the case.
 
     Args:
         evaluation: evaluation of a trained model; true masks are not used.
