@@ -15,8 +15,8 @@ _KEYWORDS = """
             backbone, from the Hugging Face Hub.
         num_classes (int): K, 1000 by default.
         in_chans (int): channels of the images, 3 by default.
-        preset (str): "refined" (what measured best), "area" (the same objective, no refinement), "reference" (the
-            authors' implementation), "cam" (class activation maps); by default the paper's settings.
+        preset (str): "refined" (the best-scoring settings, the default), "paper" (the paper's text), "area" (the same
+            with an area penalty), "reference" (the authors' implementation), "cam" (class activation maps).
         kwargs: every other keyword of `create_model`: `task`, `localizer`, `classifier`, `neck`, `erasing_steps`, ...
 
     Returns:

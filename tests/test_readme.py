@@ -39,7 +39,7 @@ def test_code_runs(code):
         assert 0 <= names["output"].mask.min() <= names["output"].mask.max() <= 1
 
 
-def test_there_are_four_uses_and_a_table():
+def test_python_and_commands_are_there():
     assert len(blocks("python")) == 4 and len(blocks("bash")) == 3
 
 
