@@ -1,4 +1,4 @@
-"""Masks of large images a band of rows at a time: what a band holds is bounded, whatever the image's size."""
+"""Masks of large images, one band of rows at a time; the size of a band is bounded whatever the image's size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BAND_PIXELS = 2**22
 
 
 def row_bands(height: int, width: int) -> Iterator[slice]:
-    """Yield slices that cut `height` rows of `width` pixels into bands of at most `BAND_PIXELS` (a row at least)."""
+    """Yield slices that cut `height` rows of `width` pixels into bands of at most `BAND_PIXELS` (at least one row)."""
     rows = max(1, BAND_PIXELS // max(width, 1))
     for start in range(0, height, rows):
         yield slice(start, min(start + rows, height))
@@ -25,9 +25,9 @@ def resized_rows(maps: Tensor, size: tuple[int, int], rows: slice, height: int |
     """Return some rows of `resize(maps, size)`: bilinear, with aligned corners.
 
     Args:
-        maps: `[C, h, w]`; rows `first` and following of maps of a `height` (by default all of them).
+        maps: `[C, h, w]`; the rows from `first` on of maps with `height` rows (by default all of them).
         size: `(H, W)` of the whole result.
-        rows: which of the H rows; `maps` must hold the rows that they lie between.
+        rows: which of the H rows to return; `maps` must hold the rows around them.
 
     Returns:
         `[C, rows, W]`.
@@ -39,25 +39,24 @@ def resized_rows(maps: Tensor, size: tuple[int, int], rows: slice, height: int |
 
 
 def _between(rows: slice, size: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the two source rows that each of the rows lies between, and its way from the first to the second in [0,
-    1]."""
+    """Return the two source rows around each of the rows, and its position between them in [0, 1]."""
     position = torch.arange(rows.start, rows.stop, dtype=torch.float64) * ((height - 1) / max(size - 1, 1))
     upper = position.long().clamp(max=height - 1)
     return upper, (upper + 1).clamp(max=height - 1), position - upper
 
 
 class RegionMask:
-    """The mask of an image from its coarse map, without ever holding the mask at the network's scale.
+    """Mask of an image from its coarse map, computed without ever holding the mask at the network's scale.
 
-    The same steps as for an ordinary image: the map is resized to the network's input, normalized with its lowest and
-    highest value there, goes through the soft threshold, loses the padding and is resized to the image's own size.
+    The steps are those for an ordinary image: the map is resized to the network's input, normalized with its lowest and
+    highest values there, soft-thresholded, cropped to remove the padding, and resized to the image's own size.
 
     Args:
         region: the map T, `[h, w]`.
         network: `(H, W)` of the network's input, padding included.
-        inner: rows and columns of it that are the image.
+        inner: rows and columns of that input that hold the image.
         size: `(height, width)` of the image.
-        sigma, omega: of `soft_mask`.
+        sigma, omega: parameters of `soft_mask`.
     """
 
     def __init__(

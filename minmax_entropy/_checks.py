@@ -1,4 +1,4 @@
-"""Checks of settings, with one wording for every part of the method."""
+"""Checks of settings, with the same wording for every part of the method."""
 
 from __future__ import annotations
 
@@ -14,66 +14,66 @@ MAX_CHANNELS = 4096
 
 
 def check_number(name: str, value: float) -> float:
-    """Refuse what is not a finite number."""
+    """Check that a value is a finite number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not -LARGEST <= value <= LARGEST:
         raise ValueError(f"{name} must be a finite number, got {value!r:.80}")
     return value
 
 
 def check_positive(name: str, value: float) -> float:
-    """Refuse what is not a finite number over 0."""
+    """Check that a value is a finite number over 0."""
     if not check_number(name, value) > 0:
         raise ValueError(f"{name} must be over 0, got {value!r}")
     return float(value)
 
 
 def check_not_negative(name: str, value: float) -> float:
-    """Refuse what is not a finite number of 0 or more."""
+    """Check that a value is a finite number of 0 or more."""
     if check_number(name, value) < 0:
         raise ValueError(f"{name} must be a finite number of 0 or more, got {value!r}")
     return value
 
 
 def check_count(name: str, value: int) -> int:
-    """Return an integer of 1 or more (NumPy's are welcome) as `int`."""
+    """Check that a value is an integer of 1 or more (including NumPy's), and return it as `int`."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
         raise ValueError(f"{name} must be an integer of 1 or more, got {value!r}")
     return operator.index(value)
 
 
 def check_channels(name: str, value: int) -> int:
-    """Return a number of channels (NumPy's are welcome) as `int`."""
+    """Check that a value is a number of channels (including NumPy's), and return it as `int`."""
     if check_count(name, value) > MAX_CHANNELS:
         raise ValueError(f"{name} must be at most {MAX_CHANNELS}, got {value}")
     return operator.index(value)
 
 
 def check_flag(name: str, value: bool) -> bool:
-    """Refuse what is not a boolean; a text such as "False" would count as true."""
+    """Check that a value is a boolean; a string such as "False" would count as true."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
 
 
 def check_choice(name: str, value: str, known: Sequence[str | None]) -> str:
-    """Refuse what is not one of the known values."""
+    """Check that a value is one of the known ones."""
     if value not in known:
         raise ValueError(f"{name} must be one of {known}, got {value!r}")
     return value
 
 
 def check_sigma(name: str, value: float) -> float:
-    """Refuse what is no threshold on a map."""
+    """Check that a value is a threshold on a map."""
     if not 0 <= check_number(name, value) <= 1:
         raise ValueError(f"{name} is a threshold on a map in [0, 1], got {value!r}")
     return float(value)
 
 
 def check_threshold(name: str, value: float) -> float:
-    """Refuse what does not cut a mask in two.
+    """Check that a value is a threshold that cuts a mask in two.
 
     Raises:
-        ValueError: it is no number, or not in (0, 1).
+        ValueError: it is not a number, or not in (0, 1).
     """
     check_number(name, value)
     if not 0 < value < 1:
@@ -82,10 +82,10 @@ def check_threshold(name: str, value: float) -> float:
 
 
 def check_share(name: str, value: float) -> float:
-    """Refuse what is no share or probability.
+    """Check that a value is a share or probability.
 
     Raises:
-        ValueError: it is no number, or not in [0, 1].
+        ValueError: it is not a number, or not in [0, 1].
     """
     check_number(name, value)
     if not 0 <= value <= 1:
@@ -94,7 +94,7 @@ def check_share(name: str, value: float) -> float:
 
 
 def check_input_scale(name: str, value: float | tuple[int, int]) -> float | tuple[int, int]:
-    """Refuse what is no size of an input: a share of the image, or `(height, width)` in pixels."""
+    """Check that a value is the size of an input: a share of the image, or `(height, width)` in pixels."""
     if isinstance(value, (tuple, list)):
         if len(value) != 2 or any(
             isinstance(v, bool) or not isinstance(v, int) or not 1 <= v <= MAX_SIDE for v in value
@@ -109,11 +109,11 @@ def check_input_scale(name: str, value: float | tuple[int, int]) -> float | tupl
 
 
 def check_scales(name: str, scales: Sequence[float]) -> tuple[float, ...]:
-    """Check sizes as shares of the image's own, which must be among them.
+    """Check sizes relative to the image's own, which must be among them.
 
     Raises:
-        TypeError: no list.
-        ValueError: no numbers, one out of range, one twice, too many, or none that is 1.
+        TypeError: not a list.
+        ValueError: not numbers, one out of range, one twice, too many, or none that is 1.
     """
     if not isinstance(scales, (list, tuple)):
         raise TypeError(f"{name} must be a list of numbers, got {scales!r:.80}")
@@ -132,16 +132,16 @@ def check_scales(name: str, scales: Sequence[float]) -> tuple[float, ...]:
 
 
 def check_empty_classes(indices: Sequence[int], num_classes: int, task: str) -> list[int]:
-    """Check class indices, and return them sorted, each once.
+    """Check class indices, and return them sorted, without duplicates.
 
     Raises:
-        TypeError: no list of integers.
-        ValueError: an index that there is not, all of them, or a task without classes that exclude each other.
+        TypeError: not a list of integers.
+        ValueError: an index out of range, all classes, or a task whose classes are not mutually exclusive.
     """
     if not isinstance(indices, (list, tuple)) or any(type(index) is not int for index in indices):
         raise TypeError(f"empty_classes must be a list of class indices, got {indices!r:.80}")
     if indices and task != "multiclass":
-        raise ValueError("empty_classes is for one class an image; a multilabel image may have no class at all")
+        raise ValueError("empty_classes is for one class per image; a multilabel image may have no class at all")
     found = sorted(set(indices))
     if found and (found[0] < 0 or found[-1] >= num_classes or len(found) == num_classes):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Packages that a part of the library needs and its core does not."""
+"""Optional packages, which parts of the library need but its core does not."""
 
 from __future__ import annotations
 

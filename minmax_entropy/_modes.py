@@ -1,4 +1,4 @@
-"""Evaluation mode for a while."""
+"""Temporary evaluation mode."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from torch import nn
 
 _lock = threading.Lock()
-# Module -> how many are using it in evaluation mode, and the modes of its parts before.
+# Module -> number of its users in evaluation mode, and the previous modes of its parts.
 _evaluated: weakref.WeakKeyDictionary[nn.Module, tuple[int, dict[nn.Module, bool]]] = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
 def in_evaluation(module: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode for a while; each part goes back to its own mode when the last user is done."""
+    """Switch to evaluation mode in this block; each part returns to its own mode when the last user is done."""
     with _lock:
         count, modes = _evaluated.get(module, (0, None))
         if modes is None:

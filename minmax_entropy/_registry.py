@@ -1,4 +1,4 @@
-"""Names to factories: one small registry, used for models, heads and backbones."""
+"""Registry of factories by name, used for models, heads and backbones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 
 class Registry:
-    """Factories by name. `kind` is the word used in error messages ("model", "head", "backbone")."""
+    """Registry of factories by name. `kind` is the word used in error messages ("model", "head", "backbone")."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind

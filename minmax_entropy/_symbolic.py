@@ -1,4 +1,4 @@
-"""Arithmetic on sizes that may be symbols, while `torch.export` traces a graph for images of any size.
+"""Arithmetic on sizes that may be symbolic, while `torch.export` traces a graph for images of any size.
 
 Python's `round`, `int` and `max` would fix such a size to its value in the example.
 """
@@ -10,22 +10,22 @@ from fractions import Fraction
 
 import torch
 
-# Shares are written as ratios of whole numbers up to this: graphs have whole numbers without rounding.
+# Largest denominator of shares as ratios of whole numbers: graphs have whole numbers, but no rounding.
 LARGEST_DENOMINATOR = 10_000
 
 
 def is_symbolic(size: int) -> bool:
-    """Return whether a size is a symbol: its value is not known before the graph runs."""
+    """Return whether a size is symbolic: its value is not known before the graph runs."""
     return isinstance(size, torch.SymInt)
 
 
 def rounded_quotient(size: int, divisor: int) -> int:
-    """Return `round(size / divisor)`, half to even, of whole numbers of 0 or more."""
+    """Return `round(size / divisor)`, half to even, for whole numbers of 0 or more."""
     return size if divisor == 1 else (2 * size + divisor - 1 + size // divisor % 2) // (2 * divisor)
 
 
 def rounded_share(share: float, size: int) -> int:
-    """Return `round(share * size)`, half to even; of a symbol with the nearest ratio of whole numbers as share."""
+    """Return `round(share * size)`, half to even; for a symbolic size, with the nearest ratio of whole numbers."""
     if not is_symbolic(size):
         return round(share * size)
     ratio = Fraction(share).limit_denominator(LARGEST_DENOMINATOR)
@@ -33,7 +33,7 @@ def rounded_share(share: float, size: int) -> int:
 
 
 def truncated_share(share: float, size: int) -> int:
-    """Return `floor(share * size)`; of a symbol with the nearest ratio of whole numbers as share."""
+    """Return `floor(share * size)`; for a symbolic size, with the nearest ratio of whole numbers."""
     if not is_symbolic(size):
         return math.trunc(share * size)
     ratio = Fraction(share).limit_denominator(LARGEST_DENOMINATOR)

@@ -1,4 +1,4 @@
-"""timm's conventions for models: modes and frozen parts, heads to reset, layers in groups."""
+"""timm's conventions for models: modes and frozen parts, resetting of heads, groups of layers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TimmConventions(nn.Module):
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def train(self, mode: bool = True) -> Self:
-        """Set training or evaluation mode; what is frozen stays in evaluation mode."""
+        """Set training or evaluation mode; frozen parts stay in evaluation mode."""
         super().train(mode)
         if mode:
             for layer in self._frozen_layers():
@@ -46,17 +46,17 @@ class TimmConventions(nn.Module):
 
     @property
     def pretrained_cfg(self) -> dict:
-        """timm's card of the backbone's weights (source, licence, mean, std, ...); empty where it is not timm's."""
+        """timm's card of the backbone's weights (source, licence, mean, std, ...); empty if it is not timm's."""
         return dict(getattr(self.backbone.net, "pretrained_cfg", {}))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Compute features of the localizer's backbone: `[B, C, H, W]` to `[B, D, h, w]`."""
+        """Compute the features of the localizer's backbone: `[B, C, H, W]` to `[B, D, h, w]`."""
         self.check_images(images)
         return self.backbone(images)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace both heads by fresh ones of the same kinds, for another number of classes. Names, `class_weights`,
-        `min_probability` and `empty_classes` are forgotten."""
+        """Replace both heads by new ones of the same kinds for another number of classes. Class names, `class_weights`,
+        `min_probability` and `empty_classes` are reset."""
         num_classes = check_count("num_classes", num_classes)
         weight = next(self.localizer.parameters())
         specs = {name: self.config[name] for name in ("localizer", "classifier") if self.config[name] is not None}
@@ -73,11 +73,11 @@ class TimmConventions(nn.Module):
         self.criterion.class_weights, self.min_probability, self.empty_classes = None, 0.0, []
 
     def set_input_size(self, img_size: int | Size) -> None:
-        """Expect images of another size, `(height, width)` or a number: it becomes that of `data_config`. A backbone
-        that is built for one size is brought to it by timm, which resamples what depends on the size.
+        """Set the expected image size, `(height, width)` or a number, also in `data_config`. A backbone that is built
+        for one size is adapted by timm, which resamples the weights that depend on the size.
 
         Raises:
-            ValueError: the architecture doesn't take that size, or timm can't bring its weights to it.
+            ValueError: the architecture doesn't take that size, or timm can't adapt its weights to it.
         """
         size = as_pair(img_size)
         for backbone in self._backbones().values():
@@ -87,11 +87,11 @@ class TimmConventions(nn.Module):
             self.config["img_size"] = size
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Switch timm's own checkpointing inside the backbones; see `checkpoint_passes` for that of whole passes.
+        """Enable or disable timm's own checkpointing in the backbones; for whole passes, see `checkpoint_passes`.
 
         Raises:
-            ValueError: the backbone has none; or its BatchNorm layers are trained, with `bn_statistics="images"`:
-                what is computed again in the backward would count in them.
+            ValueError: the backbone has none; or its BatchNorm layers are trained with `bn_statistics="images"`:
+                parts that are run again in the backward pass would be counted again.
         """
         counted = (layer for layer in self.backbone.net.modules() if isinstance(layer, _BatchNorm))
         if enable and self.bn_statistics == "images" and not set(counted) <= set(self._frozen_layers()):
@@ -115,8 +115,8 @@ class TimmConventions(nn.Module):
             coarse: stages instead of blocks.
 
         Returns:
-            A function from a parameter's name to the number of its layer: those of the backbone as timm has them
-            (0 for the stem), neck and heads after all of them.
+            A function from a parameter's name to the number of its layer: timm's number for the backbone (0 for the
+            stem), and a higher one for neck and heads.
 
         Raises:
             ValueError: the backbone has no `group_matcher`.
@@ -130,8 +130,7 @@ class TimmConventions(nn.Module):
         return lambda parameter: layers.get(parameter, float("inf"))
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of the parameters that timm keeps from weight decay (position embeddings, class tokens,
-        ...)."""
+        """Return the names of parameters that timm keeps from weight decay (position embeddings, class tokens, ...)."""
         return {
             f"{name}.net.{parameter}"
             for name, backbone in self._backbones().items()

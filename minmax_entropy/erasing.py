@@ -32,7 +32,7 @@ def _check_steps(label: str, value: int) -> int:
 
 
 class ErasingPass(NamedTuple):
-    """One pass of the loop. All of it but `logits`, `maps`, `mask`, `loss` and `accumulated` is free of gradient."""
+    """One pass of the loop. Only `logits`, `maps`, `mask`, `loss` and `accumulated` carry a gradient."""
 
     logits: Tensor  # [B, K] localizer scores of the erased image
     maps: Tensor  # [B, K, h, w] class activation maps
@@ -55,7 +55,7 @@ class ErasingOutput(NamedTuple):
 
 
 class RecursiveErasing(nn.Module):
-    """Recursive erasing (arXiv 1907.12934): grow the region by erasing what has been found while the label holds.
+    """Recursive erasing (arXiv 1907.12934), which grows the region by erasing what was found while the label holds.
 
     For each image, with `M_t` the mask and `l_t` the localizer's cross-entropy at pass `t`:
     `trust_t = exp(-t / sigma) * max softmax * [right in every pass so far] * [l_t <= l_0]`,
@@ -65,17 +65,17 @@ class RecursiveErasing(nn.Module):
     Args:
         steps: number of localizer passes U; 0 switches erasing off. May be changed between epochs.
         sigma: decay of the trust, in passes.
-        scope: "image": an image leaves the loop when its history ends, so that nothing of it depends on the rest of
-            the batch (normalization layers aside) and the loop needs no host synchronisation; "batch": all images stay
-            until every history has ended (of all processes, in distributed training), as in the authors'
+        scope: "image": an image leaves the loop when its history ends, so that its result does not depend on the rest
+            of the batch (normalization layers aside) and the loop needs no host synchronisation; "batch": all images
+            stay until every history has ended (in all processes, in distributed training), as in the authors'
             implementation.
-        reduction: of the localizer's cross-entropy over the passes an image took part in, "sum" or "mean".
-        fallback: mask of an image that no pass was trusted for: "first" takes that of the first pass, "blank" zeros.
+        reduction: "sum" or "mean" of the localizer's cross-entropy over the passes that an image took part in.
+        fallback: mask of an image without a trusted pass: "first" takes that of the first pass, "blank" zeros.
         normalize_trust: divide `M_acc` by the highest trust of the image, so that it has the scale of a plain mask.
         task: what labels mean, "multiclass" or "multilabel"; see `minmax_entropy.tasks` for what counts as right.
     """
 
-    steps = setting("steps", _check_steps, "erasing_steps", "Number of localizer passes; 0 is off.")
+    steps = setting("steps", _check_steps, "erasing_steps", "Number of localizer passes; 0 switches erasing off.")
     sigma = setting("sigma", check_positive, "erasing_sigma")
     scope = setting("scope", functools.partial(check_choice, known=SCOPES), "erasing_scope")
     reduction = setting("reduction", functools.partial(check_choice, known=REDUCTIONS), "erasing_reduction")
@@ -161,8 +161,8 @@ class RecursiveErasing(nn.Module):
 
 
 def _any_process(flag: Tensor) -> bool:
-    """Return whether the flag is set in any process: the batch is split over all of them, and none goes on alone, so
-    that synchronised BatchNorm layers do not wait for a pass that another process leaves out."""
+    """Return whether the flag is set in any process: the batch is split over all of them, and none continues alone, so
+    that synchronised BatchNorm layers do not wait for a pass that another process skips."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         flag = flag.to(torch.int32)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)

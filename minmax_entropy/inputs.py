@@ -1,4 +1,4 @@
-"""Checks of images, targets and classes at the model's door."""
+"""Checks of the images, targets and classes that a model is given."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minmax_entropy.backbones.sizes import ImageSizes
 
 
 def resolve_alias(name: str, value: Tensor | None, other_name: str, other: Tensor | None) -> Tensor | None:
-    """Return an argument that goes by two names.
+    """Return an argument that has two names.
 
     Raises:
         TypeError: both are given.
@@ -23,16 +23,16 @@ def resolve_alias(name: str, value: Tensor | None, other_name: str, other: Tenso
 
 
 def check_images(images: Tensor, in_chans: int, dtype: torch.dtype, sizes: ImageSizes) -> None:
-    """Refuse what the model can't take. Values on an accelerator are not looked at: the host would wait for it.
+    """Check that the model can take images. Values on an accelerator are not checked: the host would wait for it.
 
     Args:
         images: `[B, C, H, W]`, floating point.
         in_chans: channels C.
-        dtype: of the model.
-        sizes: that the backbone takes.
+        dtype: dtype of the model.
+        sizes: sizes that the backbone takes.
 
     Raises:
-        ValueError, TypeError: with what was wrong, and what would work.
+        ValueError, TypeError: the message says what was wrong, and what would work.
     """
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor [B, {in_chans}, H, W], got {type(images).__name__}")
@@ -77,16 +77,16 @@ def _check_size(height: int, width: int, sizes: ImageSizes) -> None:
 
 
 def check_target(target: Tensor, images: Tensor, num_classes: int, task: type) -> None:
-    """Refuse a target that does not fit the images.
+    """Check that a target fits the images.
 
     Args:
-        target: as `task` asks for it.
+        target: target as `task` requires it.
         images: `[B, C, H, W]`.
         num_classes: K.
         task: one of `minmax_entropy.tasks.TASKS`.
 
     Raises:
-        ValueError, TypeError: with what was wrong, and what would work.
+        ValueError, TypeError: the message says what was wrong, and what would work.
     """
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a tensor, got {type(target).__name__}")
@@ -98,16 +98,16 @@ def check_target(target: Tensor, images: Tensor, num_classes: int, task: type) -
 def class_index(
     classes: str | Iterable[int | str] | Tensor, batch: int, num_classes: int, class_names: Sequence[str] | None
 ) -> Tensor:
-    """Return class indices `[B, N]` of the classes that `WSLModel.localize` is asked for.
+    """Return the indices `[B, N]` of the classes requested from `WSLModel.localize`.
 
     Args:
         classes: "all", N indices or names, or a tensor of indices `[N]` or `[B, N]`.
         batch: B.
         num_classes: K.
-        class_names: of the model, if it has any.
+        class_names: class names of the model, if it has any.
 
     Raises:
-        ValueError, TypeError: with what was wrong, and what would work.
+        ValueError, TypeError: the message says what was wrong, and what would work.
     """
     wanted = 'classes must be "all", a list of indices or names, or a tensor of indices [N] or [B, N]'
     if isinstance(classes, str) and classes == "all":

@@ -24,7 +24,7 @@ _SCALARS = {"sigma": "mask_sigma", "w": "mask_omega"}
 
 
 def reference_key(key: str) -> str | None:
-    """Return our name of a parameter or buffer of the authors' implementation, or None for an unknown one."""
+    """Return our name for a parameter or buffer of the authors' implementation, or None for an unknown one."""
     stem, _, rest = key.rpartition(".")
     if stem in _STEM:
         return f"backbone.net.{_STEM[stem]}.{rest}"
@@ -61,24 +61,23 @@ def convert_reference_checkpoint(
     short_side: int | None = None,
     **settings,
 ) -> WSLModel:
-    """Return a model of this library from a checkpoint of the authors' implementation (arXiv 1907.12934), in evaluation
-    mode.
+    """Convert a checkpoint of the authors' implementation (arXiv 1907.12934) to a model in evaluation mode.
 
     The network (blocks of a deep-stem ResNet) and the number of classes are read from the checkpoint; images are
-    normalized with mean and std 0.5 and brought to size as the authors' implementation does at evaluation.
+    normalized with mean and std 0.5 and resized as in the authors' implementation at evaluation.
 
     Args:
-        path_or_state_dict: as for `load_reference_checkpoint`.
-        class_names: in the order of the checkpoint's outputs.
+        path_or_state_dict: as in `load_reference_checkpoint`.
+        class_names: class names in the order of the checkpoint's outputs.
         modalities: M, maps per class of its heads.
-        short_side: images with a shorter side than this are enlarged to it (CUB, Flowers); None leaves every image at
+        short_side: images whose shorter side is below this are enlarged to it (CUB, Flowers); None keeps every image at
             its own size (GlaS).
-        settings: keywords of `create_model` in place of the preset's, and options of both heads (`kmax`, `kmin`,
-            `alpha`, `dropout`): what a checkpoint does not hold.
+        settings: keywords of `create_model` that replace the preset's, and options of both heads (`kmax`, `kmin`,
+            `alpha`, `dropout`), which a checkpoint does not hold.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is damaged, is no such checkpoint, or does not fit; keys are listed.
+        ValueError: the file is damaged, is not such a checkpoint, or does not fit; keys are listed.
     """
     state, source = _read(path_or_state_dict)
     blocks: dict[int, set[int]] = {}
@@ -119,7 +118,7 @@ def convert_reference_checkpoint(
 
 
 def _read(path_or_state_dict: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Return the state dict without the prefix of DataParallel, and a word for it."""
+    """Return the state dict without DataParallel's prefix, and its name for messages."""
     if isinstance(path_or_state_dict, Mapping):
         state, source = path_or_state_dict, "the state dict"
     elif isinstance(path_or_state_dict, (str, Path)):
@@ -140,7 +139,7 @@ def _summary(state: Mapping[str, Tensor]) -> str:
 def load_reference_checkpoint(model: WSLModel, path_or_state_dict: str | Path | Mapping[str, Tensor]) -> WSLModel:
     """Load a checkpoint of the authors' implementation (arXiv 1907.12934) into a model.
 
-    The model has WILDCAT heads and a deep-stem ResNet: `wsl_resnet50s`, `wsl_resnet101s`, or `wsl_resnet18` with
+    The model must have WILDCAT heads and a deep-stem ResNet: `wsl_resnet50s`, `wsl_resnet101s`, or `wsl_resnet18` with
     `stem_width=64, stem_type="deep"`. Files are read with `weights_only=True`. Scalars named `sigma` and `w` set the
     model's `mask_sigma` and `mask_omega`.
 
@@ -175,7 +174,7 @@ def load_reference_checkpoint(model: WSLModel, path_or_state_dict: str | Path | 
 
 
 def _renamed(state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Return the weights under our names, and the settings of the mask that are kept as scalars beside them."""
+    """Return the weights under our names, and the settings of the mask, which are stored as scalars beside them."""
     ours: dict[str, Tensor] = {}
     scalars: dict[str, float] = {}
     for key, value in state.items():

@@ -1,4 +1,4 @@
-"""Tasks: one class an image ("multiclass", the paper's), or any number of them ("multilabel")."""
+"""Tasks: one class per image ("multiclass", the paper's), or any number of them ("multilabel")."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Multiclass:
-    """One class an image; scores go through a softmax (arXiv 1907.12934)."""
+    """One class per image; scores go through a softmax (arXiv 1907.12934)."""
 
     @staticmethod
     def probabilities(logits: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ class Multiclass:
 
     @staticmethod
     def loss(logits: Tensor, target: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
-        """Compute the cross-entropy: `[B, K]` and `[B]` to `[B]`; `weights` `[K]` are those of the labels' classes."""
+        """Compute the cross-entropy: `[B, K]` and `[B]` to `[B]`; `weights` `[K]` are those of the classes."""
         loss = F.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
         return loss if weights is None else loss * weights[target]
 
@@ -33,13 +33,13 @@ class Multiclass:
 
     @staticmethod
     def agreement(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return whether the prediction is right (`[B]`, bool), and the probability of what is predicted (`[B]`)."""
+        """Return whether the prediction is right (bool `[B]`), and the probability of the predicted class (`[B]`)."""
         confidence, predicted = logits.softmax(dim=1).max(dim=1)
         return predicted == target, confidence
 
     @staticmethod
     def check(target: Tensor, batch: int, num_classes: int) -> None:
-        """Refuse what is not class indices `[B]`."""
+        """Check that the target holds class indices `[B]`."""
         hint = '; for several classes an image use task="multilabel"' if target.ndim == 2 else ""
         if target.dtype != torch.int64:
             fix = "target.argmax(dim=1)" if target.ndim == 2 else "target.long()"
@@ -53,17 +53,17 @@ class Multiclass:
 
 
 class Multilabel:
-    """Any number of classes an image, or none: K binary decisions, each through a sigmoid. Our extension.
+    """Any number of classes per image, or none: K binary decisions, each through a sigmoid. Our extension.
 
     The labels of an image are taken as independent given the image: `p(c | x) = prod_k p_k^c_k (1 - p_k)^(1 - c_k)`
     with `p_k = sigmoid(s_k)`. Everything else follows from the paper's principle:
 
-    - cross-entropy: `-log p(y | x)`, the sum of the K binary cross-entropies. (Their mean is K times smaller than what
-      one label an image weighs against the other terms; with it the area penalty won, and nothing was learned:
-      docs/results/multilabel.md);
-    - mask: `T = sum_k p_k A_k`, the expected sum of the maps of the classes that are there;
-    - a prediction is right for the erasing when every class that is labelled is found (`p_k >= 1/2`): erasing hides
-      what is there, and can't bring in a class. Its confidence is the mean `p_k` of these classes. An image without a
+    - cross-entropy: `-log p(y | x)`, the sum of the K binary cross-entropies. (Their mean has K times less weight
+      against the other terms than a single label per image has; with it, the area penalty prevailed, and nothing was
+      learned: docs/results/multilabel.md);
+    - mask: `T = sum_k p_k A_k`, the expected sum of the maps of the classes that are present;
+    - a prediction is right for the erasing when every labelled class is found (`p_k >= 1/2`): erasing hides what is
+      there, and can't add a class. Its confidence is the mean `p_k` of these classes. An image without a
       class has nothing to erase: it is never trusted.
     """
 
@@ -74,12 +74,12 @@ class Multilabel:
 
     @staticmethod
     def predicted(logits: Tensor) -> Tensor:
-        """Mark the classes of a probability of 1/2 or more (the highest, if none has) with 1, `[B, K]` to `[B, K]`."""
+        """Mark the classes with a probability of 1/2 or more (the highest, if none has) by 1, `[B, K]` to `[B, K]`."""
         return torch.where(logits >= 0, 1.0, Multiclass.predicted(logits) * (logits < 0).all(dim=1, keepdim=True))
 
     @staticmethod
     def loss(logits: Tensor, target: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
-        """Sum of the binary cross-entropies: `[B, K]` and `[B, K]` to `[B]`; `weights` `[K]` are of the classes."""
+        """Sum the binary cross-entropies: `[B, K]` and `[B, K]` to `[B]`; `weights` `[K]` are those of the classes."""
         smooth = target.to(logits.dtype) * (1 - smoothing) + smoothing / 2
         return F.binary_cross_entropy_with_logits(logits, smooth, weights, reduction="none").sum(dim=1)
 
@@ -99,7 +99,7 @@ class Multilabel:
 
     @staticmethod
     def check(target: Tensor, batch: int, num_classes: int) -> None:
-        """Refuse what is not `[B, K]` of zeros and ones."""
+        """Check that the target is `[B, K]` of zeros and ones."""
         if tuple(target.shape) != (batch, num_classes):
             hint = "; one_hot(target, num_classes) turns indices into it" if target.ndim == 1 else ""
             raise ValueError(
@@ -116,5 +116,5 @@ TASKS = {"multiclass": Multiclass, "multilabel": Multilabel}
 
 
 def _has_readable_values(tensor: Tensor) -> bool:
-    """Values on an accelerator are not looked at: that would make the host wait for it."""
+    """Return whether values can be checked; on an accelerator, that would make the host wait for it."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -1,4 +1,4 @@
-"""Backbones: anything that maps images `[B, C, H, W]` to features `[B, D, h, w]`, by timm name, own name or module."""
+"""Backbones, which map images `[B, C, H, W]` to features `[B, D, h, w]`: by timm name, registered name or module."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def create_backbone(
         kwargs: `out_index` and `neck` of `TimmBackbone`; all others are passed to the backbone's factory.
 
     Returns:
-        A module with `net` (what was wrapped), `num_features` (D), `reduction` (stride of the features in pixels),
+        A module with `net` (the wrapped network), `num_features` (D), `reduction` (stride of the features in pixels),
         `feature_info`, `data_config` (mean, std, input size, interpolation, crop) and `sizes` (the image sizes it
-        takes).
+        accepts).
 
     Raises:
-        ValueError: unknown name, or a module that does not give a feature map.
-        TypeError: a keyword that the backbone does not know, or a backbone that is neither a name nor a module.
+        ValueError: unknown name, or a module that does not return a feature map.
+        TypeError: a keyword that the backbone does not accept, or a backbone that is neither a name nor a module.
     """
     if isinstance(backbone, nn.Module):
         return _wrap(backbone, in_chans, img_size, kwargs)
@@ -69,7 +69,7 @@ def create_backbone(
 
 
 def _wrap(module: nn.Module, in_chans: int, img_size: int | tuple[int, int] | None, options: dict) -> nn.Module:
-    """Return a module behind the interface of a backbone; `options` are those of `TimmBackbone`, for timm's models."""
+    """Wrap a module in the interface of a backbone; `options` are keywords of `TimmBackbone`, for timm models only."""
     if isinstance(module, (TimmBackbone, ModuleBackbone)):
         wrapped = module
         own = tuple(wrapped.data_config["input_size"])

@@ -1,4 +1,4 @@
-"""timm models by name, built for as many image sizes as they can take, with errors that name what would work."""
+"""Creation of timm models by name, for as many image sizes as possible, with errors that say what would work."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import nn
 
 from minmax_entropy.backbones.sizes import FLEXIBLE, Size, family_of
 
-SIZE_ERRORS = (AssertionError, IndexError, RuntimeError)  # what families raise on a size that they can't take
+SIZE_ERRORS = (AssertionError, IndexError, RuntimeError)  # raised by model families for unsupported sizes
 
 
 def create_timm_model(name: str, size: Size | None, options: dict) -> nn.Module:
-    """Create a timm model that takes as many image sizes as it can; errors name what would work."""
+    """Create a timm model that accepts as many image sizes as possible; errors say what would work."""
     if options.get("features_only"):
         raise TypeError("features_only is not for a backbone: use out_index for the level, or neck for several")
     if options.get("patch_drop_rate"):
@@ -29,7 +29,7 @@ def create_timm_model(name: str, size: Size | None, options: dict) -> nn.Module:
         if "output_stride" in options:
             raise _no_output_stride(name, options["output_stride"]) from refused
         raise ValueError(f"timm's {name} refuses {options}: {refused}") from refused
-    except RuntimeError as mismatch:  # weights of another size, in a family that does not resize them at loading
+    except RuntimeError as mismatch:  # weights of another size, in a family that does not resize them on loading
         if size is None or "size mismatch" not in str(mismatch):
             raise
         raise ValueError(
@@ -39,11 +39,11 @@ def create_timm_model(name: str, size: Size | None, options: dict) -> nn.Module:
 
 
 def _first_accepted(name: str, size: Size | None, options: dict) -> nn.Module:
-    """Families differ in the keywords they know: a position embedding that follows the image (`dynamic_img_size`) is
-    asked for first, then a size at construction (`img_size`), then neither (convolutional networks)."""
+    """Create a model with the first keywords that its family accepts: a position embedding that follows the image
+    (`dynamic_img_size`), else a size at construction (`img_size`), else neither (convolutional networks)."""
     family = family_of(name)
     if family == "gemma4_vit":
-        options = {"global_pool": "", **options}  # its pooling would ask for other multiples than the map needs
+        options = {"global_pool": "", **options}  # its pooling would require other multiples than the map
     dynamic = {} if "dynamic_img_size" in options else {"dynamic_img_size": True}
     sized = {} if size is None or family in FLEXIBLE else {"img_size": size}
     error: TypeError
@@ -56,7 +56,7 @@ def _first_accepted(name: str, size: Size | None, options: dict) -> nn.Module:
 
 
 def _working_size(name: str, size: Size) -> Size | None:
-    """Return a size near `size` that a model can be built for and run at, tried without values."""
+    """Return a size near `size` at which a model can be built and run, tried on the meta device."""
     near = [tuple(max(round(side / step), 1) * step for side in size) for step in (32, 64, 96, 128, 224)]
     for candidate in [size, *near, *((max(pair),) * 2 for pair in near)]:
         try:

@@ -10,16 +10,16 @@ SMALLEST_STD = 1e-6
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming", "random")
 CROP_MODES = ("center", "squash", "border", "corner")
 _DATA_CONFIG = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "resize")
-# What brings an image to the network's size at evaluation: its shorter side becomes that of `input_size`; only if it is
-# shorter, as in the authors' implementation; never, likewise.
+# How images are resized at evaluation: the shorter side to that of `input_size`; likewise, but smaller images only, as
+# in the authors' implementation; or not at all, as there.
 RESIZES = ("short_side", "reference", "reference_native")
 
 
 def check_data_config(config: dict) -> None:
-    """Refuse settings of the preprocessing that timm's `data_config` does not have, or values that can't be.
+    """Check that preprocessing settings have known keys and valid values.
 
     Raises:
-        ValueError, TypeError: with the key.
+        ValueError, TypeError: an unknown key or an invalid value; the message names the key.
     """
     if not isinstance(config, dict):
         raise TypeError(f"data_config must be a dictionary, got {config!r:.80}")
@@ -49,7 +49,7 @@ def check_data_config(config: dict) -> None:
 
 
 def per_channel(data_config: dict, in_chans: int) -> dict:
-    """Average mean and std for one channel, repeated for others, as timm does with the first convolution."""
+    """Fit mean and std to the channels: averaged for one, else repeated, as timm does with the first convolution."""
     config = {**data_config, "input_size": (in_chans, *data_config["input_size"][-2:])}
     for key in ("mean", "std"):
         values = tuple(config[key]) if isinstance(config[key], (tuple, list)) else (config[key],)

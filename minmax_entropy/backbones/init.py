@@ -1,4 +1,4 @@
-"""Initializations of a backbone other than timm's own."""
+"""Weight initializations of a backbone other than timm's own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def he_fan_out(module: nn.Module) -> None:
-    """Initialize every convolution over its fan-out (He et al., ICCV 2015), BatchNorm as the identity."""
+    """Initialize every convolution by its fan-out (He et al., ICCV 2015), and BatchNorm as the identity."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""A margin of reflection around the images of a pass, in place of zeros beyond the border."""
+"""A reflected margin around the images of a pass, in place of zeros beyond the border."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ SMALLEST = 16  # pixels
 
 
 class ReflectedMargin(nn.Module):
-    """Margin of the images' own reflection, which is cut off their features again. Ours, beyond the paper.
+    """Reflected margin around the images, which is cropped from their features again. Our addition to the paper.
 
-    Convolutions pad with zeros, so that features along the border are unlike those of any other place, and a mask may
-    settle there. The margin takes the features that padding changes most; in deep networks it reaches further, and
-    weaker.
+    Convolutions pad with zeros, so features along the border differ from all others, and a mask may settle there. The
+    margin absorbs the features that padding changes most; in deep networks its effect reaches further, but is weaker.
 
     Args:
-        backbone: the module with `sizes` and `reduction` that computes the features. There is no margin where it has no
-            overlapping convolution, and so no padding, as a plain transformer; and where it takes images of one size,
-            or multiples of a step that the margin breaks.
+        backbone: module with `sizes` and `reduction` that computes the features. It gets no margin if it has no
+            overlapping convolution and hence no padding (plain transformers), if it takes images of one size only, or
+            if the margin does not fit the step of its sizes.
         share: share of the training steps in which images have the margin, in [0, 1].
 
     Attributes:
-        pixels: width of the margin, 16 or the next whole multiple of the deepest stride and of a position of the
-            features; 0 for none.
+        pixels: width of the margin, the smallest multiple of the deepest stride and of `reduction` from 16 on; 0 for
+            no margin.
     """
 
     share = setting("share", check_share, "reflect_margin")
@@ -46,11 +45,11 @@ class ReflectedMargin(nn.Module):
         self.pixels = pixels if fits and _overlaps(backbone) else 0
 
     def drawn(self) -> bool:
-        """Draw whether the images of a step have it (torch's generator of the CPU)."""
+        """Draw at random whether the images of a step get the margin (with torch's CPU generator)."""
         return self.pixels > 0 and self.share > 0 and (self.share == 1 or bool(torch.rand(()) < self.share))
 
     def extend(self, images: Tensor) -> Tensor:
-        """Return `[B, C, H, W]` to `[B, C, H + 2 * pixels, W + 2 * pixels]`."""
+        """Extend images `[B, C, H, W]` to `[B, C, H + 2 * pixels, W + 2 * pixels]`."""
         if self.pixels == 0:
             return images
         for axis in (-2, -1):
@@ -58,12 +57,12 @@ class ReflectedMargin(nn.Module):
         return images
 
     def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """Cut the margin off features `[B, D, h, w]` of extended images of this size."""
+        """Crop the margin from features `[B, D, h, w]` of extended images of this size."""
         if self.pixels == 0:
             return features
         positions = [math.ceil(side / self.reduction) for side in size]
         if any(abs(found - sought) > 1 for found, sought in zip(features.shape[-2:], positions, strict=True)):
-            features = resize(features, positions)  # the network has a grid of its own, whatever the image
+            features = resize(features, positions)  # the network's grid does not depend on the image size
         cells = self.pixels // self.reduction
         return features[..., cells:-cells, cells:-cells]
 
@@ -79,6 +78,6 @@ def _overlaps(backbone: nn.Module) -> bool:
 
 
 def _reflected(length: int, pixels: int, device: torch.device) -> Tensor:
-    """Places of what is seen, from `pixels` before the first to `pixels` after the last; any length."""
+    """Return the source index of each place from `pixels` before the first to `pixels` after the last; any length."""
     places = torch.arange(-pixels, length + pixels, device=device) % (2 * length)
     return torch.where(places < length, places, 2 * length - 1 - places)

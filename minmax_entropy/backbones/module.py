@@ -12,14 +12,14 @@ PROBE_SIZE = 128
 
 
 class ModuleBackbone(nn.Module):
-    """Wrap a module that maps `[B, C, H, W]` to `[B, D, h, w]`.
+    """Backbone around a module that maps `[B, C, H, W]` to `[B, D, h, w]`.
 
-    `num_features` and `reduction` are the module's attributes of that name, or else measured on a blank 128 x 128
-    image; parameters that take no part in its result are then frozen, as `TimmBackbone` does. `data_config` (mean, std,
-    ...) is ImageNet's unless the module has one, and `sizes` (an `ImageSizes`) is any size unless the module has one.
+    `num_features` and `reduction` are the module's attributes of the same name, or else measured on a blank 128 x 128
+    image; parameters that do not contribute to its output are then frozen, as in `TimmBackbone`. `data_config` (mean,
+    std, ...) defaults to ImageNet's, and `sizes` (an `ImageSizes`) to any size, unless the module has its own.
 
     Raises:
-        ValueError: the module does not give a feature map `[B, D, h, w]`.
+        ValueError: the module does not return a feature map `[B, D, h, w]`.
     """
 
     def __init__(self, net: nn.Module, in_chans: int = 3, img_size: int | tuple[int, int] | None = None) -> None:
@@ -46,7 +46,7 @@ class ModuleBackbone(nn.Module):
         self.sizes = getattr(net, "sizes", None) or ImageSizes(self.reduction)
 
     def _probe(self) -> tuple[int, int]:
-        """Channels and stride of the features; freezes what takes no part in them."""
+        """Measure channels and stride of the features, and freeze parameters that do not contribute to them."""
         shape = (1, self.in_chans, PROBE_SIZE, PROBE_SIZE)
         name = type(self.net).__name__
         try:
@@ -67,10 +67,10 @@ class ModuleBackbone(nn.Module):
         return features.shape[1], max(1, round(PROBE_SIZE / features.shape[3]))
 
     def set_input_size(self, size: Size) -> None:
-        """Expect images of another `(height, width)`.
+        """Set the expected image size to `(height, width)`.
 
         Raises:
-            ValueError: the module is made for one size.
+            ValueError: the module takes images of another, fixed size.
         """
         if self.sizes.fixed not in (None, size):
             raise ValueError(f"{type(self.net).__name__} takes images of {self.sizes}, not of {size}")

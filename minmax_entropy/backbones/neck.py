@@ -1,4 +1,4 @@
-"""Necks: several feature levels become one map at the stride of the finest."""
+"""Necks, which merge several feature levels into one map at the stride of the finest."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor, nn
 
 from minmax_entropy._checks import check_choice, check_count
 
-FINEST_STRIDE = 8  # of the neck by default: the first level of this stride or more
-DEPTHS = 4  # levels that are read where all are of one stride
+FINEST_STRIDE = 8  # by default, a neck starts at the first level of this stride or more
+DEPTHS = 4  # levels that are merged where all have the same stride
 
 
 class FeaturePyramidNeck(nn.Module):
-    """A light feature pyramid: the top-down path of Lin et al. (CVPR 2017), its finest level alone.
+    """Light feature pyramid: the top-down path of Lin et al. (CVPR 2017), finest level only.
 
-    Each level passes a 1x1 convolution; from the coarsest on, the sum so far is brought to the size of the next finer
-    level and added to it; a 3x3 convolution smoothes the result. BatchNorm follows each convolution: trained from
+    Each level passes through a 1x1 convolution; starting from the coarsest, the sum so far is resized to the next finer
+    level and added to it; a 3x3 convolution smooths the result. BatchNorm follows each convolution: when trained from
     scratch, GroupNorm and no normalization were far worse (docs/results/resolution.md).
 
     Args:
-        in_channels: of the levels, finest first.
-        channels: D of the result; 64 was better than 256, and cheaper, when trained from scratch.
+        in_channels: channels of the levels, finest first.
+        channels: channels D of the result; when trained from scratch, 64 was better than 256, and cheaper.
 
     Shapes: levels `[B, D_i, h_i, w_i]`, finest first, to `[B, channels, h_0, w_0]`.
     """

@@ -1,4 +1,4 @@
-"""One pass of a backbone: kept for the backward or computed again, counted by BatchNorm's statistics or not."""
+"""A single pass through a backbone, with optional recomputation in the backward and updates of BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.utils.checkpoint import checkpoint
 
 
 def features_of(backbone: nn.Module, images: Tensor, *, counts: bool = True, again: bool = False) -> Tensor:
-    """Return the features `[B, D, h, w]` of images `[B, C, H, W]`.
+    """Compute the features `[B, D, h, w]` of images `[B, C, H, W]`.
 
     Args:
         backbone: the module.
-        images: what it sees.
-        counts: whether BatchNorm's running statistics take the pass in, in training.
-        again: keep nothing for the backward, and compute the pass again there.
+        images: its input.
+        counts: whether the pass updates BatchNorm's running statistics, in training.
+        again: keep no activations for the backward pass, and compute them again there.
 
     Raises:
         ValueError: BatchNorm can't be trained on a single position.
@@ -45,10 +45,10 @@ def features_of(backbone: nn.Module, images: Tensor, *, counts: bool = True, aga
 
 @contextlib.contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Forward passes leave BatchNorm's running statistics alone, and give the same result.
+    """Keep forward passes in this block from updating BatchNorm's running statistics; their results stay the same.
 
-    They update copies instead: without statistics, a layer would save fewer tensors than in the first pass, which
-    activation checkpointing refuses.
+    The passes update copies instead: without statistics, a layer would save fewer tensors than in the first pass, which
+    activation checkpointing rejects.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
     buffers = [(layer, name, buffer) for layer in layers for name, buffer in layer.named_buffers(recurse=False)]

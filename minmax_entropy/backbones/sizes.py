@@ -15,8 +15,8 @@ from minmax_entropy._symbolic import rounded_quotient
 
 Size = tuple[int, int]
 
-# timm modules whose cards say "fixed input size" though their models take others: convolutional position codes, none
-# at all, or (crossvit) a resize of their own. tests/test_backbones.py and benchmarks/sweep.py run each of them.
+# timm modules whose cards say "fixed input size" though their models take others: positions are encoded by convolutions
+# or not at all, or images are resized inside (crossvit). tests/test_backbones.py and benchmarks/sweep.py run each.
 FLEXIBLE = frozenset(
     {"byobnet", "crossvit", "efficientvit_msra", "sequencer", "swiftformer", "twins", "vision_transformer_sam", "xcit"}
 )
@@ -26,7 +26,7 @@ WHOLE_STRIDES = frozenset(
 )
 # The image is cut into blocks first: a discrete cosine transform, or space to depth.
 BLOCKS = {"csatv2": 8, "tresnet": 4}
-# Convolutions without padding, or a pooling of the deepest map (GhostNetV2): what is smaller leaves no position.
+# Convolutions without padding, or a pooling of the deepest map (GhostNetV2): smaller images leave no position.
 SMALLEST = {"inception_v3": 75, "inception_v4": 75, "inception_resnet_v2": 75, "ghostnet": 33}
 
 
@@ -49,10 +49,10 @@ class ImageSizes:
     """The sizes `(height, width)` in pixels that an architecture takes.
 
     Args:
-        stride: of its deepest features; no side may be shorter.
-        step: what height and width must be whole multiples of.
-        fixed: the one size it takes, or None.
-        smallest: shortest side.
+        stride: stride of its deepest features; no side may be shorter.
+        step: height and width must be whole multiples of it.
+        fixed: the only size it takes, or None.
+        smallest: shortest side allowed.
     """
 
     stride: int
@@ -84,12 +84,12 @@ class ImageSizes:
 
     @property
     def without_fixed_size(self) -> ImageSizes:
-        """Sizes that a model of the architecture may be built for."""
+        """Sizes for which a model of the architecture can be built."""
         return dataclasses.replace(self, fixed=None)
 
     @property
     def multiple(self) -> int:
-        """Pixels; sides that are multiples of it leave no partial position on the feature map."""
+        """Number of pixels; sides that are multiples of it leave no partial position on the feature map."""
         return math.lcm(self.stride, *self.step)
 
     def __str__(self) -> str:
@@ -103,12 +103,12 @@ class ImageSizes:
 
 
 def _at_least(least: int, count: int) -> int:
-    """`max(least, count)`, which `torch.export` would keep in every size that follows from a symbolic count."""
+    """Return `max(least, count)` without a `max`, which `torch.export` would keep in sizes derived from `count`."""
     return count if count >= least else least
 
 
 def family_of(name: str, kind: type | None = None) -> str:
-    """Return the timm module that a model comes from ("vision_transformer"); that of its class for an unknown name."""
+    """Return the timm module that defines a model ("vision_transformer"); for an unknown name, that of its class."""
     source = timm.model_entrypoint(name) if timm.is_model(name) else kind
     return source.__module__.rsplit(".", 1)[-1]
 
@@ -118,7 +118,7 @@ def sizes_of(net: nn.Module, stride: int, built_for: Size) -> ImageSizes:
 
     Args:
         net: the model.
-        stride: of the deepest features that are read, in pixels.
+        stride: stride in pixels of the deepest features that are read.
         built_for: the size it was built for.
     """
     card = getattr(net, "pretrained_cfg", None) or {}

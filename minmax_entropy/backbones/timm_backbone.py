@@ -1,4 +1,4 @@
-"""Any timm model as a backbone that gives one feature map."""
+"""Any timm model as a backbone that returns one feature map."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ PROBE_SIDE = 128  # pixels; enough for every family that takes any size
 class TimmBackbone(nn.Module):
     """A timm model, cut off after one feature level: images `[B, C, H, W]` to features `[B, D, h, w]`.
 
-    Convolutional networks, channels-last ones and token sequences are all read through timm's
-    `forward_intermediates`. What comes after the level is pruned where timm can do so; parameters that still take no
-    part in the result are frozen, so that distributed training waits for none of them.
+    Convolutional networks, channels-last networks and token sequences are all read through timm's
+    `forward_intermediates`. Layers after that level are pruned where timm can do so; parameters that still do not
+    contribute to the result are frozen, so that distributed training does not wait for them.
 
     Args:
-        model: timm model name, with or without a tag, or a timm model, of which a copy is taken.
+        model: timm model name, with or without a tag, or a timm model, which is copied.
         pretrained: load timm's weights from the Hugging Face Hub.
         in_chans: channels of the images; timm adapts the pretrained first convolution.
         img_size: size the architecture is built for, `(height, width)` or a number, where it takes one (transformers).
-        out_index: feature level, an index into timm's `feature_info`; with a neck the finest of its levels. By default
-            the deepest, with what follows it in the network of some families (efficientnet, rexnet, hrnet, ...): the
+        out_index: feature level, an index into timm's `feature_info`; with a neck, the finest of its levels. By default
+            the deepest, including the layers that follow it in some families (efficientnet, rexnet, hrnet, ...): the
             map that timm's own classifier pools.
         neck: None, or "fpn" (a name or a dictionary of options with its `name`): a light top-down feature pyramid over
-            the levels from `out_index` (by default the first of stride 8 or more) to the deepest; of a model whose
-            levels are all of one stride it merges four, evenly spaced in depth.
+            the levels from `out_index` (by default the first of stride 8 or more) to the deepest; if all levels of
+            the model have the same stride, it merges four, evenly spaced in depth.
         kwargs: passed to `timm.create_model` (`output_stride`, `drop_path_rate`, ...).
 
     Attributes:
@@ -45,9 +45,9 @@ class TimmBackbone(nn.Module):
         sizes: the image sizes that the architecture takes.
 
     Raises:
-        ValueError: an image size, level or output stride that the architecture doesn't have; the message names those
-            that it has.
-        TypeError: a keyword that timm does not know.
+        ValueError: an image size, level or output stride that the architecture doesn't support; the message names
+            the supported ones.
+        TypeError: a keyword that timm does not accept.
     """
 
     def __init__(
@@ -116,10 +116,10 @@ class TimmBackbone(nn.Module):
             )
 
     def set_input_size(self, size: Size) -> None:
-        """Expect images of another `(height, width)`; an architecture for one size is brought to it, with its weights.
+        """Set the expected image size to `(height, width)`; weights of an architecture with a fixed size are adapted.
 
         Raises:
-            ValueError: the architecture doesn't take that size, or timm can't bring its weights to it.
+            ValueError: the architecture doesn't take that size, or timm can't adapt its weights to it.
         """
         self._require(size)
         if self.sizes.fixed not in (None, size):
@@ -156,7 +156,7 @@ class TimmBackbone(nn.Module):
         return self.net.forward_intermediates(images, **options, **self._norm)
 
     def _has_more(self, built_for: Size) -> bool:
-        """Return whether timm's classifier gets a map of the deepest level's size with other channels."""
+        """Return whether timm's classifier receives a map of the deepest level's size, but with other channels."""
         arguments = (self.net, self.in_chans, self._probe_size(built_for))
         deepest = self.feature_info[-1]
         try:
@@ -164,7 +164,7 @@ class TimmBackbone(nn.Module):
             if not isinstance(whole, Tensor) or whole.ndim != 4:
                 return False  # tokens
             if whole.shape[1] in (deepest["num_chs"], deepest.get("num_chs_norm")):
-                return False  # the level itself, without a pass to see it
+                return False  # the level itself; no second pass is needed
             (level,), _ = unused_parameters(*arguments, self._read)
         except SIZE_ERRORS:  # coat can't be run on the meta device
             return False
@@ -175,7 +175,7 @@ class TimmBackbone(nn.Module):
         return built_for if self.sizes.fixed else self.sizes.nearest(*(min(side, PROBE_SIDE) for side in built_for))
 
     def _probe(self, built_for: Size) -> None:
-        """Find out, and freeze, what takes no part in the result; the channels; whether the family can normalize."""
+        """Freeze parameters that do not contribute; find the channels and whether the family can normalize them."""
         arguments = (self, self.in_chans, self._probe_size(built_for), self._features)
         try:
             features, unused = unused_parameters(*arguments)
@@ -195,12 +195,10 @@ class TimmBackbone(nn.Module):
             self.sizes = self._with_step()
 
     def _with_step(self) -> ImageSizes:
-        """Return the sizes, with the stride as a step where odd maps don't work: some shortcuts round where others
-        don't."""
-
+        """Return the sizes, with the stride as step where odd maps fail: some shortcuts round sizes, others don't."""
         stride = self.sizes.stride
         tried = [(3 * stride + 1, 4 * stride - 1)]  # halved, with a remainder rounded up or down, they stay odd
-        if any(isinstance(layer, nn.AvgPool2d) for layer in self.net.modules()):  # those that round, for the most part
+        if any(isinstance(layer, nn.AvgPool2d) for layer in self.net.modules()):  # mostly those that round
             halves = [side for side in (stride // 2, stride // 4, stride // 8, stride // 16) if side > 0]
             tried += [(7 * side, 7 * side) for side in halves]  # odd after so many halvings
 
@@ -218,6 +216,6 @@ class TimmBackbone(nn.Module):
 
 
 def _built_for(net: nn.Module, is_instance: bool) -> Size | None:
-    """Return the size that a model which was passed in has its position embedding for; its card may say another."""
+    """Return the size of the position embedding of a model that was passed in; its card may give another."""
     size = getattr(getattr(net, "patch_embed", None), "img_size", None)
     return tuple(size) if is_instance and size is not None else None

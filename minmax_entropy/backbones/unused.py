@@ -1,4 +1,4 @@
-"""Parameters that take no part in a module's result."""
+"""Detection of parameters that do not contribute to a module's output."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor, nn
 from minmax_entropy._modes import in_evaluation
 from minmax_entropy.backbones.sizes import Size
 
-# What torch takes apart into many small operations on the meta device, so slowly that a real pass is quicker.
+# Layers that torch splits into many small operations on the meta device, so slowly that a real pass is faster.
 SLOW_ON_META = (nn.LSTM, nn.GRU, nn.RNN)
 
 
 def unused_parameters(
     module: nn.Module, in_chans: int, size: Size, run: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[Tensor, list[str]]:
-    """Run `module` on one blank image, without values where that is possible, and follow the graph of its gradient.
+    """Find unused parameters: run `module` on a blank image, on the meta device if possible, and trace its gradients.
 
     Args:
         module: maps `[B, C, H, W]` to a tensor.
         in_chans: channels C.
         size: `(height, width)`.
-        run: what is called with the image, in place of `module` itself.
+        run: function called with the image in place of `module` itself.
 
     Returns:
-        What the module gives (on the meta device: a shape without values), and the sorted names of the parameters that
-        ask for a gradient and that none reaches.
+        The output (on the meta device: a shape without values), and the sorted names of the parameters that require a
+        gradient but that none reaches.
 
     Raises:
         Whatever the module raises on that image.
@@ -38,9 +38,9 @@ def unused_parameters(
 
 
 def runs_without_values(module: nn.Module, in_chans: int, size: Size, run: Callable[[Tensor], Tensor]) -> bool:
-    """Return whether a blank image of a size goes through, on the meta device; True where that would take minutes.
+    """Return whether a blank image of a size passes on the meta device; True where testing it would take minutes.
 
-    Args: as for `unused_parameters`.
+    Args: as in `unused_parameters`.
     """
     if _is_slow(module):
         return True
@@ -48,7 +48,7 @@ def runs_without_values(module: nn.Module, in_chans: int, size: Size, run: Calla
     try:
         with in_evaluation(module), _without_values(module), torch.inference_mode(False), torch.no_grad():
             run(torch.empty(1, in_chans, *size, device="meta", dtype=dtype))
-    except Exception:  # of any kind: it does not go through
+    except Exception:  # of any kind: it does not pass
         return False
     return True
 
@@ -63,7 +63,7 @@ def _unused(module: nn.Module, in_chans: int, size: Size, run: Callable[[Tensor]
         try:
             with _without_values(module):
                 return _trace(module, run, torch.empty(1, in_chans, *size, device="meta", dtype=example.dtype))
-        except Exception:  # of any kind, in anybody's module; if it is no matter of the device, it comes again below
+        except Exception:  # of any kind, in any module; unless the device is the cause, it is raised again below
             pass
     return _trace(module, run, torch.zeros(1, in_chans, *size, device=example.device, dtype=example.dtype))
 
@@ -79,10 +79,10 @@ def _trace(module: nn.Module, run: Callable[[Tensor], Tensor], image: Tensor) ->
 
 @contextlib.contextmanager
 def _without_values(module: nn.Module) -> Iterator[None]:
-    """Parameters and buffers are on the meta device for a while.
+    """Put parameters and buffers on the meta device in this block.
 
-    `torch.func.functional_call` would not do: where a module is part of several others (coat), it does not put the
-    parameters back.
+    `torch.func.functional_call` would not work: where a module is part of several others (coat), it does not restore
+    the parameters.
     """
     parts = list(module.modules())
     saved = [(tensors, dict(tensors)) for part in parts for tensors in (part._parameters, part._buffers)]
@@ -104,7 +104,7 @@ def _without_values(module: nn.Module) -> Iterator[None]:
 
 
 def _leaves(result: Tensor) -> set[int]:
-    """Identities of the tensors that a gradient of `result` would reach."""
+    """Return the ids of the tensors that a gradient of `result` would reach."""
     leaves, seen, nodes = set(), set(), [result.grad_fn]
     while nodes:
         node = nodes.pop()

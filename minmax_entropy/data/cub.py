@@ -1,4 +1,4 @@
-"""CUB-200-2011, birds (Wah et al., Caltech technical report CNS-TR-2011-001), and CUB5, five species of it."""
+"""Readers of CUB-200-2011, birds (Wah et al., Caltech technical report CNS-TR-2011-001), and its subset CUB5."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ IMAGES, SPLIT, LABELS, CLASSES, BOXES = (
     "bounding_boxes.txt",
 )
 FIRST_CLASS = "001.Black_footed_Albatross"
-# So many training images of each class are held out for validation.
+# Number of training images of each class that are held out for validation.
 VALID_PER_CLASS = 6
 # In alphabetical order.
 CUB5_CLASSES = ("Gray_Catbird", "Myrtle_Warbler", "Ovenbird", "Swainson_Warbler", "White_necked_Raven")
@@ -44,7 +44,7 @@ def _locate(root: Path) -> Path:
 
 
 def _is_cub(root: Path) -> bool:
-    """Whatever is there of it: half of an archive, or its images alone, must not be taken for class folders."""
+    """Return whether any of the data set is there: half an archive or images alone must not pass for class folders."""
     folder = _locate(root)
     lists = any((folder / name).is_file() for name in (SPLIT, LABELS))
     images = any((folder / place / FIRST_CLASS).is_dir() for place in ("", "images"))
@@ -52,7 +52,7 @@ def _is_cub(root: Path) -> bool:
 
 
 class CubImages(ImageFiles):
-    """Image files whose boxes are cut off at the image's border."""
+    """Image files whose boxes are clipped to the image."""
 
     def boxes(self, index: int) -> list[Box] | None:
         boxes = super().boxes(index)
@@ -66,18 +66,18 @@ class CubImages(ImageFiles):
 def open_cub(
     root: Path, split: str = "train", classes: Sequence[str] | None = None, seed: int = SPLIT_SEED
 ) -> CubImages:
-    """Open CUB-200-2011: 11,788 photographs of 200 species of birds, a box each, and masks from another archive.
+    """Open CUB-200-2011: 11,788 photographs of 200 species of birds, with a box each and masks from another archive.
 
     "test" is the official test set (5794); the official training set (5994) is "train" (4794) and "valid" (1200), six
-    images of each class, drawn by `draw_per_class`. Class names are those of `classes.txt` without their numbers, in
-    its order. A pixel is foreground where the segmentation's value is over 127. Boxes are those of
-    `bounding_boxes.txt`, cut off at the image's border; the list may be missing.
+    images of each class, drawn by `draw_per_class`. Class names come from `classes.txt`, without their numbers and in
+    its order. A pixel is foreground where the segmentation's value is over 127. Boxes come from `bounding_boxes.txt`,
+    clipped to the image; this list may be missing.
 
     Args:
-        root: folder with `images.txt` etc. and `images/`, or the one that holds `CUB_200_2011/`. `segmentations/` lies
+        root: folder with `images.txt` etc. and `images/`, or the parent of `CUB_200_2011/`; `segmentations/` may lie
             in either.
         split, classes: as in `open_split`.
-        seed: of the draw of "valid".
+        seed: seed of the draw of "valid".
 
     Raises:
         FileNotFoundError: a file is missing; the message says where to get it.
@@ -109,8 +109,8 @@ def open_cub5(
 ) -> CubImages:
     """Open CUB5: Gray Catbird, Myrtle Warbler, Ovenbird, Swainson Warbler and White-necked Raven of CUB-200-2011.
 
-    120, 30 and 145 images, which lie in the same parts as with `open_cub` and the same seed. Arguments and errors are
-    those of `open_cub`.
+    120, 30 and 145 images, in the same parts as in `open_cub` with the same seed. Arguments and errors are the same as
+    for `open_cub`.
     """
     return open_cub(root, split, CUB5_CLASSES if classes is None else classes, seed)
 
@@ -123,7 +123,7 @@ def read_cub_mask(path: Path) -> np.ndarray:
 
 
 def _extracted_in(folder: Path) -> Path:
-    """Return the folder that the archive, with its folder `CUB_200_2011`, belongs to."""
+    """Return the folder to extract the archive in; the archive has a folder `CUB_200_2011` of its own."""
     return folder.parent if folder.name == FOLDER else folder
 
 
@@ -155,7 +155,7 @@ def _read_lists(folder: Path) -> _Lists:
 
 
 def _read(folder: Path, name: str, parse: Callable[[list[str]], Value]) -> dict[int, Value]:
-    """Lines `<id> <value>...` of a list, as values by id."""
+    """Read the lines `<id> <value>...` of a list, as values by id."""
     path = folder / name
     DOWNLOAD.require([path], ARCHIVE, _extracted_in(folder))
     values = {}

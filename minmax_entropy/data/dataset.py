@@ -1,4 +1,4 @@
-"""The interface of data sets."""
+"""Interfaces of data sets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from minmax_entropy.data.images import BoxError, MaskSizeError
 
 Box = tuple[float, float, float, float]
-# A box may reach this many pixels beyond its image: rounding, and the habit of counting from 1.
+# A box may reach this many pixels beyond its image, because of rounding and of counting from 1.
 BOX_SLACK = 1
 
 
@@ -28,10 +28,10 @@ class Sample(NamedTuple):
 class LabelledImages:
     """Images with class labels and, for evaluation, masks and boxes where they exist. `dataset[i]` is a `Sample`.
 
-    Subclasses give `class_names`, `__len__`, `image` and `target`, and `mask`, `boxes` and `name` where they have them;
-    `has_masks`, where they have the method and may hold no mask.
-    Taking a sample raises `DamagedFileError` for a file that can't be read, a mask of another size than the image, and
-    a box that does not lie in it.
+    Subclasses implement `class_names`, `__len__`, `image` and `target`; `mask`, `boxes` and `name` where available; and
+    `has_masks` if they implement `mask` but may hold no masks.
+    Indexing raises `DamagedFileError` for a file that can't be read, a mask whose size differs from that of the image,
+    and a box that does not lie in the image.
     """
 
     class_names: list[str]
@@ -48,7 +48,7 @@ class LabelledImages:
         raise NotImplementedError
 
     def mask(self, index: int) -> np.ndarray | None:
-        """Return object pixels, bool `[H, W]`, or None where there is no mask."""
+        """Return the object pixels, bool `[H, W]`, or None if there is no mask."""
         return None
 
     @property
@@ -57,8 +57,8 @@ class LabelledImages:
         return type(self).mask is not LabelledImages.mask
 
     def boxes(self, index: int) -> list[Box] | None:
-        """Return boxes around the objects, `(x0, y0, x1, y1)` in pixels of the image as `image` gives it (upright),
-        `x1` and `y1` exclusive; None where they are not known."""
+        """Return boxes around the objects, `(x0, y0, x1, y1)` in pixels of the upright image, `x1` and `y1` exclusive;
+        None if they are not known."""
         return None
 
     def name(self, index: int) -> str:
@@ -66,10 +66,10 @@ class LabelledImages:
         return str(index)
 
     def with_classes(self, class_names: Sequence[str]) -> LabelledImages:
-        """Return the same images, their classes indexed by this list, which may name further ones.
+        """Return the same images with classes indexed by this list, which may name further classes.
 
         Raises:
-            ValueError: a class of the images is not in the list, or one is in it twice.
+            ValueError: a class of the images is not in the list, or the list has one twice.
         """
         if list(class_names) != self.class_names:
             raise ValueError(f"the classes are {self.class_names}, in this order; got {list(class_names)}")
@@ -85,14 +85,14 @@ class LabelledImages:
 
 
 class LabelledStream:
-    """Labelled images that are read one after the other, always in the same order. Iteration gives `Sample`s.
+    """Labelled images that are read one after the other, always in the same order. Iteration yields `Sample`s.
 
-    Subclasses give `class_names`, `__iter__`, `shuffled` and `skip`. An iterator that raised `DamagedFileError` for an
-    image goes on with the next one.
+    Subclasses implement `class_names`, `__iter__`, `shuffled` and `skip`. An iterator that raises `DamagedFileError`
+    for an image continues with the next one.
 
     Attributes:
         class_names: names in the order of the class indices.
-        with_masks: whether masks are read; set it to True to evaluate, training leaves them closed.
+        with_masks: whether masks are read; set it to True to evaluate; training never opens them.
     """
 
     class_names: list[str]
@@ -103,17 +103,17 @@ class LabelledStream:
         raise NotImplementedError
 
     def shuffled(self, seed: int, buffer_size: int = 1000) -> LabelledStream:
-        """Return the images in an order drawn by `seed`, from a buffer of so many; this stream stays unchanged."""
+        """Return the images in an order drawn by `seed` from a buffer of `buffer_size`; this stream stays unchanged."""
         raise NotImplementedError
 
     def skip(self, count: int) -> LabelledStream:
-        """Return the stream without its first `count` images (damaged ones count), in whichever order it has: to go on
-        with a training that was interrupted."""
+        """Return the stream without its first `count` images (damaged ones count) in its current order, to resume an
+        interrupted training."""
         raise NotImplementedError
 
 
 def check_annotations(sample: Sample) -> None:
-    """Raise `DamagedFileError` for a mask of another size than the image, or a box that does not lie in it."""
+    """Raise `DamagedFileError` for a mask whose size differs from the image, or a box that does not lie in it."""
     width, height = sample.image.size
     if sample.mask is not None and sample.mask.shape != (height, width):
         sizes = f"{sample.mask.shape[0]} x {sample.mask.shape[1]}, the image is {height} x {width} (height x width)"

@@ -11,7 +11,7 @@ EXTRACT = {".tgz": "tar -xf", ".zip": "unzip"}
 
 @dataclasses.dataclass(frozen=True)
 class Download:
-    """The page of a data set: its title, its address, and the files that it offers."""
+    """Download page of a data set: its title, its address, and the files that it offers."""
 
     title: str
     url: str
@@ -21,8 +21,8 @@ class Download:
         """Return the error for a path that does not exist.
 
         Args:
-            path: what was looked for.
-            file: the file of the page that is or holds it.
+            path: the missing path.
+            file: the file on the page that is or holds it.
             folder: where the file belongs; an archive is to be extracted there, and may lie there or one level up.
         """
         command = EXTRACT.get(Path(file).suffix)

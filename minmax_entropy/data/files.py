@@ -20,7 +20,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Record(NamedTuple):
-    """A line of a data set."""
+    """One image of a data set."""
 
     image: Path
     mask: Path | None
@@ -34,10 +34,10 @@ class ImageFiles(LabelledImages):
     Args:
         records: the files.
         class_names: names in the order of the class indices; sorted by default.
-        mask_reader: from a mask file's path to bool `[H, W]`.
+        mask_reader: function from a mask file's path to bool `[H, W]`.
 
     Raises:
-        ValueError: no records, a class that is not in `class_names`, or a name that is twice in it.
+        ValueError: no records, a class that is not in `class_names`, or a name that appears twice in it.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class ImageFiles(LabelledImages):
 
 
 def read_csv(path: Path) -> list[tuple[int, list[str]]]:
-    """Return line number, from 1, and stripped cells of each row of a CSV file that has any text.
+    """Return the line number, from 1, and the stripped cells of each non-empty row of a CSV file.
 
     Raises:
         ValueError: text that is not CSV in UTF-8 (with or without a byte order mark).
@@ -108,7 +108,7 @@ def read_csv(path: Path) -> list[tuple[int, list[str]]]:
 
 
 def select_records(records: list[Record], classes: Sequence[str] | None, split: str, place: object) -> list[Record]:
-    """Return the records of some classes; raises and logs as `check_classes`."""
+    """Return the records of `classes`, all if None; raises and logs like `check_classes`."""
     if classes is None:
         return records
     check_classes({record.class_name for record in records}, classes, split, place)
@@ -117,15 +117,15 @@ def select_records(records: list[Record], classes: Sequence[str] | None, split: 
 
 
 def hold_out(records: list[Record], split: str, held: Collection[str], seed: int, place: object) -> list[Record]:
-    """Return the records of one part, of images that have no such part of their own.
+    """Split images that come without some parts, and return the records of one part.
 
-    Every class is drawn as `shuffled_classes` draws class 0, whatever its index, so that it has the same draw beside
-    any other classes.
+    Every class is drawn like class 0 in `shuffled_classes`, whatever its index, so that its draw does not depend on the
+    other classes.
 
     Args:
-        records: all that are to be shared out.
+        records: all records to split.
         split: "train", or one of `held`.
-        held: "valid", "test" or both: 15 % and 25 % of each class. What is left is "train".
+        held: "valid", "test" or both: 15 % and 25 % of each class. The rest is "train".
         seed: 0 or more.
         place: the data set, for messages.
 

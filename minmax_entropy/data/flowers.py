@@ -1,4 +1,4 @@
-"""Oxford Flowers 102 (Nilsback and Zisserman, ICVGIP 2008), as distributed."""
+"""Reader of Oxford Flowers 102 (Nilsback and Zisserman, ICVGIP 2008), as distributed."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ DOWNLOAD = Download(
 )
 SPLIT_KEYS = {"train": "trnid", "valid": "valid", "test": "tstid"}
 NUM_CLASSES = 102
-# The colour around the flower in the segmentations, which JPEG blurs at the outline. Objects of photographs put on this
-# colour and saved as JPEG are found with an intersection over union of 0.97 to 1.00 at this distance: docs/data.md.
+# The colour around the flower in the segmentations, which JPEG blurs at the outline. Objects of photographs pasted on
+# it and saved as JPEG are found with an intersection over union of 0.97 to 1.00 at this distance: docs/data.md.
 BACKGROUND = (0, 0, 254)
 BACKGROUND_DISTANCE = 100
 
@@ -37,13 +37,13 @@ def _is_flowers(root: Path) -> bool:
 
 @register_reader("flowers", detect=_is_flowers)
 def open_flowers(root: Path, split: str = "train", classes: Sequence[str] | None = None) -> ImageFiles:
-    """Open Oxford Flowers 102: 8189 photographs of 102 kinds of flowers, and masks from an archive of their own.
+    """Open Oxford Flowers 102: 8189 photographs of 102 kinds of flowers, with masks from a separate archive.
 
     The parts are the official ones: 1020 ("trnid" of `setid.mat`), 1020 ("valid") and 6149 ("tstid"). The archive does
-    not name the classes: they are "001" to "102", the labels of `imagelabels.mat`. For masks see `read_flowers_mask`.
+    not name the classes: they are "001" to "102", the labels of `imagelabels.mat`. For masks, see `read_flowers_mask`.
 
     Args:
-        root: folder with `imagelabels.mat`, `setid.mat`, `jpg/`, and, to evaluate, `segmim/`.
+        root: folder with `imagelabels.mat`, `setid.mat`, `jpg/` and, for evaluation, `segmim/`.
         split, classes: as in `open_split`.
 
     Raises:
@@ -78,7 +78,7 @@ def read_flowers_mask(path: Path) -> np.ndarray:
 
 
 def _read_mat(root: Path, file: str, key: str) -> np.ndarray:
-    """Integers of a MATLAB file, flat."""
+    """Read the integers of a MATLAB file, flattened."""
     loadmat = require("scipy.io", "data", "Flowers 102").loadmat
     path = root / file
     DOWNLOAD.require([path], file, root)

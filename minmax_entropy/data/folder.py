@@ -1,4 +1,4 @@
-"""Class folders, with optional masks and boxes."""
+"""Reader of class folders, with optional masks and boxes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def open_folders(
     - `root/[images/]<class>/*` without splits: 15 % of each class are held out for "valid" and 25 % for "test".
 
     The mask of `images/a/b.jpg` is `masks/a/b.png` (any image suffix), where it exists. `root/boxes.csv`, where it
-    exists, has boxes: see `read_boxes`.
+    exists, holds the boxes: see `read_boxes`.
 
     Args:
         root: folder of the data set.
         split, classes: as in `open_split`.
-        seed: of the images that are held out.
+        seed: seed of the draw of held-out images.
 
     Raises:
         FileNotFoundError: folders for other splits, but not for this one.
@@ -49,7 +49,7 @@ def open_folders(
 def read_boxes(path: Path, images: Path) -> dict[Path, tuple[Box, ...]]:
     """Read boxes by the path of the image relative to `images`, from a CSV file with the header `image,x0,y0,x1,y1`.
 
-    A row is a box, an image may have several; coordinates are pixels of the upright image, `x1` and `y1` exclusive.
+    Each row is a box; an image may have several. Coordinates are pixels of the upright image, `x1` and `y1` exclusive.
 
     Raises:
         ValueError: another header, a row that is no box, or text that is not UTF-8, with its line.
@@ -110,7 +110,7 @@ def _read_folders(root: Path, split: str, seed: int) -> list[Record]:
 
 
 def _is_split(folder: Path) -> bool:
-    """Return whether a folder holds class folders, and not images: a class may be called "train", too."""
+    """Return whether a folder holds class folders rather than images: a class may be called "train", too."""
     return folder.is_dir() and any(entry.is_dir() and entry.name[0] != "." for entry in folder.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""GlaS, glands in colon histology (Sirinukunwattana et al., Medical Image Analysis 2017), as distributed."""
+"""Reader of GlaS, glands in colon histology (Sirinukunwattana et al., Medical Image Analysis 2017), as distributed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DOWNLOAD = Download(
 )
 GRADES, NAME, GRADE = "Grade.csv", "name", "grade (glas)"
 CLASSES = ("benign", "malignant")
-# One of so many training images of each class is held out for validation, rounded up: 8 of 37 and 10 of 48.
+# One in this many training images of each class is held out for validation, rounded up: 8 of 37 and 10 of 48.
 VALID_FRACTION = 5
 
 
@@ -47,18 +47,18 @@ def open_glas(
     """Open GlaS: 165 images of benign and malignant glands, with masks of the glands.
 
     "test" is the official test set, parts A and B together (80); the official training set (85) is "train" (67) and
-    "valid" (18), a fifth of each class, drawn by `draw_per_class`. Classes are those of the column "grade (GlaS)" of
-    `Grade.csv`. A pixel is foreground where the annotation is not 0, which labels glands by 1, 2, ...
+    "valid" (18), a fifth of each class, drawn by `draw_per_class`. Classes come from the column "grade (GlaS)" of
+    `Grade.csv`. A pixel is foreground where the annotation, which labels glands by 1, 2, ..., is not 0.
 
     Args:
-        root: folder with `Grade.csv`, `train_1.bmp`, `train_1_anno.bmp`, ..., or the one that holds the archive's
-            folder.
+        root: folder with `Grade.csv`, `train_1.bmp`, `train_1_anno.bmp`, ..., or the folder that holds the
+            archive's folder.
         split, classes: as in `open_split`.
-        seed: of the draw of "valid".
+        seed: seed of the draw of "valid".
 
     Raises:
         FileNotFoundError: a file is missing; the message says where to get it.
-        ValueError: `Grade.csv` is not as its owners distribute it.
+        ValueError: `Grade.csv` does not have the format of the distributed file.
     """
     folder = _locate(root)
     grades = _read_grades(folder, root)
@@ -86,7 +86,7 @@ def read_glas_mask(path: Path) -> np.ndarray:
 
 
 def _read_grades(folder: Path, root: Path) -> dict[str, str]:
-    """Class by image name. The file as distributed has spaces around column names and values."""
+    """Read the class by image name. The distributed file has spaces around column names and values."""
     path = folder / GRADES
     DOWNLOAD.require([path], ARCHIVE, root)
     rows = read_csv(path)

@@ -24,7 +24,7 @@ class Columns:
     Args:
         image, mask: images, encoded images (bytes), or paths.
         label: class names or indices.
-        boxes: a list of boxes an image.
+        boxes: a list of boxes per image.
         box_format: "xyxy" for `(x0, y0, x1, y1)`, "xywh" for `(x, y, width, height)` as in COCO.
     """
 
@@ -40,7 +40,7 @@ class Columns:
 
     @classmethod
     def of(cls, names: Mapping[str, str | None] | None, box_format: str) -> Columns:
-        """Build from the option `columns`, which names some of image, label, mask and boxes."""
+        """Create from the option `columns`, which names some of image, label, mask and boxes."""
         known = ("image", "label", "mask", "boxes")
         unknown = [name for name in names or () if name not in known]
         if unknown:
@@ -52,15 +52,15 @@ class Columns:
         return [name for name in (self.image, self.label, self.mask, self.boxes) if name is not None]
 
     def check(self, found: Sequence[str] | None, place: str) -> None:
-        """Raise `ValueError` for a column that is not among `found` (None: they are not known before reading)."""
+        """Raise `ValueError` for a column that is not among `found` (None: not known before reading)."""
         for name in self.names:
             if found is not None and name not in found:
-                raise ValueError(f"{place} has no column {name!r}; its columns: {list(found)}. Say columns=dict(...)")
+                raise ValueError(f"{place} has no column {name!r}; its columns: {list(found)}. Use columns=dict(...)")
 
 
 def undecoded(dataset: Any, columns: Columns) -> Any:
-    """Return the data set with its image columns as they are stored: nothing is decoded before it is asked for, and
-    then by this library, as files are."""
+    """Return the data set with its image columns left encoded: images are decoded on access only, by this library, like
+    files."""
     import datasets
 
     for name in (columns.image, columns.mask):
@@ -79,7 +79,7 @@ def label_names(dataset: Any, column: str) -> list[str] | None:
 
 
 def class_name(value: Any, names: Sequence[str] | None, place: str) -> str:
-    """Return the class of a label cell: an index into `names` where they exist, else a text or a whole number as it is.
+    """Return the class of a label cell: an index into `names` if they exist, else the text or whole number itself.
 
     Raises:
         ValueError: a missing label, an index without a name, or a label of another kind, with its row.
@@ -94,22 +94,22 @@ def class_name(value: Any, names: Sequence[str] | None, place: str) -> str:
 
 
 def sort_key(value: str | int) -> tuple[int, str | int]:
-    """Return the order of labels without names: numbers by value, before texts."""
+    """Return the sort key of a label without a name: numbers by value, before texts."""
     return (1, value) if isinstance(value, str) else (0, value)
 
 
 def cell_image(value: Any, place: str) -> Image.Image:
-    """Return an image cell as RGB, upright. Raises `DamagedFileError`, naming the row, where it can't be read."""
+    """Return an image cell as RGB, upright. Raises `DamagedFileError`, naming the row, if it can't be read."""
     return decode_image(_content(value, place), place)
 
 
 def cell_mask(value: Any, place: str) -> np.ndarray | None:
-    """Return a mask cell as bool `[H, W]`, None where it is empty. Raises as `cell_image`."""
+    """Return a mask cell as bool `[H, W]`, None if it is empty. Raises like `cell_image`."""
     return None if value is None else decode_mask(_content(value, place), place)
 
 
 def cell_boxes(value: Any, box_format: str, place: str) -> list[Box] | None:
-    """Return a cell of boxes as `(x0, y0, x1, y1)`, None where it is empty. Raises `BoxError`, naming the row."""
+    """Return a cell of boxes as `(x0, y0, x1, y1)`, None if it is empty. Raises `BoxError`, naming the row."""
     if value is None:
         return None
     try:
@@ -123,8 +123,8 @@ def cell_boxes(value: Any, box_format: str, place: str) -> list[Box] | None:
 
 
 def _content(value: Any, place: str) -> bytes | Image.Image:
-    """Return the content of a cell: of an `Image` that is not decoded, `{"bytes": ..., "path": ...}`; or what it may be
-    without that type."""
+    """Return the content of a cell, which is an encoded `Image` (`{"bytes": ..., "path": ...}`), bytes, a path or an
+    image."""
     if isinstance(value, (bytes, Image.Image)):
         return value
     data, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (None, value)

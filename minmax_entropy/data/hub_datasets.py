@@ -1,4 +1,4 @@
-"""Hugging Face `datasets`: by name, local, or loaded already."""
+"""Data sets of Hugging Face `datasets`: by name, local, or already loaded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _logger = logging.getLogger(__name__)
 
 PART_NAMES = {"train": ("train",), "valid": ("validation", "valid", "val", "dev"), "test": ("test",)}
 FILES = {".parquet": "parquet", ".arrow": "arrow"}
-SAVED = ("dataset_dict.json", "state.json")  # of `save_to_disk`
+SAVED = ("dataset_dict.json", "state.json")  # written by `save_to_disk`
 
 
 @register_reader("hf", reads_folder=False)
@@ -48,29 +48,29 @@ def open_hub(
     split_names: Mapping[str, str] | None = None,
     seed: int = SPLIT_SEED,
 ) -> HubImages | HubStream:
-    """Return a data set of the Hugging Face Hub, of a local folder or file, or one that `datasets` has loaded already.
+    """Open a data set of the Hugging Face Hub, of a local folder or file, or one that `datasets` has already loaded.
 
     Labels of the type `ClassLabel` keep their names; texts become classes in alphabetical order, whole numbers in
-    theirs, `"0"`, `"1"`, ... Images and masks are decoded when they are asked for, masks for evaluation only.
+    numerical order, `"0"`, `"1"`, ... Images and masks are decoded on access, masks for evaluation only.
 
     Args:
         source: a name as `datasets.load_dataset` takes it, a folder (of images, Parquet files, or of `save_to_disk`), a
             Parquet or Arrow file, or an object: a `DatasetDict` or `IterableDatasetDict` has parts; a `Dataset` or
-            `IterableDataset` is one part, taken whole whatever `split` is.
+            `IterableDataset` is one part, used whole whatever `split` is.
         split, classes: as in `open_split`. A stream without `ClassLabel`s needs `classes`.
         columns: names of the columns, `dict(image="image", label="label", mask=None, boxes=None)` or some of them.
         box_format: "xyxy", or "xywh" as in COCO; pixels of the upright image.
         config, revision, data_files: as in `load_dataset` (`config` is its `name`).
-        streaming: read the images one after the other, with nothing stored; a `LabelledStream`.
-        split_names: theirs by ours, `{"valid": "dev"}`; by default train, validation (valid, val, dev) and test. Where
+        streaming: read the images one after the other without storing them, as a `LabelledStream`.
+        split_names: its names by ours, `{"valid": "dev"}`; by default train, validation (valid, val, dev) and test. If
             there is no validation part, 15 % of each class of the training part are held out for it, by
             `draw_per_class`; not from a stream.
-        seed: of that draw.
+        seed: seed of that draw.
 
     Raises:
         ImportError: `datasets`, of the extra `data`, is missing.
         FileNotFoundError: no such data set, part, or file.
-        ValueError: no such column, labels that are none, or a class without images.
+        ValueError: no such column, invalid labels, or a class without images.
     """
     loaded, title = _load(source, config, revision, data_files, streaming)
     part, held_out = _part(loaded, title, split, split_names)
@@ -97,7 +97,7 @@ class HubImages(LabelledImages):
     Args:
         dataset: the data set.
         place: its name, for messages.
-        columns: what is where.
+        columns: names of its columns.
         classes: as in `open_split`.
         split: part of the data set, for the check of `classes`.
         rows: take only these.
@@ -106,7 +106,7 @@ class HubImages(LabelledImages):
         targets: int64 `[len]`, the class indices.
 
     Raises:
-        ValueError: no rows, labels that are none, or a class without images.
+        ValueError: no rows, invalid labels, or a class without images.
     """
 
     def __init__(
@@ -203,14 +203,14 @@ def _load(source: Any, config: str | None, revision: str | None, data_files: Any
 
 
 def _is_whole(dataset: Any) -> bool:
-    """Return whether a data set has rows that can be taken by their index."""
+    """Return whether the rows of a data set can be accessed by index."""
     import datasets
 
     return isinstance(dataset, datasets.Dataset)
 
 
 def _streamed(source: Any, streaming: bool) -> Any:
-    """Return loaded parts, as streams where asked for."""
+    """Return loaded parts, as streams if requested."""
     if not streaming:
         return source
     if isinstance(source, Mapping):
@@ -219,7 +219,7 @@ def _streamed(source: Any, streaming: bool) -> Any:
 
 
 def _part(loaded: Any, title: str, split: str, split_names: Mapping[str, str] | None) -> tuple[str | None, bool]:
-    """Their name of a part, None of a single one, and whether the validation part has to be held out from it."""
+    """Return the name of a part, None for a single one, and whether the validation part is to be held out from it."""
     if not isinstance(loaded, Mapping):
         return None, False
     names = dict(split_names or {})

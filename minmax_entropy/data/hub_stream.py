@@ -1,4 +1,4 @@
-"""Streams of Hugging Face `datasets`: images one after the other, nothing stored."""
+"""Streams of Hugging Face `datasets`: images are read one after the other, and not stored."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class HubStream(LabelledStream):
     Args:
         dataset: the data set.
         place: its name, for messages.
-        columns: what is where.
-        classes: take only these, indexed in this order; by default those of the labels' `ClassLabel`.
+        columns: names of its columns.
+        classes: take only these, indexed in this order; by default the names of the labels' `ClassLabel`.
 
-    Iteration raises `DamagedFileError` for an image that can't be read, and goes on with the next one.
+    Iteration raises `DamagedFileError` for an image that can't be read, and continues with the next one.
 
     Raises:
-        ValueError: no `classes`, and no names of them; iteration: a label that is none, or no image of the classes.
+        ValueError: neither `classes` nor label names; in iteration, an invalid label, or no image of the classes.
     """
 
     def __init__(self, dataset: Any, place: str, columns: Columns, classes: Sequence[str] | None = None) -> None:
@@ -67,7 +67,7 @@ class HubStream(LabelledStream):
 
 
 class _Samples:
-    """Iterator of a stream. A generator would end with the first damaged image that it raises an error for."""
+    """Iterator over a stream. A generator would end at the first error that it raises for a damaged image."""
 
     def __init__(self, stream: HubStream) -> None:
         columns = stream.columns

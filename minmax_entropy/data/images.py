@@ -1,4 +1,4 @@
-"""Image and mask files, read the same way whatever their mode, and with an error that names a damaged file."""
+"""Reading of image and mask files, the same for every mode, with errors that name a damaged file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DamagedFileError(ValueError):
 
 
 class MaskSizeError(DamagedFileError):
-    """A mask of another size than its image. `path` names the image."""
+    """A mask whose size differs from that of its image. `path` names the image."""
 
     text = "the mask of {path} is {reason}"
 
@@ -44,11 +44,11 @@ class BoxError(DamagedFileError):
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Return an image file as RGB, upright.
+    """Read an image file as RGB, upright.
 
-    EXIF orientation is applied; transparent pixels are laid on white; palettes, greyscale and CMYK are converted; of an
-    animation the first frame is taken. Greyscale of more than 8 bits is scaled from 255, 65535 or its maximum, the
-    first that it fits in (floating point from 1 as well): bring 12-bit data to 16 bits before.
+    EXIF orientation is applied; transparent pixels are put on white; palettes, greyscale and CMYK are converted; of an
+    animation, the first frame is read. Greyscale of more than 8 bits is scaled from 255, 65535 or its maximum, the
+    first that it fits in (floating point also from 1): scale 12-bit data to 16 bits beforehand.
 
     Raises:
         FileNotFoundError: no such file.
@@ -58,7 +58,7 @@ def read_image(path: str | Path) -> Image.Image:
 
 
 def as_image(picture: str | Path | Image.Image | np.ndarray | Tensor) -> Image.Image:
-    """Return a picture as RGB: a file, a PIL image, an array or a tensor.
+    """Convert a picture to RGB: a file, a PIL image, an array or a tensor.
 
     Args:
         picture: an array `[H, W]` or `[H, W, 3]` of bytes; a tensor `[1, H, W]` or `[3, H, W]` of bytes, or of floating
@@ -66,7 +66,7 @@ def as_image(picture: str | Path | Image.Image | np.ndarray | Tensor) -> Image.I
 
     Raises:
         FileNotFoundError, DamagedFileError: as `read_image`.
-        TypeError, ValueError: something else, or other shapes or values.
+        TypeError, ValueError: any other type, shape or values.
     """
     if isinstance(picture, (str, Path)):
         return read_image(picture)
@@ -92,15 +92,15 @@ def as_image(picture: str | Path | Image.Image | np.ndarray | Tensor) -> Image.I
 
 
 def decode_image(data: bytes | Image.Image, name: str) -> Image.Image:
-    """Do as `read_image` for a file's content, or of an image that is open; `name` stands for the path in errors."""
+    """Read an image like `read_image`, from a file's content or an open image; `name` replaces the path in errors."""
     return _as_rgb(_load(io.BytesIO(data) if isinstance(data, bytes) else data, name))
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """Return a mask file as booleans `[H, W]`: foreground where the value is over 127, or over 0 if no value is.
+    """Read a mask file as bool `[H, W]`: foreground where the value is over 127, or over 0 if no value is over 127.
 
-    Of a palette image the indices count: foreground is all but 0 (background) and, beside other indices, 255 (void, as
-    in PASCAL VOC).
+    For a palette image, the indices count: all are foreground but 0 (background) and, beside other indices, 255 (void,
+    as in PASCAL VOC).
 
     Args:
         path: a greyscale, palette or colour image (the brightest channel counts, transparency does not).
@@ -113,20 +113,20 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 
 def decode_mask(data: bytes | Image.Image, name: str) -> np.ndarray:
-    """Do as `read_mask` for a file's content, or of an image that is open; `name` stands for the path in errors."""
+    """Read a mask like `read_mask`, from a file's content or an open image; `name` replaces the path in errors."""
     return _as_mask(_load(io.BytesIO(data) if isinstance(data, bytes) else data, name))
 
 
 def read_values(path: str | Path) -> np.ndarray:
-    """Return the values of a mask file as they are, `[H, W]`: greys, palette indices, or the brightest colour channel.
+    """Read the unchanged values of a mask file, `[H, W]`: greys, palette indices, or the brightest colour channel.
 
-    Transparency does not count. Raises as `read_mask`.
+    Transparency is ignored. Raises like `read_mask`.
     """
     return _values(_open(path))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Return the width and height in pixels of an image file, upright, without decoding it. Raises as `read_image`."""
+    """Return width and height in pixels of an image file, upright, without decoding it. Raises like `read_image`."""
     path = _existing(path)
     try:
         with Image.open(path) as image:
@@ -171,13 +171,13 @@ def _open(path: str | Path) -> Image.Image:
 
 
 def _load(file: Path | BinaryIO | Image.Image, name: str | Path) -> Image.Image:
-    """Return the loaded image, upright; EXIF data that can't be read is passed over."""
+    """Return the loaded image, upright; EXIF data that can't be read is ignored."""
     try:
         image = file if isinstance(file, Image.Image) else Image.open(file)
         image.load()
     except UnidentifiedImageError:
         raise DamagedFileError(name, "not an image, or of an unknown format") from None
-    except Exception as error:  # Pillow's decoders raise many kinds
+    except Exception as error:  # Pillow's decoders raise many kinds of errors
         raise DamagedFileError(name, error) from error
     try:
         return ImageOps.exif_transpose(image)
@@ -186,7 +186,7 @@ def _load(file: Path | BinaryIO | Image.Image, name: str | Path) -> Image.Image:
 
 
 def _to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
-    """Greyscale of more than 8 bits, scaled to 0..255."""
+    """Scale greyscale of more than 8 bits to 0..255."""
     values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
     top = float(values.max(initial=0))
     scales = (255.0, 65535.0) if mode.startswith("I") else (1.0, 255.0, 65535.0)

@@ -1,4 +1,4 @@
-"""Limit of the size of image files: Pillow refuses what would fill the memory; `max_pixels` allows more."""
+"""Limit on the size of images: Pillow refuses those that would fill the memory; `max_pixels` allows more."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from PIL import Image
 
 from minmax_entropy.data.images import DamagedFileError
 
-# Pillow itself refuses images of more than twice this.
+# Pillow itself refuses images of more than twice its `MAX_IMAGE_PIXELS`.
 DEFAULT_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)
 
 
 @contextlib.contextmanager
 def allow_pixels(max_pixels: int | None = None) -> Iterator[None]:
-    """Read images of up to `max_pixels` in this block, for the whole process; a small file may hold a huge image.
+    """Allow images of up to `max_pixels` in this block, for the whole process; a small file may hold a huge image.
 
     Args:
-        max_pixels: by default what Pillow allows, 178,956,970. An image takes four bytes a pixel while it is read, and
-            as much again where it is converted.
+        max_pixels: by default what Pillow allows, 178,956,970. An image takes four bytes per pixel while it is read,
+            and as much again if it is converted.
 
     Raises:
-        DamagedFileError: from within, for an image with more pixels; it says how to allow it.
+        DamagedFileError: in the block, for an image with more pixels; the message says how to allow it.
         ValueError: `max_pixels` is below 1.
     """
     if max_pixels is not None and max_pixels < 1:

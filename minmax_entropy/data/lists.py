@@ -1,4 +1,4 @@
-"""Lists in CSV, rows `image,mask,class`: the format of the authors of arXiv 1907.12934."""
+"""Reader of CSV lists of rows `image,mask,class`, the format of the authors of arXiv 1907.12934."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from minmax_entropy.data.files import ImageFiles, Record, hold_out, read_csv, se
 from minmax_entropy.data.selection import SPLIT_NAMES, SPLIT_SEED, SPLITS
 from minmax_entropy.data.sources import register_reader
 
-# First cells that make the first row of a list a header.
+# First cells that mark the first row of a list as a header.
 HEADERS = ("image", "images", "image_path", "img", "img_path", "path", "file", "filename", "file_name")
 
 
@@ -25,14 +25,14 @@ def open_lists(
     lists: Mapping[str, str | Path] | None = None,
     seed: int = SPLIT_SEED,
 ) -> ImageFiles:
-    """Open images of a list; see `read_list`. Without a list for "valid", 15 % of each class of "train" become it.
+    """Open the images of a list; see `read_list`. Without one for "valid", 15 % of each class of "train" are held out.
 
     Args:
         root: folder that the paths in the lists are relative to. It holds `train.csv`, `valid.csv` (or `val.csv`,
-            `validation.csv`) and `test.csv`, unless
-        lists: says where they are: `{"train": path, "valid": path, "test": path}`, or some of them.
+            `validation.csv`) and `test.csv`, unless `lists` is given.
+        lists: paths of the lists, `{"train": path, "valid": path, "test": path}`, or some of them.
         split, classes: as in `open_split`.
-        seed: of the images that are held out.
+        seed: seed of the draw of held-out images.
 
     Raises:
         FileNotFoundError: no list for `split`, or a file in it does not exist.
@@ -64,7 +64,7 @@ def read_list(path: str | Path, root: str | Path) -> list[Record]:
     """Read the rows `image,mask,class` of a CSV list, paths relative to `root`; every file named must exist.
 
     Raises:
-        ValueError: a row that has not three cells, no rows, or text that is not UTF-8.
+        ValueError: a row that does not have three cells, no rows, or text that is not UTF-8.
         FileNotFoundError: an image or mask that does not exist, with its line.
     """
     path, root = Path(path), Path(root)

@@ -1,4 +1,4 @@
-"""Training batches: which images make up a step is decided by seed, epoch and step alone, whatever reads them."""
+"""Training batches: seed, epoch and step alone determine the images of a step, however these are loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLINGS = ("shuffle", "balanced")
 
 
 class Place(NamedTuple):
-    """An image's place in the training: what is random about it depends on this and the seed only."""
+    """Place of an image in the training: its random augmentation depends on this and the seed only."""
 
     epoch: int
     position: int  # in the order of the epoch
@@ -29,9 +29,9 @@ class Place(NamedTuple):
 
 
 class TrainingBatch(NamedTuple):
-    """Images `[B, C, H, W]`, class indices `[B]`, the part of the step's loss that they make up, damaged files.
+    """Images `[B, C, H, W]`, class indices `[B]`, their share in the step's loss, and damaged files.
 
-    `position` is that of a stream after the step, see `TrainingStream`.
+    `position` is the position in a stream after the step, see `TrainingStream`.
     """
 
     images: Tensor
@@ -42,22 +42,22 @@ class TrainingBatch(NamedTuple):
 
 
 class TrainingPlan(Sampler):
-    """The batches of one process, as lists of `Place`; give it to a `DataLoader` as its `batch_sampler`.
+    """Batches of one process, as lists of `Place`; used as the `batch_sampler` of a `DataLoader`.
 
-    A step has `batch_size` images over all processes. They are cut into as many parts as there are processes, and each
-    part into `accumulation` batches. A remainder of an epoch is left out, unless it is all there is.
+    A step has `batch_size` images over all processes. They are split into one part per process, and each part into
+    `accumulation` batches. An incomplete last step of an epoch is left out, unless it is the only one.
 
     Args:
         targets: class index of each image.
-        batch_size: images a step.
-        seed: of the order.
-        sampling: "shuffle" takes each image once an epoch; "balanced" draws as many with replacement, each class with
+        batch_size: images per step.
+        seed: seed of the order.
+        sampling: "shuffle" takes each image once per epoch; "balanced" draws as many with replacement, each class with
             the same probability.
-        accumulation: batches a step and process.
-        process, processes: number of this process, from 0, and how many there are.
+        accumulation: batches per step and process.
+        process, processes: index of this process, from 0, and number of processes.
 
     Attributes:
-        epoch, start: what the next iteration gives: the epoch, from this step on.
+        epoch, start: epoch and first step of the next iteration.
 
     Raises:
         ValueError: fewer images in a step than processes x accumulation.
@@ -84,11 +84,11 @@ class TrainingPlan(Sampler):
 
     @property
     def steps(self) -> int:
-        """Steps an epoch."""
+        """Number of steps per epoch."""
         return len(self.targets) // self.batch_size
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the indices of the images in the order in which an epoch takes them."""
+        """Return the indices of the images in the order of an epoch."""
         rng = np.random.default_rng([self.seed, epoch])
         if self.sampling == "shuffle":
             return rng.permutation(len(self.targets))
@@ -108,7 +108,7 @@ class TrainingPlan(Sampler):
 
 
 def step_parts(batch_size: int, accumulation: int, process: int, processes: int) -> list[list[int]]:
-    """Return places in a step that a process takes, by batch.
+    """Return the places in a step that belong to a process, by batch.
 
     Raises:
         ValueError: fewer images in a step than processes x accumulation.
@@ -123,17 +123,17 @@ def step_parts(batch_size: int, accumulation: int, process: int, processes: int)
 
 
 class TrainingImages(Dataset):
-    """A data set as the trainer reads it: transformed images and class indices by `Place`; masks are never opened.
+    """Data set for the trainer: transformed images and class indices by `Place`; masks are never opened.
 
     Args:
         dataset: the images.
-        transform: `PIL.Image` to a tensor `[C, H, W]`. What it draws from torch, NumPy or `random` depends on the seed
-            and the place of the image only.
-        seed: of the augmentation.
-        skip_damaged: give the next image that can be read in the place of one that can't.
+        transform: function from `PIL.Image` to a tensor `[C, H, W]`. Its draws from torch, NumPy or `random` depend on
+            the seed and the place of the image only.
+        seed: seed of the augmentation.
+        skip_damaged: replace an image that can't be read by the next one that can.
 
-    An item is `(image, target, damaged)`, the image None where none could be read: an error that is raised in a loader
-    process would arrive as a `RuntimeError` with a traceback for its text.
+    An item is `(image, target, damaged)`, with image None if none could be read: an error raised in a loader process
+    would arrive as a `RuntimeError` with a traceback as its text.
     """
 
     def __init__(
@@ -163,13 +163,13 @@ class TrainingImages(Dataset):
 
 
 class TransformedImages(Dataset):
-    """A data set for a `DataLoader` of your own: items are `(image [C, H, W], class index)`; masks are never opened.
+    """Data set for your own `DataLoader`: items are `(image [C, H, W], class index)`; masks are never opened.
 
     Args:
         dataset: the images.
-        transform: `PIL.Image` to a tensor `[C, H, W]`, such as `TrainingTransform`.
+        transform: function from `PIL.Image` to a tensor `[C, H, W]`, such as `TrainingTransform`.
 
-    Taking an item raises `DamagedFileError` for a file that can't be read.
+    Indexing raises `DamagedFileError` for a file that can't be read.
     """
 
     def __init__(self, dataset: LabelledImages, transform: Callable[[Image.Image], Tensor]) -> None:
@@ -183,7 +183,7 @@ class TransformedImages(Dataset):
 
 
 class Collate:
-    """Items of `TrainingImages` as a `TrainingBatch`; `images` is empty (`[0]`) if one of them could not be read."""
+    """Collation of items of `TrainingImages` into a `TrainingBatch`; `images` is empty (`[0]`) if one can't be read."""
 
     def __init__(self, step_size: int) -> None:
         self.step_size = step_size
@@ -208,7 +208,7 @@ def training_loader(
     skip_damaged: bool = False,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Load the batches of `plan`; the same ones for any number of loader processes."""
+    """Return a loader of the batches of `plan`, which are the same for any number of loader processes."""
     return DataLoader(
         TrainingImages(dataset, transform, plan.seed, skip_damaged),
         batch_sampler=plan,
@@ -216,26 +216,26 @@ def training_loader(
         collate_fn=Collate(plan.batch_size),
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        generator=torch.Generator(),  # it would draw from torch's own otherwise, each time an iteration begins
+        generator=torch.Generator(),  # otherwise each iteration would draw from torch's global one
     )
 
 
 class TrainingStream(IterableDataset):
     """Batches of a stream of images, for one process; both plan and data set, with the attributes of `TrainingPlan`.
 
-    An epoch goes on where the one before it ended; where the stream ends, it begins anew. Its order is drawn for each
-    pass over it, from a buffer of images. Every process reads the whole stream and transforms its part of each step.
+    An epoch continues where the previous one ended; at its end, the stream restarts. For each pass over the stream, its
+    order is drawn from a buffer of images. Every process reads the whole stream and transforms its part of each step.
 
     Args:
         stream: the images.
         transform, seed, skip_damaged: as for `TrainingImages`; a damaged image is replaced by another one of its step.
-        steps: an epoch has so many.
+        steps: number of steps per epoch.
         batch_size, accumulation, process, processes: as for `TrainingPlan`.
 
     Attributes:
-        epoch, start: what the next iteration gives: the epoch, from this step on.
-        position: where it begins: number of the pass over the stream, and of the image in it. Each batch says where its
-            step ends.
+        epoch, start: epoch and first step of the next iteration.
+        position: where it begins, as the index of the pass over the stream and of the image in it. Each batch holds the
+            end of its step.
     """
 
     def __init__(
@@ -271,7 +271,7 @@ class TrainingStream(IterableDataset):
                 yield batch._replace(damaged=damaged, position=read[-1][1])
 
     def _read(self, number: int, offset: int) -> Iterator[tuple[Sample | DamagedFileError, tuple[int, int]]]:
-        """Samples without end, each with the position after it."""
+        """Yield samples endlessly, each with the position after it."""
         while True:
             seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
             samples = iter(self.stream.shuffled(seed).skip(offset))
@@ -296,7 +296,7 @@ class TrainingStream(IterableDataset):
 
 
 def stream_loader(stream: TrainingStream, workers: int = 0, pin_memory: bool = False) -> DataLoader:
-    """Load the batches of a stream.
+    """Return a loader of the batches of a stream.
 
     Raises:
         ValueError: more than one loader process: each would read the whole stream.
@@ -309,7 +309,7 @@ def stream_loader(stream: TrainingStream, workers: int = 0, pin_memory: bool = F
 
 @contextlib.contextmanager
 def random_state(*seed: int) -> Iterator[None]:
-    """Seed torch (CPU), NumPy and `random` for a while; their states are put back afterwards."""
+    """Seed torch (CPU), NumPy and `random` in this block; their states are restored afterwards."""
     value = int(np.random.SeedSequence(seed).generate_state(1, np.uint32)[0])
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     random.seed(value)

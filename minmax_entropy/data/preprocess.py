@@ -1,4 +1,4 @@
-"""From an image of any size to the network's input, and from the network's mask back to the image's own size."""
+"""Preprocessing of images of any size for the network, and restoring of its masks to the image's own size."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from minmax_entropy.backbones.data_config import INTERPOLATIONS
 from minmax_entropy.mask import resize
 
 PAD_MULTIPLE = 32
-# Longer sides than this many short sides are scaled down to it, so that a strip of pixels does not become a huge image.
+# Long sides are limited to this many times the short side to be reached, so that a strip does not become a huge image.
 MAX_ASPECT = 8
 NATIVE = "native"
 
 
 def scaled_size(height: int, width: int, short_side: int | None, reference: bool = False) -> tuple[int, int]:
-    """Return the size at which the network sees an image, aspect ratio kept.
+    """Return the size at which the network sees an image, with its aspect ratio kept.
 
     Args:
         height, width: size of the image in pixels.
-        short_side: what the shorter side becomes (less in strips longer than eight times that); None leaves the image
-            as it is.
-        reference: as the authors' implementation does: only images that are smaller are scaled, and sizes are
-            truncated (so that the shorter side may miss its goal by one pixel).
+        short_side: target length of the shorter side (less for strips longer than eight times that); None keeps the
+            size of the image.
+        reference: scale as the authors' implementation does: only images that are smaller, and with truncated sizes
+            (so the shorter side may miss its target by one pixel).
     """
     if short_side is None or (reference and min(height, width) >= short_side):
         return height, width
@@ -39,7 +39,7 @@ def scaled_size(height: int, width: int, short_side: int | None, reference: bool
 
 
 def padding(size: int, multiple: int = PAD_MULTIPLE) -> tuple[int, int]:
-    """Return pixels to add before and after, so that `size` becomes a multiple."""
+    """Return the pixels to add before and after, so that `size` becomes a whole multiple of `multiple`."""
     extra = -size % multiple
     return extra // 2, extra - extra // 2
 
@@ -56,15 +56,15 @@ def resampling(interpolation: str) -> Image.Resampling:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Evaluation: scale, reflect-pad to a multiple, normalize; and the way back for a mask.
+    """Preprocessing for evaluation: scale, reflect-pad to a multiple, normalize; masks are mapped back by `restore`.
 
     Args:
-        mean, std: of the backbone's `data_config`, for pixels in [0, 1].
+        mean, std: from the backbone's `data_config`, for pixels in [0, 1].
         short_side: see `scaled_size`.
         multiple: sides become multiples of this.
-        fixed_size: `(height, width)`: resize to just that, for architectures that take one size.
-        reference: scaling and cropping of the authors' implementation; the crop is off by a pixel for odd sizes.
-        interpolation: of the backbone's `data_config`; see `resampling`. Masks come back bilinear.
+        fixed_size: `(height, width)` to resize to exactly, for architectures that take one size.
+        reference: scale and crop as in the authors' implementation; the crop is off by a pixel for odd sizes.
+        interpolation: from the backbone's `data_config`; see `resampling`. Masks are restored bilinearly.
 
     Raises:
         ValueError: an unknown interpolation.
@@ -82,13 +82,13 @@ class Preprocess:
         resampling(self.interpolation)
 
     def resized(self, image: Image.Image, height: int, width: int) -> Image.Image:
-        """Return the image at another size; as it is where it has that."""
+        """Return the image at another size, unchanged if it already has it."""
         if (height, width) == (image.height, image.width):
             return image
         return image.resize((width, height), resampling(self.interpolation))
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """Return the scaled and padded image, uint8 `[H, W]` or `[H, W, 3]`; float32 where its mode is "F"."""
+        """Return the scaled and padded image, uint8 `[H, W]` or `[H, W, 3]`; float32 if its mode is "F"."""
         height, width = self._scaled(image.height, image.width)
         values = np.asarray(self.resized(image, height, width))
         if self.fixed_size is None:
@@ -124,20 +124,20 @@ class Preprocess:
 
 
 def preprocess_for(model: nn.Module, short_side: int | str | None = None) -> Preprocess:
-    """Return the evaluation input that a model expects.
+    """Return the evaluation preprocessing that a model expects.
 
-    Mean, std and interpolation are those of the model's `data_config`. Its `crop_pct` is not used: the mask must cover
+    Mean, std and interpolation come from the model's `data_config`. Its `crop_pct` is not used: the mask must cover
     the whole image, which is never cropped.
 
     Args:
-        model: with a `data_config`, and a `backbone` that knows its `sizes`.
-        short_side: shorter side of the images as the network sees them, or "native": the images' own; by default that
-            of `data_config`'s `input_size`. A model built for one size sees whole images at that one. Where
-            `data_config` has `resize="reference"` only images that are smaller are scaled, and none with
-            "reference_native", as in the authors' implementation, whose interpolation is bilinear.
+        model: a model with a `data_config` and a `backbone` that has `sizes`.
+        short_side: shorter side of the images as the network sees them, or "native" for their own; by default that of
+            `data_config`'s `input_size`. A model built for one size sees whole images at that size. If `data_config`
+            has `resize="reference"`, only smaller images are scaled, and with "reference_native" none, as in the
+            authors' implementation, whose interpolation is bilinear.
 
     Raises:
-        ValueError: another text than "native".
+        ValueError: a string other than "native".
     """
     if isinstance(short_side, str) and short_side != NATIVE:
         raise ValueError(f"short_side is a number of pixels or {NATIVE!r}, got {short_side!r}")

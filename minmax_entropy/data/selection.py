@@ -1,4 +1,4 @@
-"""Selection of images of a data set: its parts, the draw of a validation part, and a choice of classes."""
+"""Selection of images from a data set: its parts, the draw of a validation part, and a choice of classes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ HELD_OUT = {"valid": 0.15, "test": 0.25}
 
 
 def check_split(split: str) -> None:
-    """Raise `ValueError` for a name that is none of "train", "valid" and "test"."""
+    """Raise `ValueError` for any name but "train", "valid" and "test"."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
 
 
 def shuffled_classes(targets: Sequence[int], seed: int) -> Iterator[np.ndarray]:
-    """Yield positions of the images of each class that has any, in an order drawn without regard to the other classes.
+    """Yield the indices of the images of each class that has any, in an order drawn independently of other classes.
 
     Class `k` with `n` images has the order of `numpy.random.default_rng([seed, k]).permutation(n)`: it is the same
-    whether all classes are read or a few.
+    whether all classes are read or only some.
 
     Args:
         targets: class index of each image.
@@ -47,7 +47,7 @@ def draw_per_class(targets: Sequence[int], count: Callable[[int], int], seed: in
 
     Args:
         targets: class index of each image.
-        count: from the number of images of a class to the number to draw.
+        count: function from the number of images of a class to the number to draw.
         seed: 0 or more.
 
     Returns:
@@ -60,12 +60,12 @@ def draw_per_class(targets: Sequence[int], count: Callable[[int], int], seed: in
 
 
 def check_classes(known: Collection[str], classes: Sequence[str], split: str, place: object) -> None:
-    """Log which classes are left out, and which are asked for and have no images.
+    """Check the requested classes, and log which are left out and which have no images.
 
     Args:
         known: classes that have images.
-        classes: those that are asked for.
-        split: part of the data set; all classes must have images in "train", one in the other parts.
+        classes: requested classes.
+        split: part of the data set; all classes must have images in "train", at least one in the other parts.
         place: the data set, for messages.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One way in: which reader opens a source, by its prefix or by what lies in the folder."""
+"""Choice of the reader that opens a source, by its prefix or by the contents of its folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FALLBACK = "folders"
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """A function that opens a layout, and one that recognizes its folder (None: it is opened by its prefix alone)."""
+    """Reader of a layout: a function that opens it, and one that recognizes its folder (None: by its prefix alone)."""
 
     prefix: str
     open: Callable[..., LabelledImages | LabelledStream]
@@ -26,7 +26,7 @@ class Reader:
 
     @property
     def options(self) -> list[str]:
-        """Names of the options beside source, split and classes."""
+        """Names of the options besides source, split and classes."""
         return list(inspect.signature(self.open).parameters)[3:]
 
 
@@ -40,9 +40,8 @@ def register_reader(
 
     Args:
         prefix: lower-case letters and digits, two or more.
-        detect: whether a folder without a prefix is of this layout.
-        reads_folder: the function takes the `Path` of a folder that exists; False hands on whatever stands behind the
-            prefix.
+        detect: function that returns whether a folder without a prefix has this layout.
+        reads_folder: the function takes the `Path` of an existing folder; False passes on whatever follows the prefix.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]+", prefix):
         raise ValueError(f"a prefix is two or more lower-case letters and digits, got {prefix!r}")
@@ -67,25 +66,25 @@ def open_split(
     Args:
         source: what to read; `docs/data.md` describes each of them:
 
-            - "glas:FOLDER", "cub:FOLDER", "cub5:FOLDER", "flowers:FOLDER": the archives of GlaS, CUB-200-2011, five
-              species of it, and Oxford Flowers 102, extracted;
-            - "lists:FOLDER": `train.csv`, `valid.csv`, `test.csv` of rows `image,mask,class`;
+            - "glas:FOLDER", "cub:FOLDER", "cub5:FOLDER", "flowers:FOLDER": the extracted archives of GlaS,
+              CUB-200-2011, five of its species, and Oxford Flowers 102;
+            - "lists:FOLDER": `train.csv`, `valid.csv`, `test.csv` with rows `image,mask,class`;
             - "folders:FOLDER": `[images/][train/]<class>/*`, with `masks/` and `boxes.csv` where they exist;
             - "hf:NAME_OR_PATH": Hugging Face `datasets`, or an object of that library itself;
             - "shapes:": the bundled synthetic images;
-            - a folder without a prefix: lists where it has them, else what it is recognized as, else class folders. A
+            - a folder without a prefix: lists if it has any, else the layout it is recognized as, else class folders. A
               `Path` never has a prefix.
         split: "train", "valid" or "test".
-        classes: take only these, and index them in this order. All of them must have images in "train", one in the
-            other parts.
-        options: of the reader; see its function.
+        classes: take only these, and index them in this order. All of them must have images in "train", at least
+            one in the other parts.
+        options: options of the reader; see its function.
 
     Returns:
         `LabelledImages`, or a `LabelledStream` for "hf:" with `streaming=True`.
 
     Raises:
         FileNotFoundError: no such folder, list, image, or part.
-        ValueError: an empty folder, a class without images, a malformed list, or a folder of several layouts.
+        ValueError: an empty folder, a class without images, a malformed list, or a folder with several layouts.
         TypeError: an option that the reader does not have.
         ImportError: a package of an extra is missing.
     """
@@ -116,8 +115,7 @@ def _split_prefix(source: str | Path | Any) -> tuple[str | None, Any]:
 
 
 def _recognize(folder: Path, source: str | Path) -> Reader:
-    """Return the reader of a folder without a prefix. Lists are put there by hand, so that they come before anything
-    else."""
+    """Return the reader of a folder without a prefix; lists, which are put there by hand, take precedence."""
     folder = _folder(folder, source)
     found = [reader for reader in _READERS.values() if reader.detect is not None and reader.detect(folder)]
     lists = [reader for reader in found if reader.prefix == "lists"]

@@ -1,4 +1,4 @@
-"""Parts of a data set: chosen images, a few of each class, folds."""
+"""Parts of a data set: selected images, a few of each class, folds."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from minmax_entropy.data.selection import shuffled_classes
 
 
 class Subset(LabelledImages):
-    """Some images of a data set, or of several ones (one after the other) with the same classes.
+    """Subset of a data set, or of several concatenated ones with the same classes.
 
     Args:
         dataset: the images, or a sequence of data sets.
-        indices: which of them, in this order; all by default.
+        indices: images to take, in this order; all by default.
 
     Raises:
         ValueError: the data sets have different classes.
-        IndexError: an index that they don't have.
+        IndexError: an index out of range.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ def targets_of(dataset: LabelledImages) -> list[int]:
 
 
 def few_shots(dataset: LabelledImages, shots: int, seed: int = 0) -> Subset:
-    """Return at most `shots` images of each class, drawn by `seed`; more shots hold the images of fewer ones.
+    """Return at most `shots` images of each class, drawn by `seed`; more shots include the images of fewer.
 
     Raises:
-        ValueError: `shots` is under 1.
+        ValueError: `shots` is below 1.
     """
     if shots < 1:
         raise ValueError(f"shots must be 1 or more, got {shots}")
@@ -90,17 +90,17 @@ def few_shots(dataset: LabelledImages, shots: int, seed: int = 0) -> Subset:
 def fold(
     dataset: LabelledImages | Sequence[LabelledImages], number: int, folds: int, seed: int = 0
 ) -> tuple[Subset, Subset]:
-    """Return the training and validation part of a stratified k-fold cross-validation.
+    """Return the training and validation parts of a stratified k-fold cross-validation.
 
     Args:
-        dataset: the images, or several data sets that are taken together (those for training and validation).
-        number: which fold validates, from 0.
-        folds: how many there are, 2 or more.
-        seed: of the draw.
+        dataset: the images, or several data sets to combine (those for training and validation).
+        number: index of the validation fold, from 0.
+        folds: number of folds, 2 or more.
+        seed: seed of the draw.
 
     Returns:
         The images of the other folds, and those of this one. Each image is in one fold, and the folds of a class differ
-        by one image at most.
+        by at most one image.
 
     Raises:
         ValueError: a number out of its range, or fewer images than folds.
@@ -110,7 +110,7 @@ def fold(
     if not 0 <= number < folds:
         raise ValueError(f"the number of the fold must be in [0, {folds}), got {number}")
     whole = dataset if isinstance(dataset, LabelledImages) else Subset(dataset)
-    # Classes go round the folds one after the other, so that these differ by one image in all as well.
+    # Classes are dealt to the folds one after the other, so that total sizes differ by at most one image as well.
     order = [int(index) for members in shuffled_classes(targets_of(whole), seed) for index in members]
     if len(order) < folds:
         raise ValueError(f"{len(order)} images can't be cut into {folds} folds")
@@ -120,7 +120,7 @@ def fold(
 
 
 def class_weights(dataset: LabelledImages) -> list[float]:
-    """Compute weights against class imbalance, `N / (K' * n_k)` with K' classes that have images, 0 for others.
+    """Compute weights against class imbalance, `N / (K' * n_k)` with K' classes that have images, 0 for the others.
 
     Their mean over the images is 1.
     """

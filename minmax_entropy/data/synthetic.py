@@ -17,12 +17,12 @@ PERIOD = (0.1, 0.14)
 MAX_OBJECTS = 3
 DECOYS = (1, 4)
 STROKES = (8, 16)
-# Objects of one image differ in how plain their texture is: share of the way between its two colours.
+# Objects of one image differ in contrast: share of the distance between the two colours of their texture.
 CONTRAST = (0.37, 1.0)
 MIN_COLOUR_DISTANCE = 190
 NOISE = 10.0
 
-# Images and instances kept after they were drawn, in bytes: some 10,000 images of 64 pixels.
+# Memory for images and instances that were drawn, in bytes: about 10,000 images of 64 pixels.
 KEPT_BYTES = 256 * 2**20
 LENGTHS = {"train": 2000, "valid": 300, "test": 300}
 
@@ -42,7 +42,7 @@ _TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
 
 
 def _polygon(corners: int, inner: float = 1.0) -> np.ndarray:
-    """Corners of a regular polygon of radius 1, or of a star whose every other corner has radius `inner`."""
+    """Return the corners of a regular polygon of radius 1, or of a star whose every other corner has radius `inner`."""
     radii = np.where(np.arange(corners) % 2 == 0, 1.0, inner)
     angles = np.arange(corners) * 2 * math.pi / corners
     return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
@@ -52,21 +52,21 @@ _OUTLINES = [_polygon(3), _polygon(4), _polygon(5), _polygon(6), _polygon(40), _
 
 
 class SyntheticShapes(LabelledImages):
-    """Textured objects on clutter; made with NumPy and Pillow from a seed, nothing is downloaded.
+    """Textured objects on clutter, drawn with NumPy and Pillow from a seed; nothing is downloaded.
 
-    An image holds one to three objects of its class. The texture of the objects alone decides the class: outline, size,
-    colours and contrast are drawn alike for every class, and so is the clutter of soft colour, strokes and untextured
-    decoys. Objects of one image differ in contrast, so that the plainest alone gives the class away and the others have
-    to be looked for. Image `i` depends on `seed` and `i` only. The first images that are drawn are kept in memory, 256
-    MiB of them; the others are drawn whenever they are asked for.
+    An image holds one to three objects of its class. Only the texture of the objects determines the class: outline,
+    size, colours and contrast are drawn alike for every class, as is the clutter of soft colour, strokes and untextured
+    decoys. Objects of one image differ in contrast: the clearest one gives the class away, and the others have to be
+    searched for. Image `i` depends on `seed` and `i` only. Images are kept in memory, up to 256 MiB; further ones are
+    drawn on each access.
 
     Args:
         length: number of images; the class of image `i` is `i % num_classes`.
         size: height and width in pixels, 32 or more.
-        num_classes: 2 to 6 of rows, columns, checks, dots, diagonals, circles.
+        num_classes: 2 to 6, the first of rows, columns, checks, dots, diagonals, circles.
         seed: use different seeds for training, validation and test.
-        empty: images of the clutter alone, whose masks are empty and whose class says nothing: for what a model answers
-            where there is no object.
+        empty: images of clutter alone, with empty masks and meaningless classes, to test what a model predicts where
+            there is no object.
 
     >>> data = SyntheticShapes(length=6, size=64)
     >>> data[4].image.size, data[4].mask.shape, data.class_names[data[4].target]
@@ -103,7 +103,7 @@ class SyntheticShapes(LabelledImages):
         return f"synthetic_{self.seed}_{index:05d}_{self.class_names[self.target(index)]}"
 
     def instances(self, index: int) -> np.ndarray:
-        """Return object pixels one by one, bool `[N, H, W]`; objects do not overlap."""
+        """Return the pixels of each object, bool `[N, H, W]`; objects do not overlap."""
         return self._draw(index)[1]
 
     def boxes(self, index: int) -> list[tuple[int, int, int, int]]:
@@ -147,16 +147,16 @@ def open_shapes(
     """Open the bundled synthetic images, different ones for each part.
 
     Args:
-        source: empty, nothing stands behind "shapes:".
+        source: empty: nothing follows "shapes:".
         split: part `k` of train, valid, test has the images of `SyntheticShapes(seed=3 * seed + k)`.
         classes: the first classes of `SyntheticShapes`, in its order.
         length: number of images, by default 2000 for "train" and 300 for the others.
         size: height and width in pixels.
-        num_classes: 2 to 6, by default that of `classes`, or 6.
+        num_classes: 2 to 6, by default the number of `classes`, or 6.
         seed: 0 or more.
 
     Raises:
-        ValueError: other classes, an argument out of its range, or text behind "shapes:".
+        ValueError: other classes, an argument out of its range, or text after "shapes:".
     """
     if source:
         raise ValueError(f"the bundled synthetic images are 'shapes:', with nothing behind it, got {source!r}")
@@ -172,7 +172,7 @@ def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
 
 
 def _outline(rng: np.random.Generator, radius: float, centre: tuple[float, float]) -> list[tuple[float, float]]:
-    """Return a random outline, turned and placed."""
+    """Return a random outline, rotated and placed."""
     angle = rng.uniform(0, 2 * math.pi)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     corners = (_OUTLINES[rng.integers(len(_OUTLINES))] @ turn.T) * radius
@@ -180,7 +180,7 @@ def _outline(rng: np.random.Generator, radius: float, centre: tuple[float, float
 
 
 def _clutter(rng: np.random.Generator, size: int) -> Image.Image:
-    """Soft colour patches, strokes, and decoys: objects without a texture."""
+    """Draw soft colour patches, strokes, and decoys: objects without a texture."""
     patches = Image.fromarray(rng.integers(40, 216, (4, 4, 3)).astype(np.uint8))
     canvas = patches.resize((size, size), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
@@ -196,7 +196,7 @@ def _clutter(rng: np.random.Generator, size: int) -> Image.Image:
 
 
 def _objects(rng: np.random.Generator, pixels: np.ndarray, texture: Callable) -> np.ndarray:
-    """Paint one to three objects that do not overlap into `pixels`; bool `[N, H, W]`."""
+    """Paint one to three non-overlapping objects into `pixels`, and return their masks, bool `[N, H, W]`."""
     size = pixels.shape[0]
     rows, columns = np.mgrid[:size, :size]
     placed: list[tuple[float, float, float]] = []

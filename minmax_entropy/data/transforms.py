@@ -1,4 +1,4 @@
-"""Augmentation of training images, by name; image and mask go through together (torchvision's transforms v2)."""
+"""Augmentations of training images, by name, for image and mask together (torchvision's transforms v2)."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def _paper_crop(size: tuple[int, int], how: Image.Resampling, padding: int | Non
 
 
 def _paper(size: tuple[int, int], how: Image.Resampling) -> list[nn.Module]:
-    """Smaller side to 500, random crop of 480 (or the same shares of another size), horizontal flip."""
+    """Resize the smaller side to 500, crop 480 at random (or the same shares of another size), flip horizontally."""
     return [*_paper_crop(size, how), v2.RandomHorizontalFlip()]
 
 
 def _glas(size: tuple[int, int], how: Image.Resampling) -> list[nn.Module]:
-    """Augment as "paper", for tissue: borders are reflected, both flips, colour jitter."""
+    """Augment like "paper", for tissue: with reflected borders, both flips and colour jitter."""
     return [
         *_paper_crop(size, how, padding=max(size) // 16),
         v2.RandomHorizontalFlip(),
@@ -43,8 +43,7 @@ def _glas(size: tuple[int, int], how: Image.Resampling) -> list[nn.Module]:
 
 
 def _crop(size: tuple[int, int], how: Image.Resampling) -> list[nn.Module]:
-    """Return a random part of the image (40 to 100 % of it, aspect ratio 3:4 to 4:3), horizontal flip, slight
-    jitter."""
+    """Crop 40 to 100 % of the image at random (aspect ratio 3:4 to 4:3), flip horizontally, jitter colours slightly."""
     return [
         v2.RandomResizedCrop(size, scale=(0.4, 1.0), interpolation=how, antialias=True),
         v2.RandomHorizontalFlip(),
@@ -53,12 +52,12 @@ def _crop(size: tuple[int, int], how: Image.Resampling) -> list[nn.Module]:
 
 
 def _flip(size: tuple[int, int], how: Image.Resampling) -> list[nn.Module]:
-    """Return the whole image, resized; horizontal flip."""
+    """Resize the whole image, flip horizontally."""
     return [v2.Resize(size, interpolation=how, antialias=True), v2.RandomHorizontalFlip()]
 
 
 def _none(size: tuple[int, int], how: Image.Resampling) -> list[nn.Module]:
-    """Return the whole image, resized."""
+    """Resize the whole image."""
     return [v2.Resize(size, interpolation=how, antialias=True)]
 
 
@@ -72,7 +71,7 @@ AUGMENTATIONS: dict[str, Callable[[tuple[int, int], Image.Resampling], list[nn.M
 
 
 class _Mask(tv_tensors.Mask):
-    """A mask that is padded as Pillow's images are: torch reflects no further than the mask is wide (strips)."""
+    """Mask that is padded like Pillow's images: torch reflects no further than the mask is wide (strips)."""
 
 
 @v2.functional.register_kernel(v2.functional.pad, _Mask)
@@ -87,18 +86,18 @@ def _pad_mask(
 
 
 class TrainingTransform:
-    """Augmentation and normalization of a training image, and of its mask with it.
+    """Augmentation and normalization of a training image, together with its mask.
 
     Args:
         augmentation: "crop" (a random part of the image), "paper" (smaller side to 500, crop of 480, flips;
-            arXiv 1907.12934), "glas" (as the paper's for GlaS: with reflect padding and colour jitter as well), "flip",
-            "none"; or a module of torchvision's transforms v2 that gives images of `size`.
+            arXiv 1907.12934), "glas" (the paper's for GlaS: with reflect padding and colour jitter as well), "flip",
+            "none"; or a module of torchvision's transforms v2 that returns images of `size`.
         size: `(height, width)` of the result in pixels, or a number.
-        mean, std: of the backbone's `data_config`, for pixels in [0, 1]; one of each makes the image greyscale.
-        interpolation: of the backbone's `data_config`, for the image; masks take the nearest pixel.
+        mean, std: from the backbone's `data_config`, for pixels in [0, 1]; one of each makes the image greyscale.
+        interpolation: from the backbone's `data_config`, for the image; masks take the nearest pixel.
 
     Raises:
-        ValueError: an unknown augmentation or interpolation, or means for other than 3 channels or 1.
+        ValueError: an unknown augmentation or interpolation, or a number of means other than 3 or 1.
     """
 
     def __init__(
@@ -121,7 +120,7 @@ class TrainingTransform:
         self._values = v2.Compose([*channels, *scale])
 
     def __call__(self, image: Image.Image, mask: np.ndarray | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Transform an RGB image, float32 `[C, H, W]`; with a mask (bool `[h, w]`) also that, bool `[H, W]`."""
+        """Transform an RGB image to float32 `[C, H, W]`, and a mask, if given, from bool `[h, w]` to bool `[H, W]`."""
         if mask is None:
             return self._values(self._geometry(image)).as_subclass(Tensor)
         image, moved = self._geometry(image, _Mask(torch.from_numpy(mask)[None].to(torch.uint8)))

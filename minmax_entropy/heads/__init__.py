@@ -1,4 +1,4 @@
-"""Heads: backbone features to class scores and class activation maps. Each is registered by name."""
+"""Heads, which map backbone features to class scores and class activation maps; each is registered by name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def create_head(spec: str | dict | nn.Module, in_features: int, num_classes: int
 
     Args:
         spec: a registered name, a dictionary of the head's options (with its `name`, "wildcat" if absent), or a
-            module that maps `[B, D, h, w]` to `(scores [B, K], maps [B, K, h, w])`, which is returned as it is.
+            module that maps `[B, D, h, w]` to `(scores [B, K], maps [B, K, h, w])`, which is returned unchanged.
         in_features: D.
         num_classes: K.
 
@@ -63,10 +63,10 @@ def create_head(spec: str | dict | nn.Module, in_features: int, num_classes: int
 
 
 def scores_and_maps(head: nn.Module, features: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Compute scores `[B, K]` and class maps `[B, K, h, w]` of a head, outside of autocast: losses need precision.
+    """Compute scores `[B, K]` and class maps `[B, K, h, w]` of a head, half precision raised to float32 for losses.
 
     Raises:
-        ValueError: the head gives something else.
+        ValueError: the head returns anything else.
     """
     result = head(features)
     shapes = [tuple(part.shape) for part in result] if isinstance(result, (tuple, list)) else tuple(result.shape)

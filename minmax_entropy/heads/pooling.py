@@ -1,4 +1,4 @@
-"""Heads that pool class activation maps: average (CAM), maximum, log-sum-exp, and what they share."""
+"""Heads that pool class activation maps: average (CAM), maximum, log-sum-exp, and their base class."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def max_pool(maps: Tensor) -> Tensor:
 
 
 def lse_pool(maps: Tensor, r: float = 10.0) -> Tensor:
-    """Log-sum-exp, `log(mean(exp(r A))) / r` (Pinheiro and Collobert, CVPR 2015): `[B, K, h, w]` to `[B, K]`.
+    """Compute `log(mean(exp(r A))) / r`, log-sum-exp (Pinheiro and Collobert, CVPR 2015): `[B, K, h, w]` to `[B, K]`.
 
-    Between the mean (small `r`) and the maximum (large `r`).
+    It lies between the mean (small `r`) and the maximum (large `r`).
     """
     positions = maps.shape[2] * maps.shape[3]
     if is_symbolic(positions):
@@ -36,10 +36,10 @@ def lse_pool(maps: Tensor, r: float = 10.0) -> Tensor:
 
 
 class ClassMapHead(nn.Module):
-    """1x1 convolution to `modalities` maps a class, their mean, and a pooling to scores (the subclass's `pool`).
+    """Head of a 1x1 convolution to `modalities` maps per class, their mean, and the subclass's `pool` to scores.
 
     The convolution has `K * M` output channels, class-major (`k * M + m`). The mean over the modalities is linear, so
-    it is taken over the weights: the `K * M` maps never exist. Initialization is PyTorch's default for convolutions.
+    it is taken over the weights: the `K * M` maps are never made. Initialization is PyTorch's default for convolutions.
 
     Args:
         in_features: channels D of the features.
@@ -73,21 +73,21 @@ class ClassMapHead(nn.Module):
 
 
 class AverageHead(ClassMapHead):
-    """Class activation maps, averaged (Zhou et al., "Learning Deep Features for Discriminative Localization")."""
+    """Head that averages class maps (Zhou et al., "Learning Deep Features for Discriminative Localization")."""
 
     def pool(self, maps: Tensor) -> Tensor:
         return average_pool(maps)
 
 
 class MaxHead(ClassMapHead):
-    """Class activation maps, maximum (Oquab et al., "Is object localization for free?")."""
+    """Head that takes the maximum of class maps (Oquab et al., "Is object localization for free?")."""
 
     def pool(self, maps: Tensor) -> Tensor:
         return max_pool(maps)
 
 
 class LSEHead(ClassMapHead):
-    """Class activation maps, log-sum-exp with sharpness `r` (Pinheiro and Collobert, CVPR 2015)."""
+    """Head that pools class maps by log-sum-exp with sharpness `r` (Pinheiro and Collobert, CVPR 2015)."""
 
     def __init__(self, in_features: int, num_classes: int, modalities: int = 1, r: float = 10.0) -> None:
         super().__init__(in_features, num_classes, modalities)

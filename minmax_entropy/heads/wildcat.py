@@ -19,7 +19,7 @@ def pooled_positions(fraction: int | float, positions: int) -> int:
         positions: number of positions on the map.
 
     Returns:
-        `round(fraction * positions)` (half to even) for a share, and the count for a count; at least 1, at most all.
+        `round(fraction * positions)` (half to even) for a share, or the count itself; at least 1, at most all.
     """
     if fraction < 1:
         count = rounded_share(fraction, positions)
@@ -38,9 +38,9 @@ def wildcat_pool(
     dropout: float = 0.0,
     training: bool = False,
 ) -> Tensor:
-    """Average the highest positions and add plus `alpha` times the mean of the lowest (Durand et al., CVPR 2017).
+    """Average the highest positions and add `alpha` times the mean of the lowest (Durand et al., CVPR 2017).
 
-    Dropout acts on the pooled values, scaled by `1 / (1 - dropout)`: a drawn set of values drops out of the mean.
+    Dropout acts on the pooled values, scaled by `1 / (1 - dropout)`: a random set of values is dropped from the mean.
 
     Args:
         maps: `[B, K, h, w]`.
@@ -68,21 +68,21 @@ def wildcat_pool(
 
 
 def _mean_of_first(values: Tensor, count: int) -> Tensor:
-    """Mean of the first `count` of `[..., P]`; no tensor has `count`, a symbol that may be 1, as a size."""
+    """Average the first `count` of `[..., P]` without a tensor of size `count`, a symbol that may be 1."""
     is_first = torch.arange(values.shape[-1], device=values.device) < count
     return torch.where(is_first, values, 0.0).sum(dim=-1) / count
 
 
 class WildcatHead(ClassMapHead):
-    """WILDCAT (Durand et al., "WILDCAT: Weakly Supervised Learning of Deep ConvNets", CVPR 2017).
+    """WILDCAT head (Durand et al., "WILDCAT: Weakly Supervised Learning of Deep ConvNets", CVPR 2017).
 
     Args:
         in_features: channels D of the features.
         num_classes: K.
-        modalities: maps per class M.
-        kmax, kmin: share (or count) of the highest and lowest positions that make the score; kmin may be 0.
+        modalities: M, maps per class.
+        kmax, kmin: share (or count) of the highest and lowest positions that are pooled; kmin may be 0.
         alpha: weight of the lowest positions.
-        dropout: on the pooled activations, in [0, 1) (paper: 0.75 for GlaS, 0.85 otherwise).
+        dropout: probability for the pooled activations, in [0, 1) (paper: 0.75 for GlaS, 0.85 otherwise).
     """
 
     def __init__(

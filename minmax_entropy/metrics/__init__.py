@@ -1,4 +1,4 @@
-"""Metrics of classification and localization: pure functions, mergeable states, and one meter of all of them."""
+"""Metrics of classification and localization: pure functions, mergeable states, and a meter that combines them."""
 
 from minmax_entropy.metrics.boxes import BoxAccuracy, LocalizationAccuracy, box_iou, box_overlaps
 from minmax_entropy.metrics.classification import ClassificationError, target_rank

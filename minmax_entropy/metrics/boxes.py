@@ -14,18 +14,18 @@ from minmax_entropy.metrics.state import MergeableState
 Boxes = Sequence[Sequence[float]] | np.ndarray
 
 # Thresholds k / LEVELS. The evaluation code of Choe et al. has steps of 0.001 by default and of 0.01 in its example;
-# what the finer grid changes, and what it costs, is in docs/results/metrics.md.
+# the effect and the cost of the finer grid are in docs/results/metrics.md.
 LEVELS = 100
 MAX_LEVELS = 10_000
-IOU = 0.5  # a box is right from here on
+IOU = 0.5  # a box is correct from this IoU on
 IOUS = (0.3, 0.5, 0.7)  # of MaxBoxAccV2
 
 
 def checked_boxes(boxes: Boxes) -> np.ndarray:
-    """Check boxes `(x0, y0, x1, y1)`, `x1` and `y1` exclusive, as an array of floats, `[N, 4]`.
+    """Check boxes `(x0, y0, x1, y1)`, `x1` and `y1` exclusive, and return them as an array of floats, `[N, 4]`.
 
     Raises:
-        ValueError: the shape is another, or a box has no area or is not finite.
+        ValueError: the shape differs, or a box has no area or is not finite.
     """
     array = np.asarray(boxes, dtype=np.float64)
     array = array.reshape(0, 4) if array.size == 0 else array
@@ -38,7 +38,7 @@ def checked_boxes(boxes: Boxes) -> np.ndarray:
 
 
 def box_iou(boxes: Boxes, others: Boxes) -> np.ndarray:
-    """Compute the intersection over union of each box with each other box, in [0, 1].
+    """Compute the intersection over union of each of `boxes` with each of `others`, in [0, 1].
 
     Args:
         boxes: `(x0, y0, x1, y1)`, `x1` and `y1` exclusive, `[N, 4]`.
@@ -48,7 +48,7 @@ def box_iou(boxes: Boxes, others: Boxes) -> np.ndarray:
         `[N, M]`.
 
     Raises:
-        ValueError: a box has no area, is not finite, or has not four numbers.
+        ValueError: a box has no area, is not finite, or does not have four numbers.
 
     >>> box_iou([(0, 0, 2, 2)], [(1, 0, 3, 2), (0, 0, 2, 4), (2, 0, 4, 2)]).round(3).tolist()
     [[0.333, 0.5, 0.0]]
@@ -63,26 +63,26 @@ def box_iou(boxes: Boxes, others: Boxes) -> np.ndarray:
 def box_overlaps(mask: np.ndarray, boxes: Boxes, levels: int = LEVELS) -> tuple[np.ndarray, np.ndarray]:
     """Compute the IoU of a mask's boxes with the true ones, at each threshold `k / levels`, `k = 0 ... levels - 1`.
 
-    At each threshold the mask falls into 8-connected regions, and each has a box. Thresholds between which no pixel
-    lies give the same regions and are treated once.
+    At each threshold, the mask splits into 8-connected regions, and each has a box. Thresholds with no pixel value
+    between them give the same regions and are handled once.
 
     Args:
         mask: values in [0, 1], `[H, W]`; a pixel is foreground where it is at least the threshold.
-        boxes: true boxes `(x0, y0, x1, y1)`, `x1` and `y1` exclusive; one at least.
+        boxes: true boxes `(x0, y0, x1, y1)`, `x1` and `y1` exclusive; at least one.
         levels: number of thresholds.
 
     Returns:
-        Best IoU of the largest region (the first of several as large) with a true box, `[levels]`; best IoU of any
+        Best IoU of the largest region (the first of equally large ones) with a true box, `[levels]`; best IoU of any
         region with any true box, `[levels]`. 0 where the mask is below the threshold everywhere.
     """
     bins = np.clip((mask * levels).astype(np.int32), 0, levels - 1)
     present = np.bincount(bins.ravel(), minlength=levels) > 0
-    rank = present.cumsum()  # of a bin among those that hold pixels, from 1
+    rank = present.cumsum()  # rank of each bin among those that hold pixels, from 1
     count = int(rank[-1])
     largest, best = np.zeros(count + 1), np.zeros(count + 1)  # by rank; the last stands for an empty mask
     for k, pixels, found in regions_by_level(rank.astype(np.int16)[bins], count):
         iou = box_iou(found, boxes).max(axis=1)
-        order = np.lexsort((-pixels, k))  # stable: of several as large the first in reading order
+        order = np.lexsort((-pixels, k))  # stable: of equally large ones the first in reading order
         level, first = np.unique(k[order], return_index=True)
         largest[level - 1] = iou[order[first]]
         np.maximum.at(best, k - 1, iou)
@@ -91,18 +91,18 @@ def box_overlaps(mask: np.ndarray, boxes: Boxes, levels: int = LEVELS) -> tuple[
 
 
 class BoxAccuracy(MergeableState):
-    """MaxBoxAcc and MaxBoxAccV2: share of the images whose object is boxed, at the best threshold for the data set.
+    """MaxBoxAcc and MaxBoxAccV2: share of images with a correct box, at the best threshold for the data set.
 
     MaxBoxAcc (Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020): an image
-    counts where the box around the mask's largest connected region has an IoU of 0.5 or more with a true box.
-    MaxBoxAccV2 (arXiv 2007.04178): it counts where any region's box has an IoU of at least delta with any true box; the
-    mean over the deltas 0.3, 0.5 and 0.7 of the share at the threshold that is best for each.
+    counts if the box around the mask's largest connected region has an IoU of 0.5 or more with a true box.
+    MaxBoxAccV2 (arXiv 2007.04178): it counts if any region's box has an IoU of at least delta with any true box; the
+    shares, each at its best threshold, are averaged over the deltas 0.3, 0.5 and 0.7.
 
     Args:
         levels: number of thresholds, `k / levels` with `k = 0 ... levels - 1`; in 1 ... 10,000.
 
     Raises:
-        ValueError: no such number.
+        ValueError: `levels` is anything else.
     """
 
     settings = ("levels",)
@@ -117,10 +117,10 @@ class BoxAccuracy(MergeableState):
         self.any_region = np.zeros((len(IOUS), self.levels), dtype=np.int64)
 
     def update(self, mask: np.ndarray, boxes: Boxes) -> None:
-        """Count an image: mask in [0, 1], `[H, W]`, and its true boxes; an image without any is left out.
+        """Add an image: mask in [0, 1], `[H, W]`, and its true boxes; an image without boxes is left out.
 
         Raises:
-            ValueError: a box has no area, is not finite, or has not four numbers.
+            ValueError: a box has no area, is not finite, or does not have four numbers.
         """
         boxes = checked_boxes(boxes)
         if not len(boxes):
@@ -131,12 +131,11 @@ class BoxAccuracy(MergeableState):
         self.any_region += best >= np.array(IOUS)[:, None]
 
     def curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return shares of the images by threshold, in [0, 1]: of MaxBoxAcc `[levels]`, of MaxBoxAccV2 `[3,
-        levels]`."""
+        """Return the shares of images by threshold, in [0, 1]: MaxBoxAcc `[levels]` and MaxBoxAccV2 `[3, levels]`."""
         return self.largest / max(self.images, 1), self.any_region / max(self.images, 1)
 
     def compute(self) -> dict[str, float]:
-        """Return `max_box_acc` and `max_box_acc_v2`, in [0, 1]; nothing without images that have true boxes."""
+        """Return `max_box_acc` and `max_box_acc_v2`, in [0, 1]; empty if no image has true boxes."""
         if not self.images:
             return {}
         largest, any_region = self.curve()
@@ -144,11 +143,11 @@ class BoxAccuracy(MergeableState):
 
 
 class LocalizationAccuracy(MergeableState):
-    """GT-known, Top-1 and Top-5 localization, with the boxes of one threshold of the mask.
+    """GT-known, Top-1 and Top-5 localization accuracy, with boxes at one threshold of the mask.
 
-    Share of the images whose box has an IoU of 0.5 or more with a true box; for Top-1 the class must be right as well,
+    Share of images whose box has an IoU of 0.5 or more with a true box; for Top-1 the class must be correct as well,
     for Top-5 it must be among the first five (Russakovsky et al., ILSVRC, IJCV 2015; Zhou et al., CAM, CVPR 2016). Each
-    is over the images where it is known.
+    is computed over the images where it is known.
     """
 
     sums = ("images", "located", "classified", "top1", "ranked", "top5")
@@ -157,15 +156,15 @@ class LocalizationAccuracy(MergeableState):
         self.images = self.located = self.classified = self.top1 = self.ranked = self.top5 = 0
 
     def update(self, iou: float, correct: bool | None = None, rank: int | None = None) -> None:
-        """Count an image.
+        """Add an image.
 
         Args:
-            iou: of the box with the true box that it fits best, in [0, 1].
-            correct: whether the class was right.
-            rank: place of the true class, from which `correct` follows: see `target_rank`.
+            iou: IoU of the box with the true box that it fits best, in [0, 1].
+            correct: whether the class was correct.
+            rank: rank of the true class, which determines `correct`; see `target_rank`.
 
         Raises:
-            ValueError: the rank is no integer of 0 or more, or the two contradict each other.
+            ValueError: the rank is not an integer of 0 or more, or the two contradict each other.
         """
         correct, rank = resolve_rank(correct, rank)
         located = bool(iou >= IOU)

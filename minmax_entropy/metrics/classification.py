@@ -1,4 +1,4 @@
-"""Metrics of the class: error among the first and among the first five."""
+"""Classification metrics: top-1 and top-5 error."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ TOP = 5
 
 
 def target_rank(scores: np.ndarray, target: int) -> int:
-    """Return the rank of the true class: 0 for the highest score. Of equal scores the first counts as higher.
+    """Return the rank of the true class: 0 for the highest score. Among equal scores, the first counts as higher.
 
     Args:
         scores: one for each class, `[K]`.
         target: index of the true class.
 
     Raises:
-        ValueError: the scores are not one row, or have no such class, or are not numbers.
+        ValueError: the scores are not one row, have no such class, or hold NaN.
 
     >>> target_rank(np.array([0.2, 0.7, 0.1]), 0)
     1
@@ -33,10 +33,10 @@ def target_rank(scores: np.ndarray, target: int) -> int:
 
 
 def resolve_rank(correct: bool | None, rank: int | None) -> tuple[bool | None, int | None]:
-    """Return both as plain values, `correct` from `rank` where it was not given.
+    """Return both as plain values, with `correct` derived from `rank` where it is not given.
 
     Raises:
-        ValueError: the rank is no integer of 0 or more, or the two contradict each other.
+        ValueError: the rank is not an integer of 0 or more, or the two contradict each other.
     """
     if rank is not None:
         if isinstance(rank, (bool, np.bool_)) or not hasattr(rank, "__index__") or rank < 0:
@@ -49,9 +49,9 @@ def resolve_rank(correct: bool | None, rank: int | None) -> tuple[bool | None, i
 
 
 class ClassificationError(MergeableState):
-    """Share of the images whose class is not the first, and of those where it is not among the first five.
+    """Top-1 and top-5 error: shares of images whose true class is not the first, or not among the first five.
 
-    Each is over the images where it is known: the second over those that came with a rank.
+    Each is computed over the images where it is known: the top-5 error over those with a rank.
     """
 
     sums = ("images", "errors", "ranked", "top5_errors")
@@ -60,14 +60,14 @@ class ClassificationError(MergeableState):
         self.images = self.errors = self.ranked = self.top5_errors = 0
 
     def update(self, correct: bool | None = None, rank: int | None = None) -> None:
-        """Count an image.
+        """Add an image.
 
         Args:
-            correct: whether the highest score was that of the true class.
-            rank: place of the true class, from which `correct` follows: see `target_rank`.
+            correct: whether the true class had the highest score.
+            rank: rank of the true class, which determines `correct`; see `target_rank`.
 
         Raises:
-            ValueError: the rank is no integer of 0 or more, or the two contradict each other.
+            ValueError: the rank is not an integer of 0 or more, or the two contradict each other.
         """
         correct, rank = resolve_rank(correct, rank)
         if correct is not None:

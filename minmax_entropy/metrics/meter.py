@@ -1,4 +1,4 @@
-"""One meter for an evaluation: errors of the class, F1+, F1-, PxAP, pIoU, box metrics, area of the mask."""
+"""Meter for an evaluation: classification errors, F1+, F1-, PxAP, pIoU, box metrics, area of the mask."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ THRESHOLD = 0.5
 
 
 class LocalizationMeter(MergeableState):
-    """Collects the figures of an evaluation, image by image, in bounded memory; meters of parts of a data set merge.
+    """Metrics of an evaluation, collected image by image in bounded memory; meters of parts of a data set merge.
 
-    Per image at its own size. F1+, F1- and pIoU with the mask binarized at `threshold` (the evaluation of arXiv
+    Images count at their own size. F1+, F1- and pIoU use the mask binarized at `threshold` (the evaluation of arXiv
     1907.12934); PxAP and the best pIoU over all pixels; MaxBoxAcc and MaxBoxAccV2 over all thresholds (Choe et al.,
-    CVPR 2020); GT-known, Top-1 and Top-5 localization by the box of the largest region at `threshold`. Each figure is
-    over the images where it is known, and `compute` names only those that are known for an image at least.
+    CVPR 2020); GT-known, Top-1 and Top-5 localization by the box of the largest region at `threshold`. Each metric is
+    computed over the images where it is known, and `compute` returns only those known for at least one image.
 
     Args:
         threshold: a pixel is foreground where the mask is at least this, in (0, 1].
-        boxes: None computes box metrics of the images whose true boxes are given; True also of those with true object
-            pixels, whose connected regions then are the true boxes; False of none. They take most of the time.
+        boxes: None computes box metrics for images whose true boxes are given; True also for images with object pixels,
+            whose connected regions then give the true boxes; False for none. They take most of the time.
 
     Raises:
-        ValueError: no such threshold.
-        TypeError: `boxes` is something else.
+        ValueError: the threshold is out of range.
+        TypeError: `boxes` is none of these.
 
     >>> meter = LocalizationMeter(boxes=True)
     >>> mask = np.array([[0.9, 0.8, 0.1], [0.2, 0.6, 0.0]])
@@ -47,7 +47,7 @@ class LocalizationMeter(MergeableState):
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold must be in (0, 1], got {threshold!r}")
         if boxes is not None and not isinstance(boxes, bool):
-            raise TypeError(f"boxes must be None, True or False, got {boxes!r}; those of an image go to `update`")
+            raise TypeError(f"boxes must be None, True or False, got {boxes!r}; boxes of an image go to `update`")
         self.threshold = float(threshold)
         self.boxes = boxes
         self.images = self.area = 0
@@ -66,20 +66,20 @@ class LocalizationMeter(MergeableState):
         rank: int | None = None,
         boxes: Boxes | None = None,
     ) -> dict[str, float]:
-        """Count an image; bad input counts nothing.
+        """Add an image; invalid input adds nothing.
 
         Args:
             mask: values in [0, 1], `[H, W]`.
             target_mask: object pixels, bool `[H, W]`, where they are known.
-            correct: whether the class was right, where that is known.
-            rank: place of the true class among the sorted scores, 0 for the first (see `target_rank`); `correct`
-                follows from it. With five classes or fewer, leave it out: Top-5 says nothing there.
-            boxes: true boxes `(x0, y0, x1, y1)` in pixels, `x1` and `y1` exclusive. An image without any, an empty
-                sequence or an empty `target_mask`, is left out of the box metrics.
+            correct: whether the class was correct, where that is known.
+            rank: rank of the true class among the sorted scores, 0 for the first (see `target_rank`); `correct`
+                follows from it. With five classes or fewer, leave it out: Top-5 is meaningless there.
+            boxes: true boxes `(x0, y0, x1, y1)` in pixels, `x1` and `y1` exclusive. An image without boxes (an
+                empty sequence or an empty `target_mask`) is left out of the box metrics.
 
         Returns:
             The image's `mask_area`; `f1_foreground` and `f1_background` where its object pixels are known; `box_iou` of
-            the largest region at the threshold where box metrics are computed (0 where there is no region).
+            the largest region at the threshold where box metrics are computed (0 if there is no region).
 
         Raises:
             ValueError: the mask is not `[H, W]`, holds NaN or leaves [0, 1]; the target mask has another shape or is
@@ -106,18 +106,18 @@ class LocalizationMeter(MergeableState):
         return scores
 
     def _true_boxes(self, target_mask: np.ndarray | None, boxes: Boxes | None) -> np.ndarray:
-        """Return the boxes that are asked for, `[N, 4]`; none where nothing is."""
+        """Return the true boxes to evaluate, `[N, 4]`; N may be 0."""
         if self.boxes and boxes is None and target_mask is not None:
             boxes = region_boxes(target_mask)
         given = checked_boxes([] if boxes is None else boxes)
         return given[:0] if self.boxes is False else given
 
     def compute(self) -> dict[str, float]:
-        """Return the figures over all images, in [0, 1], those that are known.
+        """Return the metrics over all images, in [0, 1], as far as they are known.
 
         `error`, `top5_error`; `f1_foreground`, `f1_background`, `piou` at the threshold; `pxap`; `max_piou`, the best
         over the thresholds, and `max_piou_threshold`; `max_box_acc`, `max_box_acc_v2`; `gt_known_loc`, `top1_loc`,
-        `top5_loc`; `mask_area`. What needs object pixels is NaN where masks were given and all of them were empty.
+        `top5_loc`; `mask_area`. Metrics of object pixels are NaN if masks were given and all were empty.
         """
         result: dict[str, float] = {}
         for part in self.parts:

@@ -1,4 +1,4 @@
-"""Pixel metrics: Dice and IoU at one threshold; precision, recall and IoU at all of them."""
+"""Pixel metrics: Dice and IoU at one threshold; precision, recall and IoU at all thresholds."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import numpy as np
 from minmax_entropy.metrics.state import UNIT, MergeableState, to_units
 
 BINS = 1000
-TOLERANCE = 1e-5  # of a mask's range: resizing rounds
+TOLERANCE = 1e-5  # for values beyond [0, 1]: resizing rounds
 
 
 def checked_mask(mask: np.ndarray) -> np.ndarray:
     """Return a mask as an array of floats, `[H, W]`.
 
     Raises:
-        ValueError: it has another number of axes, no pixels, NaN, or values outside of [0, 1].
+        ValueError: it has another number of axes, no pixels, NaN, or values outside [0, 1].
     """
     mask = np.asarray(mask)
     if mask.ndim != 2 or not mask.size:
@@ -32,7 +32,7 @@ def checked_target(target: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return the object pixels as a boolean array of the mask's shape.
 
     Raises:
-        ValueError: the shape is another, or the values are not booleans.
+        ValueError: the shape differs, or the values are not booleans.
     """
     target = np.asarray(target)
     if target.shape != shape:
@@ -45,10 +45,10 @@ def checked_target(target: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def dice(prediction: np.ndarray, target: np.ndarray, empty: float = 1.0) -> float:
     """Compute the Dice coefficient, `2 |A and B| / (|A| + |B|)`, in [0, 1].
 
-    F1+ of an image is `dice(mask >= 0.5, target)`, F1- is that of the complements.
+    F1+ of an image is `dice(mask >= 0.5, target)`, F1- is that of their complements.
 
     Args:
-        prediction, target: boolean arrays of one shape.
+        prediction, target: boolean arrays of the same shape.
         empty: value where both are empty.
 
     Raises:
@@ -66,8 +66,8 @@ def dice(prediction: np.ndarray, target: np.ndarray, empty: float = 1.0) -> floa
 class MaskScores(MergeableState):
     """F1+, F1- and pIoU of masks binarized at one threshold.
 
-    F1+ and F1- are the Dice of foreground and background of each image, averaged over the images, 1 where both are
-    empty (arXiv 1907.12934). pIoU is TP / (TP + FP + FN) over the pixels of all images taken together.
+    F1+ and F1- are the Dice coefficients of foreground and background of each image, averaged over the images; 1 where
+    both are empty (arXiv 1907.12934). pIoU is TP / (TP + FP + FN) over the pixels of all images taken together.
 
     Args:
         threshold: a pixel is foreground where the mask is at least this.
@@ -82,7 +82,7 @@ class MaskScores(MergeableState):
         self.intersection = self.union = self.object_pixels = 0
 
     def update(self, mask: np.ndarray, target: np.ndarray) -> dict[str, float]:
-        """Count an image: mask in [0, 1] and boolean object pixels, both `[H, W]`.
+        """Add an image: mask in [0, 1] and boolean object pixels, both `[H, W]`.
 
         Returns:
             `f1_foreground` and `f1_background` of the image.
@@ -116,7 +116,7 @@ class MaskScores(MergeableState):
 class PixelPrecisionRecall(MergeableState):
     """Precision, recall and IoU over all pixels of a data set, at 1000 thresholds (Choe et al., CVPR 2020).
 
-    Holds two histograms, whatever the number of images. Scores are compared at a resolution of 1/1000.
+    It holds two histograms, however many images there are. Scores are compared at a resolution of 1/1000.
     """
 
     sums = ("object_pixels", "other_pixels")
@@ -126,7 +126,7 @@ class PixelPrecisionRecall(MergeableState):
         self.other_pixels = np.zeros(BINS, dtype=np.int64)
 
     def update(self, scores: np.ndarray, target: np.ndarray) -> None:
-        """Count an image: scores in [0, 1] and boolean object pixels, both `[H, W]`."""
+        """Add an image: scores in [0, 1] and boolean object pixels, both `[H, W]`."""
         bins = np.minimum((scores * BINS).astype(np.int64), BINS - 1)
         self.object_pixels += np.bincount(bins[target], minlength=BINS)
         self.other_pixels += np.bincount(bins[~target], minlength=BINS)
@@ -154,7 +154,7 @@ class PixelPrecisionRecall(MergeableState):
     def compute(self) -> dict[str, float]:
         """Return `pxap`, `max_piou` (the best over the thresholds) and the highest threshold that reaches it.
 
-        All are NaN without object pixels; nothing is there before the first image.
+        All are NaN without object pixels; the result is empty before the first image.
         """
         if not self.object_pixels.any():
             names = ("pxap", "max_piou", "max_piou_threshold") if self.other_pixels.any() else ()

@@ -1,4 +1,4 @@
-"""The place of masks in images: at the border, or at one place whatever the image."""
+"""Metrics of where masks lie: at the border of the image, or at the same place in every image."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import numpy as np
 from minmax_entropy.mask import BORDER, without_border
 from minmax_entropy.metrics.state import MergeableState
 
-GRID = 32  # places along a side
+GRID = 32  # points along a side
 
 
 def border_share(marked: np.ndarray, width: float = BORDER) -> float:
-    """Share of the marked pixels that lie close to the border of the image.
+    """Compute the share of the marked pixels that lie close to the border of the image.
 
-    A mask at the border, where there is nothing, is the commonest code by which a localizer tells a classifier the
-    class without showing the object. Compare it with the share of the true masks, or with a CAM's; of a whole image it
-    is 0.29.
+    A mask at the border, where there is no object, is the most common code by which a localizer tells a classifier the
+    class without showing the object. Compare the share with that of the true masks or of a CAM; for a whole image it is
+    0.29.
 
     Args:
         marked: bool `[H, W]`.
-        width: of the border, as a share of each side, in (0, 0.5).
+        width: width of the border, as a share of each side, in (0, 0.5).
 
     Returns:
         A share in [0, 1]; NaN where nothing is marked.
@@ -34,10 +34,10 @@ def border_share(marked: np.ndarray, width: float = BORDER) -> float:
 
 
 class MaskPlaces(MergeableState):
-    """Places of the masks of a class, over its images: `constancy`, how far they lie at one place whatever the image.
+    """Places of the masks of a class, with their `constancy`: how far they lie at the same place in every image.
 
-    It is the mean share of a mask that the mask of another image marks as well, on a grid of `GRID` x `GRID` places: 1
-    where all masks are the same, the mean area where they lie anywhere.
+    It is the mean share of a mask that the mask of another image marks as well, on a grid of `GRID` x `GRID` points: 1
+    if all masks are the same, the mean area if they lie anywhere.
 
     >>> places = MaskPlaces()
     >>> for column in (2, 2, 5):
@@ -53,14 +53,13 @@ class MaskPlaces(MergeableState):
         self.marked = np.zeros((GRID, GRID), dtype=np.int64)
 
     def update(self, marked: np.ndarray) -> None:
-        """Count a mask, bool `[H, W]`."""
+        """Add a mask, bool `[H, W]`."""
         rows, columns = (np.arange(GRID) * side // GRID + side // (2 * GRID) for side in marked.shape)
         self.images += 1
         self.marked += marked[rows[:, None], columns]
 
     def compute(self) -> dict[str, float]:
-        """Return `constancy`, and `marked_share` of the places, in [0, 1]; for two images or more of which one marks
-        something."""
+        """Return `constancy` and `marked_share` of the points, in [0, 1]; empty for a single image or without marks."""
         total = int(self.marked.sum())
         if self.images < 2 or not total:
             return {}

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-# Bounds the memory (docs/results/metrics.md). Portions five times as large left the cache and took 40 % longer.
+# Bounds the memory (docs/results/metrics.md). Portions five times as large outgrew the cache and took 40 % longer.
 RUNS_AT_ONCE = 50_000
 
 
 def region_boxes(mask: np.ndarray, min_pixels: int = 1) -> list[tuple[int, int, int, int]]:
-    """Return boxes of the 8-connected regions, largest region first.
+    """Return the boxes of the 8-connected regions, largest region first.
 
     Args:
         mask: boolean `[H, W]`.
@@ -30,15 +30,15 @@ def region_boxes(mask: np.ndarray, min_pixels: int = 1) -> list[tuple[int, int, 
 
 
 def regions_by_level(levels: np.ndarray, count: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield 8-connected regions of `levels >= k` for every k of 1 to `count`, in portions of bounded memory.
+    """Yield the 8-connected regions of `levels >= k` for every k from 1 to `count`, in portions of bounded memory.
 
     Args:
-        levels: integers of 0 to `count`, `[H, W]`.
+        levels: integers from 0 to `count`, `[H, W]`.
         count: number of thresholds.
 
     Yields:
-        For consecutive thresholds: k of each region `[N]`, rising; its pixels `[N]`; its box `(x0, y0, x1, y1)`, `x1`
-        and `y1` exclusive, `[N, 4]`. Regions of one k are in reading order of their first pixels.
+        For consecutive thresholds: k of each region `[N]`, rising; its pixel count `[N]`; its box `(x0, y0, x1, y1)`,
+        `x1` and `y1` exclusive, `[N, 4]`. Regions of one k are in reading order of their first pixels.
     """
     padded = np.pad(levels, ((0, 0), (1, 0)))
     before, after = padded[:, :-1], padded[:, 1:]
@@ -52,10 +52,10 @@ def regions_by_level(levels: np.ndarray, count: int) -> Iterator[tuple[np.ndarra
 
 
 def _regions(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Level, pixels and box of each region of `levels >= k`, for all k of 1 and more.
+    """Return level, pixel count and box of each region of `levels >= k`, for all k from 1 on.
 
-    Rows are cut into runs, and runs of neighbouring rows that touch are joined. The thresholds are laid out below each
-    other with an empty row between, so that one pass serves all of them.
+    Rows are cut into runs, and runs of neighbouring rows that touch are joined. The thresholds are stacked below one
+    another with an empty row between, so that one pass handles all of them.
     """
     height, width = levels.shape
     padded = np.pad(levels, ((0, 0), (1, 1)))
@@ -64,7 +64,7 @@ def _regions(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ends = _crossings(padded[:, 1:], padded[:, :-1])[1] % (width + 1)  # exclusive; they match in reading order
     rows = place // (width + 1)
     lines = level * (height + 1) + rows
-    # A run touches those of the line above that start at or before its end and end at or after its start.
+    # A run touches the runs of the line above that start at or before its end and end at or after its start.
     stride = width + 2
     first = np.searchsorted(lines * stride + ends, (lines - 1) * stride + starts)
     last = np.searchsorted(lines * stride + starts, (lines - 1) * stride + ends, side="right")
@@ -81,7 +81,7 @@ def _regions(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _crossings(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find where a threshold lies between two images: index of the threshold and of the place, in this order."""
+    """Find where thresholds lie between two images: indices of threshold and place, sorted in this order."""
     places = np.flatnonzero(low < high)
     low, high = low.ravel()[places], high.ravel()[places]
     which, offset = _repeat(high - low)
@@ -91,15 +91,15 @@ def _crossings(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _repeat(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each index as often as its count says, and 0, 1, ... within those of one index."""
+    """Repeat each index by its count, and number the repetitions of each from 0."""
     which = np.repeat(np.arange(len(counts)), counts)
     return which, np.arange(len(which)) - np.repeat(counts.cumsum() - counts, counts)
 
 
 def _joined(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Lowest number among all that are joined to each of `count` numbers, by pairs, `[count]`.
+    """Return the lowest number that each of `count` numbers is joined to by pairs, `[count]`.
 
-    Of two roots that a pair joins, the higher one is hung below the lower one; then everything is hung directly below
+    Where a pair joins two roots, the higher one is attached to the lower one; then every number is attached directly to
     its root, and pairs within one tree are done.
     """
     label = np.arange(count)

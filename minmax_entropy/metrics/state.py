@@ -1,4 +1,4 @@
-"""The base of every metric: counts and sums, which two meters may add up."""
+"""Base class of every metric: counts and sums, which can be merged."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any, ClassVar
 import numpy as np
 
 # Means of values in [0, 1] are kept as integer multiples of 2**-40: adding integers does not depend on the order, the
-# mean is right to 5e-13, and the sum of 8 million images fits an int64.
+# mean is accurate to 5e-13, and the sum of 8 million images fits an int64.
 UNIT = 2**40
 
 State = dict[str, "int | float | np.ndarray"]
 
 
 def to_units(value: float) -> int:
-    """Return a value in [0, 1] as an integer, in units of 2**-40; what rounding carried over the ends is cut off."""
+    """Return a value in [0, 1] as an integer, in units of 2**-40; values that rounding left outside are clipped."""
     return round(min(max(value, 0.0), 1.0) * UNIT)
 
 
 class MergeableState:
-    """Integers that are added up image by image, and meter by meter.
+    """Integer sums that are added up image by image, and merged meter by meter.
 
     Every sum is an integer, so `merge` is associative and commutative to the last bit: however a data set is split, and
-    in whichever order the parts come together, the figures are the same. The size of the state is fixed. For several
+    in whichever order the parts are merged, the metrics are the same. The size of the state is fixed. For several
     processes, gather `state_dict()` (plain numbers and NumPy arrays), load each into a new meter, and merge:
 
         states = [None] * torch.distributed.get_world_size()
@@ -32,8 +32,8 @@ class MergeableState:
         for state in states:
             total.merge(LocalizationMeter().load_state_dict(state))
 
-    A subclass names its attributes: `settings`, which must agree; `sums`, `int` or int64 arrays; `parts`, states within
-    it, whose entries are named `part.entry`.
+    A subclass names its attributes: `settings`, which must agree; `sums`, `int` or int64 arrays; `parts`, states
+    within it, whose entries are named `part.entry`.
     """
 
     settings: ClassVar[tuple[str, ...]] = ()
@@ -41,10 +41,10 @@ class MergeableState:
     parts: ClassVar[tuple[str, ...]] = ()
 
     def merge(self, other: MergeableState) -> MergeableState:
-        """Add what another meter has counted to this one, and return this one; the other is left as it is.
+        """Add the counts of another meter to this one, and return this one; the other stays unchanged.
 
         Raises:
-            TypeError: the other is of another class.
+            TypeError: the other meter is of another class.
             ValueError: the two have different settings; nothing is added.
         """
         if type(other) is not type(self):
@@ -60,14 +60,14 @@ class MergeableState:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> MergeableState:
-        """Take over a state in place of what was counted so far, and return this meter.
+        """Replace all counts so far by a state, and return this meter.
 
         Args:
-            state: from `state_dict()` of a meter with the same settings; lists will do for arrays.
+            state: from `state_dict()` of a meter with the same settings; arrays may be lists.
 
         Raises:
-            ValueError: an entry is missing or unknown, is another setting than this meter's, is not made of
-                integers of 0 or more, or has another shape; nothing is taken over.
+            ValueError: an entry is missing or unknown, differs from this meter's setting, is not made of integers of 0
+                or more, or has another shape; nothing is loaded.
         """
         loaded = self._checked(state)
         for name in self.sums:

@@ -1,4 +1,4 @@
-"""The learning curves of a training as PNG."""
+"""Learning curves of a training run, as a PNG."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from minmax_entropy._files import written_whole
 
-# Panels of the picture: title, and the columns that it shows where the log has them.
+# Panels of the figure: title, and the columns shown where the log has them.
 PANELS = {
     "loss": ("loss", "localizer", "foreground", "background", "size", "border", "control"),
     "classification error": ("train_error", "valid_error"),
@@ -17,8 +17,8 @@ PANELS = {
 
 
 def write_curves(log: list[dict], path: Path, title: str) -> None:
-    """Draw learning curves over the epochs, a panel for each kind of figure."""
-    from matplotlib.figure import Figure  # of the [train] extra, which `fit` has asked for
+    """Draw learning curves over the epochs, with a panel for each kind of value."""
+    from matplotlib.figure import Figure  # from the [train] extra, which `fit` requires
 
     panels = {name: [key for key in keys if any(key in row for row in log)] for name, keys in PANELS.items()}
     panels = {name: keys for name, keys in panels.items() if keys}

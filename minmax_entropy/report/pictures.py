@@ -33,7 +33,7 @@ def overlay(image: Image.Image, mask: np.ndarray, threshold: float = THRESHOLD) 
     darkened = (values * OUTSIDE_BRIGHTNESS).astype(np.uint8)
     result = Image.new("RGB", image.size)
     for rows in row_bands(image.height, image.width):
-        around = slice(max(rows.start - 1, 0), rows.stop + 1)  # a row more on both sides, for the outline
+        around = slice(max(rows.start - 1, 0), rows.stop + 1)  # one more row on both sides, for the outline
         own = slice(rows.start - around.start, rows.stop - around.start)
         inside = mask[around].astype(np.float32) >= threshold
         pixels = np.asarray(image.crop((0, rows.start, image.width, rows.stop)))
@@ -44,7 +44,7 @@ def overlay(image: Image.Image, mask: np.ndarray, threshold: float = THRESHOLD) 
 
 
 def mask_picture(mask: np.ndarray, threshold: float | None = None) -> Image.Image:
-    """Return a mask as greyscale; black and white where a threshold is given."""
+    """Return a mask in greyscale, or in black and white if a threshold is given."""
     values = np.empty(mask.shape, dtype=np.uint8)
     for rows in row_bands(*mask.shape):
         if threshold is None:
@@ -55,8 +55,7 @@ def mask_picture(mask: np.ndarray, threshold: float | None = None) -> Image.Imag
 
 
 def reduced(image: Image.Image, mask: np.ndarray | None, side: int) -> tuple[Image.Image, np.ndarray | None]:
-    """Return image and mask reduced to a longer side of at most `side` pixels; of the mask the nearest pixels are
-    taken."""
+    """Reduce image and mask to a longer side of at most `side` pixels, the mask by its nearest pixels."""
     if max(image.size) <= side:
         return image, mask
     size = tuple(max(1, round(length * side / max(image.size))) for length in image.size)
@@ -73,11 +72,11 @@ def grid(
     captions: Sequence[Sequence[str]] | None = None,
     cell: int = 160,
 ) -> Image.Image:
-    """Draw pictures in rows under headers, each with its longer side fitted to the cell, with a caption below.
+    """Draw pictures in rows under headers, each with its longer side fitted to the cell and a caption below.
 
     Args:
         rows: pictures, as many in each row as there are headers.
-        headers: texts over the columns, in several lines where they are long.
+        headers: texts over the columns, wrapped where they are long.
         captions: a short text for each picture, or none.
         cell: side of a cell in pixels.
     """
@@ -105,16 +104,16 @@ def grid(
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> None:
-    """Write a PNG under a temporary name, then rename."""
+    """Write a PNG under a temporary name, then rename it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     large = picture.width * picture.height > BAND_PIXELS
     with written_whole(path) as temporary:
-        picture.save(temporary, format="PNG", compress_level=1 if large else 6)  # 6 takes minutes there
+        picture.save(temporary, format="PNG", compress_level=1 if large else 6)  # level 6 takes minutes for large ones
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines of whole words that fit into `width` pixels, a long word alone aside."""
+    """Wrap a text into lines of whole words that fit into `width` pixels; only a long word may exceed it."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
@@ -131,7 +130,7 @@ def _fit(picture: Image.Image, cell: int) -> Image.Image:
 
 
 def _edge(inside: np.ndarray) -> np.ndarray:
-    """Foreground pixels with a background pixel beside them."""
+    """Mark the foreground pixels that have a background pixel beside them."""
     padded = np.pad(inside, 1, mode="edge")
     surrounded = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return inside & ~surrounded

@@ -16,10 +16,10 @@ def metrics_table(
     """Return a Markdown table with a row per method and a column per metric, aligned for the terminal as well.
 
     Args:
-        rows: metrics by the name of the method; what a row has not is shown as "-".
-        extra: further keys that are shown as they are.
-        headings: of the metrics, in the order of the columns.
-        of: what a row is of, the heading of the names.
+        rows: metrics by the name of the method; missing ones are shown as "-".
+        extra: further keys, shown unformatted.
+        headings: headings of the metrics, in the order of the columns.
+        of: heading of the column of names.
     """
     keys = [key for key in headings if any(key in metrics for metrics in rows.values())]
     lines = [[of, *(headings[key] for key in keys), *extra]]
@@ -30,11 +30,11 @@ def metrics_table(
 
 
 def table_text(lines: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Format cells as a Markdown table, the first line its head, aligned for the terminal as well.
+    """Format cells as a Markdown table, with the first line as its header, aligned for the terminal as well.
 
     Args:
         lines: cells by line.
-        left: number of columns that are aligned to the left.
+        left: number of left-aligned columns.
     """
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
 
